@@ -1,0 +1,101 @@
+package main
+
+import (
+	"container/list"
+	"context"
+	"sync"
+)
+
+// gate is a weighted semaphore that lets in strictly in arrival order: who asks for much is not
+// overtaken by those who ask for little. The zero value lets nobody in; see newGate.
+type gate struct {
+	size int64
+
+	mu      sync.Mutex
+	free    int64
+	waiting list.List // of *ticket, in arrival order
+}
+
+// ticket is one caller's place in the queue of a gate.
+type ticket struct {
+	n       int64
+	granted chan struct{} // closed once n units are the caller's
+}
+
+// newGate returns a gate with size units to give out.
+func newGate(size int64) *gate { return &gate{size: size, free: size} }
+
+// tryAcquire takes n units if they are free and nobody waits.
+func (g *gate) tryAcquire(n int64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waiting.Len() > 0 || g.free < n {
+		return false
+	}
+	g.free -= n
+	return true
+}
+
+// acquire takes n units, waiting in line for them until ctx ends; its error is then ctx's cause
+// and nothing was taken. n must not exceed the gate's size.
+func (g *gate) acquire(ctx context.Context, n int64) error {
+	g.mu.Lock()
+	if g.waiting.Len() == 0 && g.free >= n {
+		g.free -= n
+		g.mu.Unlock()
+		return nil
+	}
+	t := &ticket{n: n, granted: make(chan struct{})}
+	place := g.waiting.PushBack(t)
+	g.mu.Unlock()
+
+	select {
+	case <-t.granted:
+		return nil
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-t.granted: // at the same moment: hand it on
+		g.free += n
+	default:
+		g.waiting.Remove(place)
+	}
+	g.grant() // those behind may fit now
+	return context.Cause(ctx)
+}
+
+// release gives n units back.
+func (g *gate) release(n int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.free += n
+	g.grant()
+}
+
+// load returns the units that are taken and the callers that wait.
+func (g *gate) load() (taken int64, waiting int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.size - g.free, g.waiting.Len()
+}
+
+// contended reports whether someone waits.
+func (g *gate) contended() bool {
+	_, waiting := g.load()
+	return waiting > 0
+}
+
+// grant serves the queue from its head as far as the free units reach. The caller holds g.mu.
+func (g *gate) grant() {
+	for front := g.waiting.Front(); front != nil; front = g.waiting.Front() {
+		t := front.Value.(*ticket)
+		if t.n > g.free {
+			return
+		}
+		g.free -= t.n
+		g.waiting.Remove(front)
+		close(t.granted)
+	}
+}

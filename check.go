@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"tailscale.com/ipn"
+)
+
+// doctor is what -check carries from one step to the next.
+type doctor struct {
+	cfg      *config
+	upstream *upstream
+	via      *url.URL // forward proxy, nil if none
+	conn     net.Conn
+}
+
+// check tests the way from here to the API step by step, a line each, and stops at the first step
+// that fails. There is neither shell nor curl in the image.
+func check(ctx context.Context, o overrides, stdout io.Writer) error {
+	started := time.Now()
+	cfg, found, err := loadConfig(o)
+	if err != nil {
+		return err
+	}
+	source := o.configPath()
+	if !found {
+		source = "defaults, there is no " + source
+	}
+	report(stdout, "config", started, source)
+
+	d := &doctor{cfg: cfg, upstream: newUpstream(cfg)}
+	defer func() {
+		if d.conn != nil {
+			d.conn.Close()
+		}
+	}()
+	if d.via, err = http.ProxyFromEnvironment(&http.Request{URL: cfg.upstream}); err != nil {
+		return usageError{fmt.Errorf("the proxy in the environment: %w", err)}
+	}
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) (string, error)
+	}{
+		{"tailscaled", d.tailscaled}, {"dns", d.dns}, {"tcp", d.tcp}, {"tls", d.tls}, {"http", d.http},
+	} {
+		started := time.Now()
+		ctx, cancel := context.WithTimeout(ctx, max(cfg.connectTimeout, pollTimeout))
+		found, err := step.run(ctx)
+		cancel()
+		if err != nil {
+			report(stdout, step.name, started, "FAILED: "+err.Error())
+			return errFailed
+		}
+		report(stdout, step.name, started, found)
+	}
+	return nil
+}
+
+// report writes the line of one step.
+func report(w io.Writer, step string, started time.Time, result string) {
+	fmt.Fprintf(w, "%-10s %7.1f ms  %s\n", step, float64(time.Since(started).Microseconds())/1e3, result)
+}
+
+// tailscaled asks the daemon for its state.
+func (d *doctor) tailscaled(ctx context.Context) (string, error) {
+	if d.cfg.local {
+		return "skipped: -local has no tailnet", nil
+	}
+	status, err := newTailnet(d.cfg.socket, d.cfg.hostname, slog.New(slog.DiscardHandler)).status(ctx)
+	if err != nil {
+		return "", fmt.Errorf("%w; %s", err, tailnetNotRunning.hint)
+	}
+	v := &view{}
+	v.take(event{status: status, asked: time.Now()}, time.Now())
+	if v.backend != ipn.Running {
+		p := v.problem(time.Now())
+		return "", fmt.Errorf("%w; %s", p, p.kind.hint)
+	}
+	return fmt.Sprintf("%s as %s (%s)", status.BackendState, v.self.hostname, v.self.ip), nil
+}
+
+// target is the host and port that a connection is made to first.
+func (d *doctor) target() (host, port string) {
+	u := d.cfg.upstream
+	if d.via != nil {
+		u = d.via
+	}
+	port = u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080"}[u.Scheme]
+	}
+	return u.Hostname(), port
+}
+
+// dns resolves the target.
+func (d *doctor) dns(ctx context.Context) (string, error) {
+	host, _ := d.target()
+	addrs, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		return "", fmt.Errorf("%w; check the pod's DNS and its network policy", err)
+	}
+	return host + " is " + strings.Join(addrs, ", "), nil
+}
+
+// tcp connects to the target.
+func (d *doctor) tcp(ctx context.Context) (string, error) {
+	host, port := d.target()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return "", fmt.Errorf("%w; check outbound access (network policy, firewall)", err)
+	}
+	d.conn = conn
+	result := "connected to " + conn.RemoteAddr().String()
+	if d.via != nil {
+		result += ", the forward proxy of the environment"
+	}
+	return result, nil
+}
+
+// tls shakes hands over the connection.
+func (d *doctor) tls(ctx context.Context) (string, error) {
+	switch {
+	case d.via != nil:
+		return "skipped: done within http, through the forward proxy", nil
+	case d.cfg.upstream.Scheme == "http":
+		return "skipped: the upstream is plain http", nil
+	}
+	conn := tls.Client(d.conn, tlsConfig(d.cfg.upstream.Hostname()))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return "", fmt.Errorf("%w; check the CA certificates (SSL_CERT_FILE) and what intercepts TLS", err)
+	}
+	state := conn.ConnectionState()
+	return fmt.Sprintf("%s, %s, certificate valid until %s", tls.VersionName(state.Version), state.NegotiatedProtocol,
+		state.PeerCertificates[0].NotAfter.UTC().Format(time.DateOnly)), nil
+}
+
+// http sends one request without credentials: whatever status comes back, the way is open.
+func (d *doctor) http(ctx context.Context) (string, error) {
+	req := (&http.Request{Method: http.MethodGet, URL: upstreamURL(d.cfg.upstream, "/", "", false, d.upstream.absolute), Host: d.cfg.upstream.Host}).WithContext(ctx)
+	resp, err := d.upstream.transport.RoundTrip(req)
+	if err != nil {
+		return "", fmt.Errorf("%s; the upstream accepts connections, but does not speak HTTP on them", describe(err))
+	}
+	defer resp.Body.Close()
+	return fmt.Sprintf("%s answered %d", d.cfg.upstream, resp.StatusCode), nil
+}

@@ -1,0 +1,134 @@
+// Package fakeanthropic is a stand-in for Anthropic's API on loopback: real TLS
+// with a certificate authority of its own, HTTP/1.1 or HTTP/2, the API's answers,
+// event streams and errors, and a record of every request that arrived.
+//
+// What it answers is an [http.Handler] that a test can exchange at any time: [API]
+// by default, or one of the misbehaving ones in behave.go, or the test's own.
+package fakeanthropic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+)
+
+// Protocol is what a server speaks.
+type Protocol int
+
+// The protocols that a server can speak.
+const (
+	HTTP2     Protocol = iota // over TLS, and nothing else, as Anthropic's edge does for a Go client
+	HTTP1                     // HTTP/1.1 over TLS
+	Plaintext                 // HTTP/1.1 without TLS
+)
+
+func (p Protocol) String() string {
+	return [...]string{"HTTP2", "HTTP1", "Plaintext"}[p]
+}
+
+// A Server is a running fake API. Create it with [Start].
+type Server struct {
+	URL    string // such as https://127.0.0.1:41234, without a slash at its end
+	CAFile string // PEM file for SSL_CERT_FILE; it exists until Close; empty for Plaintext
+
+	http    http.Server
+	handler atomic.Pointer[http.Handler]
+	dir     string
+
+	mu       sync.Mutex
+	requests []*record
+}
+
+// Start runs a server on a free port of 127.0.0.1. A nil handler is [API].
+func Start(protocol Protocol, handler http.Handler) (*Server, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("starting the fake API: %w", err)
+	}
+	s := &Server{URL: "http://" + listener.Addr().String()}
+	s.Handle(handler)
+	s.http.Handler = http.HandlerFunc(s.serve)
+	s.http.ErrorLog = log.New(io.Discard, "", 0) // clients that leave are part of the game
+	s.http.DisableGeneralOptionsHandler = true   // OPTIONS * must reach the handler
+	if protocol == Plaintext {
+		go s.http.Serve(listener) // it returns when Close is called
+		return s, nil
+	}
+	if err := s.secure(protocol); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the fake API: %w", err), listener.Close(), s.Close())
+	}
+	go s.http.ServeTLS(listener, "", "") // as above
+	return s, nil
+}
+
+// secure makes a certificate authority and lets the server speak the protocol
+// over TLS only.
+func (s *Server) secure(protocol Protocol) error {
+	authority, config, err := newAuthority()
+	if err != nil {
+		return err
+	}
+	if s.dir, err = os.MkdirTemp("", "fakeanthropic-"); err != nil {
+		return err
+	}
+	s.URL = "https" + s.URL[len("http"):]
+	s.CAFile = filepath.Join(s.dir, "ca.pem")
+	s.http.TLSConfig = config
+	s.http.Protocols = new(http.Protocols)
+	s.http.Protocols.SetHTTP1(protocol == HTTP1)
+	s.http.Protocols.SetHTTP2(protocol == HTTP2)
+	return os.WriteFile(s.CAFile, authority, 0o644)
+}
+
+// Env returns what a client's environment needs in order to trust the server.
+func (s *Server) Env() []string {
+	if s.CAFile == "" {
+		return nil
+	}
+	return []string{"SSL_CERT_FILE=" + s.CAFile}
+}
+
+// Handle answers requests that arrive from now on with h; nil is [API].
+func (s *Server) Handle(h http.Handler) {
+	if h == nil {
+		h = API{}
+	}
+	s.handler.Store(&h)
+}
+
+// Close cuts all connections and frees everything.
+func (s *Server) Close() error {
+	return errors.Join(s.http.Close(), os.RemoveAll(s.dir))
+}
+
+// serve records the request and lets the present handler answer it.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	rec := newRecord(r)
+	s.mu.Lock()
+	s.requests = append(s.requests, rec)
+	s.mu.Unlock()
+
+	stop := context.AfterFunc(r.Context(), rec.cancelled)
+	defer rec.ended()
+	defer stop() // before net/http cancels the context of a finished request
+	(*s.handler.Load()).ServeHTTP(w, r)
+}
+
+// Requests returns what has arrived so far, in order of arrival.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Request, len(s.requests))
+	for i, rec := range s.requests {
+		all[i] = rec.snapshot(i)
+	}
+	return all
+}

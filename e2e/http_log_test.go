@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+// TestStartLog checks the messages of a start and their keys, as the runbook has
+// them, less the state that -local skips.
+func TestStartLog(t *testing.T) {
+	t.Parallel()
+	up := upstream(t, fakeanthropic.HTTP2, nil)
+	p := proxyTo(t, up, "proxy.timeout_secs = 30")
+	want := []struct{ message, key, value string }{
+		{message: "starting anthropic-oauth-proxy"},
+		{message: "loading configuration", key: "path", value: p.ConfigFile},
+		{message: "configuration loaded", key: "listen_addr", value: "127.0.0.1:0"},
+		{message: "state: Starting"},
+		{message: proxytest.MsgRunning, key: "addr", value: p.Addr()},
+	}
+	lines := p.Logs()
+	if len(lines) != len(want) {
+		t.Fatalf("%d lines, want %d:\n%s", len(lines), len(want), p.Stdout())
+	}
+	for i, w := range want {
+		if lines[i].Message() != w.message || (w.key != "" && lines[i].Text(w.key) != w.value) {
+			t.Errorf("line %d: %s, want %q with %s %q", i+1, lines[i].Raw, w.message, w.key, w.value)
+		}
+	}
+	checkLines(t, lines)
+}
+
+var timestamp = regexp.MustCompile(`^\{"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z","level":"(ERROR|WARN|INFO|DEBUG|TRACE)","message":"`)
+
+// checkLines checks that all lines are JSON and begin with the keys that all have.
+func checkLines(t *testing.T, lines []proxytest.Line) {
+	t.Helper()
+	for _, line := range lines {
+		if line.Fields == nil || !timestamp.MatchString(line.Raw) {
+			t.Errorf("log line %s: want JSON that begins with timestamp, level, message", line.Raw)
+		}
+	}
+}
+
+var logKey = regexp.MustCompile(`"([a-z_]+)":`)
+
+func TestRequestLog(t *testing.T) {
+	t.Parallel()
+	up := upstream(t, fakeanthropic.HTTP2, nil)
+	p := proxyTo(t, up, "")
+	a := roundTrip(t, client(t), newRequest(t, "POST", p.URL()+"/v1/messages?beta=true", strings.NewReader(messageBody)))
+	line := completed(t, p, 1)[0]
+
+	var keys []string
+	for _, match := range logKey.FindAllStringSubmatch(line.Raw, -1) {
+		keys = append(keys, match[1])
+	}
+	// No caller is known with -local, and there is no error.
+	want := []string{
+		"timestamp", "level", "message", "request_id", "method", "path", "status", "latency_ms", "ttfb_ms",
+		"attempts", "bytes_in", "bytes_out", "upstream_request_id",
+	}
+	optional := []string{"tailnet_node", "tailnet_user"}
+	keys = slices.DeleteFunc(keys, func(k string) bool { return slices.Contains(optional, k) && line.Text(k) == "" })
+	if !slices.Equal(keys, want) {
+		t.Errorf("keys %v, want %v", keys, want)
+	}
+	for key, value := range map[string]string{
+		"level": "INFO", "request_id": a.Header.Get("X-Proxy-Request-Id"), "method": "POST", "path": "/v1/messages",
+		"upstream_request_id": a.Header.Get("Request-Id"),
+	} {
+		if got := line.Text(key); got != value {
+			t.Errorf("%s is %q, want %q", key, got, value)
+		}
+	}
+	for key, value := range map[string]int{"status": 200, "attempts": 1, "bytes_in": len(messageBody), "bytes_out": len(a.body)} {
+		if got := line.Number(key); got != float64(value) {
+			t.Errorf("%s is %v, want %d", key, got, value)
+		}
+	}
+	if ttfb, latency := line.Number("ttfb_ms"), line.Number("latency_ms"); ttfb < 0 || latency < ttfb || latency > float64(slack.Milliseconds()) {
+		t.Errorf("ttfb_ms %v, latency_ms %v", ttfb, latency)
+	}
+}
+
+func TestLogLevels(t *testing.T) {
+	t.Parallel()
+	up := upstream(t, fakeanthropic.HTTP2, nil)
+	for _, tt := range []struct {
+		value   string
+		lowest  string
+		warning bool
+	}{
+		{value: "warn", lowest: "WARN"}, {value: "error", lowest: "ERROR"}, {value: "info", lowest: "INFO"}, {value: "", lowest: "INFO"},
+		{value: "DeBuG", lowest: "DEBUG"}, {value: "TRACE", lowest: "TRACE"}, {value: "loud", lowest: "INFO", warning: true},
+	} {
+		t.Run(tt.value, func(t *testing.T) {
+			t.Parallel()
+			p := proxytest.Launch(t, proxytest.Options{
+				Args: []string{"-local", "-listen", "127.0.0.1:0", "-upstream", up.URL},
+				Env:  append(up.Env(), "LOG_LEVEL="+tt.value),
+			})
+			if err := p.WaitListening(proxytest.Timeout); err != nil {
+				t.Fatal(err)
+			}
+			post(t, p, messageBody)
+			signalled(t, p, syscall.SIGTERM) // all that it says is there now
+			order := []string{"TRACE", "DEBUG", "INFO", "WARN", "ERROR"}
+			warned := false
+			for _, line := range p.Logs() {
+				if slices.Index(order, line.Text("level")) < slices.Index(order, tt.lowest) {
+					t.Errorf("log line %s: below %s", line.Raw, tt.lowest)
+				}
+				warned = warned || line.Text("level") == "WARN" && strings.Contains(line.Raw, tt.value)
+			}
+			if warned != tt.warning {
+				t.Errorf("warned is %v, want %v:\n%s", warned, tt.warning, p.Stdout())
+			}
+			if tt.lowest == "INFO" && !strings.Contains(p.Stdout(), proxytest.MsgRunning) {
+				t.Error("no info lines")
+			}
+		})
+	}
+}
+
+// TestNoSecrets plants secrets wherever a client or the upstream can put one, on
+// every path that a request can take, and looks for them at every log level.
+func TestNoSecrets(t *testing.T) {
+	t.Parallel()
+	const secret = "hunter2-planted"
+	for _, level := range []string{"error", "warn", "info", "debug", "trace"} {
+		t.Run(level, func(t *testing.T) {
+			t.Parallel()
+			up := upstream(t, fakeanthropic.HTTP1, secretive(secret))
+			// Breaks in the middle of a header that holds a secret.
+			broken := rawUpstream(t, func(_ int, conn net.Conn, r *bufio.Reader) {
+				readRequest(r)
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nX-Key "+secret+"\r\n\r\n"+secret)
+			})
+			for _, target := range []string{up.URL, "http://" + closedPort(t), "http://" + broken} {
+				p := proxytest.Launch(t, proxytest.Options{
+					Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", target},
+					Config: "[proxy]\ntimeout_secs = 1\ntimeout_retries = 1\nmax_body_mb = 1\n[[headers]]\nname = \"x-team-key\"\nvalue = \"" + secret + "\"",
+					Env:    append(up.Env(), "LOG_LEVEL="+level),
+				})
+				if err := p.WaitListening(proxytest.Timeout); err != nil {
+					t.Fatal(err)
+				}
+				requests := sendSecrets(t, p, secret)
+				waitMetric(t, p, float64(requests), "proxy_requests_total")
+				signalled(t, p, syscall.SIGTERM)
+				if at := strings.Index(p.Stdout()+p.Stderr(), secret); at >= 0 {
+					t.Errorf("a secret is in the log: %.300s", (p.Stdout() + p.Stderr())[max(0, at-150):])
+				}
+				checkLines(t, p.Logs())
+				if (level == "debug" || level == "trace" || level == "info") && !strings.Contains(p.Stdout(), proxytest.MsgRequestCompleted) {
+					t.Error("the log has no requests: nothing was shown")
+				}
+			}
+		})
+	}
+}
+
+// secretive answers with a secret in every place, or fails, as the path says.
+func secretive(secret string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.Header().Set("X-Answer-Key", secret)
+		w.Header().Set("Set-Cookie", "session="+secret)
+		switch r.URL.Path {
+		case "/silent":
+			fakeanthropic.Silent().ServeHTTP(w, r)
+		case "/drop":
+			panic(http.ErrAbortHandler)
+		case "/cut":
+			w.Header().Set("Content-Length", "1000")
+			io.WriteString(w, secret)
+			fakeanthropic.Flush(w)
+			panic(http.ErrAbortHandler)
+		case "/error":
+			http.Error(w, secret, http.StatusInternalServerError)
+		default:
+			io.WriteString(w, secret)
+		}
+	})
+}
+
+// sendSecrets sends requests that end in every way, with a secret in every place
+// but the path, and returns how many are counted.
+func sendSecrets(t *testing.T, p *proxytest.Proxy, secret string) int {
+	t.Helper()
+	c := client(t)
+	paths := []string{"/ok", "/error", "/drop", "/cut", "/silent"}
+	for _, path := range paths {
+		req := newRequest(t, "POST", p.URL()+path+"?key="+secret, strings.NewReader(`{"prompt":"`+secret+`"}`),
+			"X-Api-Key", secret, "Cookie", "a="+secret, "Anthropic-Beta", secret, "X-Stainless-Timeout", secret, "X-Request-Id", secret)
+		req.Header.Set("Authorization", "Bearer "+secret)
+		do(c, req) // some fail, as they should
+	}
+	odd := []string{
+		"POST /large?" + secret + " HTTP/1.1\r\nHost: " + secret + "\r\nContent-Length: 99999999\r\n\r\n",
+		"POST /chunks?" + secret + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + secret + "\r\n",
+		"CONNECT " + secret + ":443 HTTP/1.1\r\nHost: " + secret + "\r\n\r\n",
+	}
+	refused := []string{ // by net/http, and so not counted
+		"GET /%zz" + secret + " HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: x\r\nbad header " + secret + "\r\n\r\n",
+		secret + "\r\n\r\n",
+	}
+	counted := proxytest.Scrape(t, p).Value("proxy_requests_total")
+	for _, request := range append(refused, odd...) {
+		conn := dial(t, p)
+		fmt.Fprint(conn, request)
+		conn.answer(t, "GET")
+	}
+	proxytest.Eventually(t, "the odd requests counted", func() bool {
+		return proxytest.Scrape(t, p).Value("proxy_requests_total") >= counted+2
+	})
+	return int(proxytest.Scrape(t, p).Value("proxy_requests_total"))
+}

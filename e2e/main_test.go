@@ -1,0 +1,13 @@
+// Package e2e tests the real binary over real sockets against a fake Anthropic
+// API. The tests of this folder need no tailnet: they run the proxy with -local.
+// Those on a real tailnet are in ./tailnet.
+package e2e
+
+import (
+	"os"
+	"testing"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }

@@ -1,0 +1,117 @@
+package proxytest
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+)
+
+// Main runs a package's tests and removes the binary that they built. Use it in
+// every TestMain of a package that calls [Build].
+func Main(m *testing.M) int {
+	code := m.Run()
+	if err := Cleanup(); err != nil {
+		fmt.Fprintln(os.Stderr, "removing the built proxy:", err)
+		return 1
+	}
+	return code
+}
+
+// Launch starts the proxy for a test and stops it at the test's end. A test that
+// failed shows the proxy's log. Output on standard error fails the test, so a
+// data race found by the detector does too; only a proxy that ended with exit
+// code 1 or 2 may say why.
+func Launch(t testing.TB, o Options) *Proxy {
+	t.Helper()
+	p, err := Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+		if code := p.state.ExitCode(); code != 1 && code != 2 && p.Stderr() != "" {
+			t.Errorf("the proxy wrote to stderr: %s", p.Stderr())
+		}
+		if t.Failed() {
+			t.Logf("the proxy's log:\n%s", p.Stdout())
+		}
+	})
+	return p
+}
+
+// Local starts the proxy without a tailnet on a free port of 127.0.0.1, with
+// this upstream, config (may be empty) and environment, and waits until it
+// accepts requests.
+func Local(t testing.TB, upstream, config string, env ...string) *Proxy {
+	t.Helper()
+	p := Launch(t, Options{
+		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", upstream},
+		Config: config,
+		Env:    env,
+	})
+	if err := p.WaitRunning(Timeout); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// WaitLog is [Proxy.WaitLog] for tests, with [Timeout].
+func WaitLog(t testing.TB, p *Proxy, message string) Line {
+	t.Helper()
+	line, err := p.WaitLog(message, Timeout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return line
+}
+
+// Scrape is [Proxy.Metrics] for tests.
+func Scrape(t testing.TB, p *Proxy) Metrics {
+	t.Helper()
+	m, err := p.Metrics()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Result is how a proxy ended that was to end by itself.
+type Result struct {
+	Code   int
+	Stdout string
+	Stderr string
+}
+
+// Exec runs the proxy to its end, for invocations that do not serve.
+func Exec(t testing.TB, o Options) Result {
+	t.Helper()
+	p, err := Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := p.Wait(Timeout)
+	if stopErr := p.Stop(); stopErr != nil {
+		t.Error(stopErr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Result{Code: code, Stdout: p.Stdout(), Stderr: p.Stderr()}
+}
+
+// Eventually polls until ok is true and returns how long that took. After
+// [Timeout] the test fails.
+func Eventually(t testing.TB, what string, ok func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > Timeout {
+			t.Fatalf("after %v still not: %s", Timeout, what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return time.Since(start)
+}

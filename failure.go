@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// errorType is a value of the label error_type of proxy_upstream_errors_total.
+type errorType string
+
+const (
+	typeTimeout        errorType = "timeout"         // no response headers in time, in the last attempt
+	typeConnection     errorType = "connection"      // DNS, dial, TLS, or lost before the headers
+	typeInvalidRequest errorType = "invalid_request" // body too large or malformed
+	typeResponseRead   errorType = "response_read"   // the upstream's body broke or fell silent
+	typeInternal       errorType = "internal"        // a bug of ours
+)
+
+// errorTypes are all of them, in the order of the metrics page.
+var errorTypes = [...]errorType{typeTimeout, typeConnection, typeInvalidRequest, typeResponseRead, typeInternal}
+
+// statusClientGone labels requests whose client left before the answer was complete. It is never
+// sent; the number is nginx's.
+const statusClientGone = 499
+
+// failure is a request that the proxy itself answers with an error, or whose answer it cuts.
+type failure struct {
+	status    int       // what the client gets, if it has nothing yet
+	code      string    // error.code in the body
+	errorType errorType // empty: not counted as an upstream error
+	message   string    // what went wrong and what to do, for the client
+	header    [2]string // one more header, if not empty
+	cause     error     // for the log, if not nil; see describe
+}
+
+// Error implements error: the cause, or else what the client is told.
+func (f *failure) Error() string {
+	if f.cause != nil {
+		return f.code + ": " + describe(f.cause)
+	}
+	return f.code + ": " + f.message
+}
+
+// Unwrap gives errors.Is the cause.
+func (f *failure) Unwrap() error { return f.cause }
+
+// Failures that need no details.
+var (
+	errClientGone = &failure{status: statusClientGone, code: "client_gone", message: "the client left"}
+	errSlowReader = &failure{status: statusClientGone, code: "client_gone", message: "the client stopped reading the answer"}
+
+	errShuttingDown = &failure{
+		status: http.StatusServiceUnavailable, code: "shutting_down",
+		message: "the proxy is shutting down; please try again", header: [2]string{"X-Should-Retry", "true"},
+	}
+	errNotConnected = &failure{
+		status: http.StatusServiceUnavailable, code: "not_connected",
+		message: "the proxy is not connected to the tailnet yet; please try again in a moment", header: [2]string{"Retry-After", "2"},
+	}
+	errUnknownCaller = &failure{
+		status: http.StatusForbidden, code: "forbidden",
+		message: "only callers on the tailnet may use this proxy: connect to its tailnet name, not to its pod or service address",
+	}
+	errConnectMethod = &failure{
+		status: http.StatusMethodNotAllowed, code: "method_not_allowed",
+		message: "CONNECT is not supported: use the proxy's address as the API's base URL, not as a forward proxy",
+		header:  [2]string{"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
+	}
+	errSilentUpload = &failure{
+		status: http.StatusRequestTimeout, code: "request_timeout",
+		message: "the request body stopped arriving (timeout_secs)",
+	}
+	errSlowUpload = &failure{
+		status: http.StatusRequestTimeout, code: "request_timeout",
+		message: "the request body arrived at less than 8 KiB/s while others waited for memory (body_memory_mb)",
+	}
+	errMalformedBody = &failure{
+		status: http.StatusBadRequest, code: string(typeInvalidRequest), errorType: typeInvalidRequest,
+		message: "the request body is not valid HTTP (broken chunked encoding)",
+	}
+)
+
+// errBodyTooLarge refuses a body of more than limit bytes. The contract says 400, not HTTP's 413.
+func errBodyTooLarge(limit int64) *failure {
+	return &failure{
+		status: http.StatusBadRequest, code: string(typeInvalidRequest), errorType: typeInvalidRequest,
+		message: fmt.Sprintf("the request body is larger than %d MiB, this proxy's limit (max_body_mb)", limit>>20),
+	}
+}
+
+// errTimeout says that the last of attempts brought no response headers in time.
+func errTimeout(attempts int, cause error) *failure {
+	return &failure{
+		status: http.StatusGatewayTimeout, code: string(typeTimeout), errorType: typeTimeout,
+		message: fmt.Sprintf("the upstream sent no response headers in time, in %d attempt(s) (timeout_secs, timeout_retries)", attempts),
+		header:  [2]string{"X-Should-Retry", "false"}, // SDKs would multiply the attempts
+		cause:   cause,
+	}
+}
+
+// errConnection says that the upstream could not be reached, or was lost before its answer began.
+func errConnection(cause error) *failure {
+	return &failure{
+		status: http.StatusBadGateway, code: string(typeConnection), errorType: typeConnection,
+		message: "no answer from the upstream: " + describe(cause),
+		cause:   cause,
+	}
+}
+
+// errResponseRead cuts an answer whose upstream broke off or fell silent.
+func errResponseRead(cause error) *failure {
+	return &failure{
+		status: http.StatusBadGateway, code: string(typeResponseRead), errorType: typeResponseRead,
+		message: "the upstream's answer broke off: " + describe(cause),
+		cause:   cause,
+	}
+}
+
+// errInternal is a panic.
+func errInternal(cause error) *failure {
+	return &failure{
+		status: http.StatusInternalServerError, code: string(typeInternal), errorType: typeInternal,
+		message: "a bug in the proxy; its log has the details under this request id",
+		cause:   cause,
+	}
+}
+
+// departure says why a request's context ended: its client left, or the process stops.
+func departure(ctx context.Context) *failure {
+	var f *failure
+	if errors.As(context.Cause(ctx), &f) {
+		return f
+	}
+	return errClientGone
+}
+
+// asFailure returns err as a failure; nil if err is nil.
+func asFailure(err error) *failure {
+	var f *failure
+	if err != nil && !errors.As(err, &f) {
+		return errInternal(err)
+	}
+	return f
+}
+
+// writeTo sends the failure as an error body that Anthropic's SDKs and people can read.
+func (f *failure) writeTo(w http.ResponseWriter, requestID string) {
+	type inner struct {
+		Type      string `json:"type"`
+		Code      string `json:"code"`
+		Message   string `json:"message"`
+		RequestID string `json:"request_id"`
+	}
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	encoder.Encode(struct {
+		Type      string `json:"type"`
+		Error     inner  `json:"error"`
+		RequestID string `json:"request_id"`
+	}{"error", inner{"proxy_error", f.code, f.message, requestID}, requestID})
+
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(body.Len()))
+	if f.header[0] != "" {
+		header.Set(f.header[0], f.header[1])
+	}
+	if f == errShuttingDown {
+		header.Set("Connection", "close")
+	}
+	w.WriteHeader(f.status)
+	w.Write(body.Bytes())
+}
+
+// describe returns err's text without what the peer sent: net/http quotes the offending bytes in
+// its errors, and headers and bodies belong in no log.
+func describe(err error) string {
+	text := err.Error()
+	if i := strings.IndexByte(text, '"'); i >= 0 {
+		text = strings.TrimRight(text[:i], " :=")
+	}
+	return text
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// health is the body of GET /health. The keys and their order are part of the contract with users.
+type health struct {
+	Status          string `json:"status"`  // healthy, degraded
+	Tailnet         string `json:"tailnet"` // connected, not_connected, disabled
+	TailnetHostname string `json:"tailnet_hostname,omitempty"`
+	TailnetIP       string `json:"tailnet_ip,omitempty"`
+	UptimeSeconds   int64  `json:"uptime_seconds"`
+	RequestsServed  uint64 `json:"requests_served"` // finished proxied requests, failures included
+	ErrorsTotal     uint64 `json:"errors_total"`    // the sum of proxy_upstream_errors_total
+}
+
+// serveOwn answers a request for an endpoint of our own, which take GET and HEAD only.
+func serveOwn(w http.ResponseWriter, r *http.Request, answer func() (status int, contentType string, body []byte)) {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(ownWriteTimeout))
+	status, contentType, body := http.StatusMethodNotAllowed, "text/plain; charset=utf-8", []byte("only GET and HEAD are allowed here\n")
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		status, contentType, body = answer()
+	} else {
+		w.Header().Set("Allow", "GET, HEAD")
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+// ownWriteTimeout is how long a client may take to read such an answer.
+const ownWriteTimeout = 30 * time.Second
+
+// serveHealth says whether the proxy has its place on the tailnet: 200, or 503 if not.
+func (p *proxy) serveHealth() (int, string, []byte) {
+	h := health{
+		Status:         "healthy",
+		Tailnet:        "disabled",
+		UptimeSeconds:  int64(time.Since(p.started) / time.Second),
+		RequestsServed: p.metrics.requestsTotal(),
+		ErrorsTotal:    p.metrics.errorsTotal(),
+	}
+	status := http.StatusOK
+	if p.tailnet != nil {
+		now := p.tailnet.current()
+		h.Tailnet, h.TailnetHostname, h.TailnetIP = "connected", now.hostname, now.ip
+		if now.problem != nil {
+			h.Status, h.Tailnet, h.TailnetHostname, h.TailnetIP = "degraded", "not_connected", "", ""
+			status = http.StatusServiceUnavailable
+		}
+	}
+	body, _ := json.Marshal(h)
+	return status, "application/json", body
+}
+
+// serveLive says that the process serves, whatever the tailnet does: what a liveness probe asks.
+func (p *proxy) serveLive() (int, string, []byte) {
+	return http.StatusOK, "application/json", []byte(`{"status":"alive"}`)
+}

@@ -1,0 +1,376 @@
+// Anthropic-oauth-proxy lets a team share Claude on a Tailscale tailnet.
+//
+// It runs as a node of the tailnet, beside a tailscaled that it talks to over a Unix socket, and
+// forwards every request to Anthropic's API with the header that the API demands of OAuth bearer
+// tokens, anthropic-beta: oauth-2025-04-20. Clients send their own tokens; the proxy holds none.
+// Answers are streamed back as they arrive.
+//
+// It answers three paths itself: /health (is the tailnet connected), /livez (does the process
+// serve) and /metrics (Prometheus). Log lines are JSON on standard output.
+//
+// A reader finds the life cycle in this file, a request's way in proxy.go, the configuration in
+// config.go and tailscaled's moods in tailnet.go.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// version is the program's; the Nix build and the manifests read it from this line.
+const version = "0.1.0"
+
+// revision is the commit, set at link time where the VCS stamp is not available.
+var revision string
+
+const (
+	// readHeaderTimeout bounds how long a client may take to send a request's headers.
+	readHeaderTimeout = 30 * time.Second
+	// clientIdle is how long an unused client connection is kept.
+	clientIdle = 10 * time.Minute
+	// maxRequestHeader bounds a request's line and headers, in bytes; beyond it is 431.
+	maxRequestHeader = 64 << 10
+	// lastBytes is what connections get after their requests are done, or cut, to send what is buffered.
+	lastBytes = 250 * time.Millisecond
+)
+
+func main() {
+	// net/http's client reports oddities on the standard logger, with bytes of the answers in them.
+	log.SetOutput(io.Discard)
+	err := run(context.Background(), os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	os.Exit(exitCode(err))
+}
+
+// usageError is a command line that can't be carried out.
+type usageError struct{ error }
+
+// errFailed is a failure that was reported already.
+var errFailed = errors.New("failed")
+
+// exitCode returns 0 for a clean end, 2 for bad flags or configuration, and 1 for any other failure.
+func exitCode(err error) int {
+	var usage usageError
+	var config configError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage), errors.As(err, &config):
+		return 2
+	default:
+		return 1
+	}
+}
+
+// options is the command line, together with the environment.
+type options struct {
+	overrides
+	checkConfig, check, version bool
+	logLevel                    string
+}
+
+// run is the program. What it returns has been reported on stdout or stderr.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	opts, err := parseArgs(args, getenv, stdout)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err == nil {
+		switch {
+		case opts.version:
+			_, err = fmt.Fprintf(stdout, "anthropic-oauth-proxy %s, revision %s, %s\n", version, buildRevision(), runtime.Version())
+		case opts.checkConfig:
+			err = checkConfig(opts.overrides, stdout, stderr)
+		case opts.check:
+			err = check(ctx, opts.overrides, stdout)
+		default:
+			err = serve(ctx, opts, stdout)
+		}
+	}
+	if err != nil && !errors.Is(err, errFailed) {
+		fmt.Fprintf(stderr, "anthropic-oauth-proxy: %v\n", err)
+	}
+	return err
+}
+
+// parseArgs reads flags and environment. Asked for help, it prints that and returns flag.ErrHelp.
+func parseArgs(args []string, getenv func(string) string, stdout io.Writer) (*options, error) {
+	var o options
+	flags := flag.NewFlagSet("anthropic-oauth-proxy", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&o.path, "config", getenv("CONFIG_PATH"), "")
+	flags.StringVar(&o.listen, "listen", "", "")
+	flags.StringVar(&o.upstream, "upstream", "", "")
+	flags.BoolVar(&o.local, "local", false, "")
+	flags.BoolVar(&o.checkConfig, "check-config", false, "")
+	flags.BoolVar(&o.check, "check", false, "")
+	flags.BoolVar(&o.version, "version", false, "")
+	o.socket = getenv("TAILSCALE_SOCKET")
+	o.logLevel = getenv("LOG_LEVEL")
+
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		io.WriteString(stdout, usage)
+		return nil, err
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		return nil, usageError{fmt.Errorf("%w; anthropic-oauth-proxy -h lists what there is", err)}
+	}
+	return &o, nil
+}
+
+const usage = `anthropic-oauth-proxy lets a team share Claude on a Tailscale tailnet: it forwards
+requests to Anthropic's API and adds the header that OAuth tokens need,
+anthropic-beta: oauth-2025-04-20. It holds no credentials.
+
+Try it without a tailnet:
+
+    anthropic-oauth-proxy -local
+    ANTHROPIC_BASE_URL=http://127.0.0.1:8080 claude
+
+Usage: anthropic-oauth-proxy [flags]
+
+  -config PATH    TOML file (env CONFIG_PATH). Default ` + defaultConfigPath + `,
+                  if it exists; without a file the defaults hold.
+  -listen ADDR    listen on HOST:PORT instead of proxy.listen_addr (` + defaultListen + `)
+  -upstream URL   forward to URL instead of proxy.upstream_url (` + defaultUpstream + `)
+  -local          no tailnet: listen on ` + defaultLocal + ` unless -listen is given. For
+                  trying it out: whoever reaches the port may use it.
+  -check-config   validate the configuration, print the effective one, and exit
+  -check          test the way from here to the API, step by step, and exit:
+                  configuration, tailscaled, DNS, TCP, TLS, HTTP
+  -version        print version, revision and Go version
+  -h              print this
+
+Environment:
+
+  LOG_LEVEL         error, warn, info (default), debug or trace
+  TAILSCALE_SOCKET  tailscaled's socket, instead of tailscale.socket
+                    (` + defaultSocket + `)
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY   how to reach the upstream, if not directly
+
+Flags win over the environment, that over the file, that over the defaults.
+Exit codes: 0 clean shutdown or check passed, 1 failure, 2 bad flags or
+configuration.
+`
+
+// checkConfig prints the effective configuration; warnings go to stderr.
+func checkConfig(o overrides, stdout, stderr io.Writer) error {
+	cfg, _, err := loadConfig(o)
+	if err != nil {
+		return err
+	}
+	for _, warning := range cfg.warnings {
+		fmt.Fprintf(stderr, "warning: %s\n", warning)
+	}
+	_, err = io.WriteString(stdout, cfg.toml())
+	return err
+}
+
+// serve runs the proxy until a signal, ctx's end or a failure.
+func serve(ctx context.Context, opts *options, stdout io.Writer) error {
+	level, ok := parseLevel(opts.logLevel)
+	log := newLogger(stdout, level)
+	log.Info("starting anthropic-oauth-proxy", "version", version, "revision", buildRevision())
+	if !ok {
+		log.Warn("LOG_LEVEL is not one of error, warn, info, debug, trace; using info", "log_level", opts.logLevel)
+	}
+	cfg, err := loadAndLog(opts.overrides, log)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+
+	listener, err := net.Listen("tcp", cfg.listenAddr)
+	if err != nil {
+		log.Error("can't listen: end the program that uses the port, or choose another one with -listen or proxy.listen_addr", "error", err.Error())
+		return errFailed
+	}
+	return newLife(cfg, listener, log).live(ctx, signals)
+}
+
+// loadAndLog loads the configuration and says so.
+func loadAndLog(o overrides, log *slog.Logger) (*config, error) {
+	log.Info("loading configuration", "path", o.configPath())
+	cfg, found, err := loadConfig(o)
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			log.Error("configuration refused", "error", strings.TrimSpace(line))
+		}
+		return nil, err
+	}
+	if !found {
+		log.Info("no configuration file, using defaults", "path", o.configPath())
+	}
+	for _, warning := range cfg.warnings {
+		log.Warn("configuration: " + warning)
+	}
+	log.Info("configuration loaded", "listen_addr", cfg.listenAddr, "upstream_url", cfg.upstream.String(),
+		"timeout_secs", seconds(cfg.timeout), "max_connections", cfg.maxConnections, "require_tailnet", cfg.requireTailnet)
+	return cfg, nil
+}
+
+// life is a process that serves: its parts, from the bound port to the last byte.
+type life struct {
+	cfg      *config
+	log      *slog.Logger
+	listener net.Listener
+	tailnet  *tailnet // nil with -local
+	proxy    *proxy
+	server   *http.Server
+	cut      context.CancelCauseFunc // ends all requests
+}
+
+// newLife puts the parts together; nothing runs yet.
+func newLife(cfg *config, listener net.Listener, log *slog.Logger) *life {
+	l := &life{cfg: cfg, log: log, listener: listener}
+	if !cfg.local {
+		l.tailnet = newTailnet(cfg.socket, cfg.hostname, log)
+	}
+	l.proxy = newProxy(cfg, l.tailnet, log)
+	base, cut := context.WithCancelCause(context.Background())
+	l.cut = cut
+	l.server = &http.Server{
+		Handler:                      l.proxy,
+		ReadHeaderTimeout:            readHeaderTimeout,
+		IdleTimeout:                  clientIdle,
+		MaxHeaderBytes:               maxRequestHeader - 4<<10, // net/http grants 4 KiB more than that
+		DisableGeneralOptionsHandler: true,                     // OPTIONS * goes upstream too
+		BaseContext:                  func(net.Listener) context.Context { return base },
+		ConnContext:                  withConn,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	return l
+}
+
+// live serves until a signal, ctx's end or a failure; nil is a clean shutdown.
+func (l *life) live(ctx context.Context, signals <-chan os.Signal) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer l.server.Close()
+	served := make(chan error, 1)
+	go func() { served <- l.server.Serve(l.listener) }()
+	running := make(chan error, 1)
+	go func() { running <- l.start(ctx) }()
+	for {
+		select {
+		case err := <-running:
+			if err != nil {
+				return err
+			}
+		case err := <-served:
+			l.log.Error("can't accept connections any more", "error", err.Error())
+			return errFailed
+		case sig := <-signals:
+			l.log.Info("received " + signalName(sig) + ", shutting down")
+			l.shutDown(signals)
+			return nil
+		case <-ctx.Done():
+			l.log.Info("told to stop, shutting down")
+			l.shutDown(signals)
+			return nil
+		}
+	}
+}
+
+// start takes the process from the bound port to Running.
+func (l *life) start(ctx context.Context) error {
+	if l.tailnet != nil {
+		l.log.Info("state: ConnectingTailnet", "socket", l.cfg.socket)
+		go l.tailnet.follow(ctx)
+		if err := l.tailnet.connect(ctx); err != nil {
+			return l.reportStart(err)
+		}
+		now := l.tailnet.current()
+		l.log.Info("state: Starting", "tailnet_hostname", now.hostname, "tailnet_ip", now.ip)
+	} else {
+		l.log.Info("state: Starting", "tailnet", "disabled")
+	}
+	l.log.Info("state: Running — accepting requests", "addr", l.listener.Addr().String())
+	return nil
+}
+
+// reportStart logs why there is no tailnet, in the words of the runbook.
+func (l *life) reportStart(err error) error {
+	var p *problem
+	if !errors.As(err, &p) {
+		return nil // told to stop meanwhile
+	}
+	l.log.Error(p.kind.message, "error", p.Error(), "hint", p.kind.hint)
+	return errFailed
+}
+
+// shutDown ends the process' requests: new and queued ones at once, those in flight within the
+// drain timeout. A second signal ends it at once.
+func (l *life) shutDown(signals <-chan os.Signal) {
+	impatient, stop := context.WithCancel(context.Background())
+	defer stop()
+	go func() {
+		select {
+		case sig := <-signals:
+			l.log.Warn("received " + signalName(sig) + " again, exiting at once")
+			stop()
+		case <-impatient.Done():
+		}
+	}()
+	l.listener.Close()
+	l.server.SetKeepAlivesEnabled(false)
+	remaining := l.proxy.drain(impatient, l.cfg.drainTimeout)
+	switch {
+	case impatient.Err() != nil:
+		return
+	case remaining > 0:
+		l.log.Warn("drain timeout exceeded, forcing shutdown", "remaining", remaining, "drain_timeout_secs", seconds(l.cfg.drainTimeout))
+		l.cut(errShuttingDown)
+		l.proxy.drain(impatient, lastBytes) // for their log lines
+	default:
+		l.log.Info("all in-flight requests drained")
+	}
+	grace, cancel := context.WithTimeout(impatient, lastBytes)
+	defer cancel()
+	l.server.Shutdown(grace)
+	l.proxy.logging.Wait()
+	l.log.Info("shutdown complete")
+}
+
+// signalName returns a signal's usual name.
+func signalName(sig os.Signal) string {
+	switch sig {
+	case syscall.SIGTERM:
+		return "SIGTERM"
+	case syscall.SIGINT:
+		return "SIGINT"
+	}
+	return sig.String()
+}
+
+// buildRevision returns the commit that the program was built from, as far as it is known.
+func buildRevision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return cmp.Or(revision, s.Value)
+			}
+		}
+	}
+	return cmp.Or(revision, "unknown")
+}

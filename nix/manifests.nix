@@ -1,0 +1,433 @@
+# The Kubernetes manifests: settings in, { "path below k8s/" = text; } out. Every number and name of
+# k8s/ stands here, once; `nix run .#generate` writes the files, and a check fails when they differ.
+{ lib }:
+let
+  # The contract's name of everything, which the runbook's commands spell out.
+  name = "anthropic-oauth-proxy";
+  versions = import ./version.nix;
+in
+{
+  # The proxy's image, and when kubelet asks a registry for it. Without a registry
+  # (`nix run .#load`) it is on the node already.
+  image ? "${name}:${versions.proxy}",
+  imagePullPolicy ? "IfNotPresent",
+  # The sidecar's image. Its default tag is the version of the tailscale.com module in go.mod.
+  tailscaleImage ? "ghcr.io/tailscale/tailscale:${versions.tailscale}",
+  # The node's name on the tailnet.
+  hostname ? name,
+  # Where all objects live.
+  namespace ? name,
+  # The namespace whose pods may reach /metrics from inside the cluster: Prometheus' own.
+  prometheusNamespace ? "monitoring",
+  # error, warn, info, debug or trace.
+  logLevel ? "info",
+  # config.toml as attributes, laid over defaultConfig below.
+  config ? { },
+  # Requests and limits of the containers `proxy` and `tailscaled`, laid over defaultResources below.
+  # GOMEMLIMIT follows the proxy's memory limit.
+  resources ? { },
+}:
+let
+  # More of the contract's names.
+  authKeySecret = "tailscale-authkey";
+  authKeyEntry = "TS_AUTHKEY";
+  configDir = "/etc/${name}";
+  socketDir = "/var/run/tailscale";
+  socket = "${socketDir}/tailscaled.sock";
+  stateDir = "/var/lib/tailscale";
+
+  # Every key that the file may hold, so that whoever edits the ConfigMap finds it there. All but
+  # the last are the program's own defaults.
+  defaultConfig = {
+    tailscale = {
+      inherit hostname socket;
+    };
+    proxy = {
+      listen_addr = "0.0.0.0:8080";
+      upstream_url = "https://api.anthropic.com";
+      timeout_secs = 60;
+      timeout_retries = 2;
+      honor_client_timeout = true;
+      connect_timeout_secs = 5;
+      max_connections = 1000;
+      max_body_mb = 10;
+      body_memory_mb = 48;
+      drain_timeout_secs = 5;
+      # Loopback is no trust boundary in a pod, nor is the cluster's network: only callers that
+      # tailscaled knows are served.
+      require_tailnet = true;
+    };
+    headers = [
+      {
+        name = "anthropic-beta";
+        value = "oauth-2025-04-20";
+      }
+    ];
+  };
+  settings = lib.recursiveUpdate defaultConfig config;
+  port = portOf settings.proxy.listen_addr;
+
+  defaultResources = {
+    proxy = {
+      requests = {
+        cpu = "50m";
+        memory = "32Mi";
+      };
+      limits = {
+        cpu = "500m";
+        memory = "128Mi";
+      };
+    };
+    tailscaled = {
+      requests = {
+        cpu = "50m";
+        memory = "64Mi";
+      };
+      limits = {
+        cpu = "250m";
+        memory = "256Mi";
+      };
+    };
+  };
+  sizes = lib.recursiveUpdate defaultResources resources;
+
+  # Of the memory limit, Go gets 80 %. The kernel counts more against the limit than Go knows of:
+  # the sockets' buffers (a queued upload waits in its socket, a thousand streams have two each), the
+  # resident pages of the binary and the tmpfs of the socket. A heap that reaches the limit costs
+  # CPU for garbage collection; a container that reaches it is killed.
+  memoryLimitMi = mebibytes sizes.proxy.limits.memory;
+  goMemoryLimitMi = memoryLimitMi * 80 / 100;
+  goMemoryLimit =
+    if settings.proxy.body_memory_mb < goMemoryLimitMi then
+      "${toString goMemoryLimitMi}MiB"
+    else
+      throw "body_memory_mb = ${toString settings.proxy.body_memory_mb} does not fit the proxy's memory limit: GOMEMLIMIT is ${toString goMemoryLimitMi}MiB";
+
+  # kubelet stops the proxy first, which drains for at most so long, and then the sidecar, which
+  # logs its node out of the tailnet (tailscaled gives that 5 s) and exits.
+  sidecarStopSecs = 10;
+  gracePeriodSecs = settings.proxy.drain_timeout_secs + sidecarStopSecs;
+
+  # The proxy tries for 31 s (1 + 2 + 4 + 8 + 16) before it exits and says why the tailnet is out of
+  # reach. The startup probe must not kill it earlier, or nobody would learn the reason.
+  tailnetRetrySecs = 31;
+
+  # Two uids, so that only the sidecar may change the tailscale daemon's settings: to others than
+  # root and its own uid, tailscaled's socket is read-only.
+  proxyUid = 65532;
+  tailscaledUid = 65533;
+
+  selector = {
+    "app.kubernetes.io/name" = name;
+    "app.kubernetes.io/component" = "proxy";
+  };
+  labels = selector // {
+    "app.kubernetes.io/part-of" = name;
+    "app.kubernetes.io/version" = versions.proxy;
+  };
+  metadata = {
+    inherit name namespace labels;
+  };
+
+  namespaceObject = {
+    apiVersion = "v1";
+    kind = "Namespace";
+    metadata = {
+      name = namespace;
+      labels =
+        labels
+        // lib.genAttrs [
+          "pod-security.kubernetes.io/audit"
+          "pod-security.kubernetes.io/enforce"
+          "pod-security.kubernetes.io/warn"
+        ] (_: "restricted");
+    };
+  };
+
+  serviceAccount = {
+    apiVersion = "v1";
+    kind = "ServiceAccount";
+    inherit metadata;
+    automountServiceAccountToken = false;
+  };
+
+  configMap = {
+    apiVersion = "v1";
+    kind = "ConfigMap";
+    inherit metadata;
+    data."config.toml" = (import ./toml.nix).render settings;
+  };
+
+  deployment = {
+    apiVersion = "apps/v1";
+    kind = "Deployment";
+    inherit metadata;
+    spec = {
+      # Two pods with one hostname are two nodes, of which the second is renamed: so one pod at a
+      # time, also while a new one replaces it.
+      replicas = 1;
+      strategy.type = "Recreate";
+      selector.matchLabels = selector;
+      template = {
+        metadata = { inherit labels; };
+        spec = pod;
+      };
+    };
+  };
+
+  pod = {
+    serviceAccountName = name;
+    automountServiceAccountToken = false;
+    enableServiceLinks = false;
+    terminationGracePeriodSeconds = gracePeriodSecs;
+    securityContext = {
+      runAsNonRoot = true;
+      seccompProfile.type = "RuntimeDefault";
+    };
+    initContainers = [ tailscaled ];
+    containers = [ proxy ];
+    volumes = [
+      {
+        name = "config";
+        configMap.name = name;
+      }
+      {
+        name = "tailscale-socket";
+        emptyDir = {
+          medium = "Memory";
+          sizeLimit = "1Mi";
+        };
+      }
+      {
+        # tailscaled buffers its own logs here, in two files of up to 50 MB.
+        name = "tailscale-state";
+        emptyDir.sizeLimit = "128Mi";
+      }
+    ];
+  };
+
+  restricted = uid: {
+    runAsUser = uid;
+    runAsGroup = uid;
+    allowPrivilegeEscalation = false;
+    readOnlyRootFilesystem = true;
+    capabilities.drop = [ "ALL" ];
+  };
+
+  proxy = {
+    name = "proxy";
+    inherit image imagePullPolicy;
+    env = environment {
+      LOG_LEVEL = logLevel;
+      GOMEMLIMIT = goMemoryLimit;
+    };
+    ports = [
+      {
+        name = "http";
+        containerPort = port;
+      }
+    ];
+    # Once a second while starting, since nothing serves before it passes; the proxy itself is
+    # given twice its retries.
+    startupProbe = httpGet "/health" // {
+      periodSeconds = 1;
+      failureThreshold = 2 * tailnetRetrySecs;
+    };
+    readinessProbe = httpGet "/health" // {
+      periodSeconds = 5;
+      timeoutSeconds = 2;
+      failureThreshold = 2;
+    };
+    # Not /health: a restart of the proxy mends no tailnet.
+    livenessProbe = httpGet "/livez" // {
+      periodSeconds = 10;
+      timeoutSeconds = 5;
+      failureThreshold = 3;
+    };
+    resources = sizes.proxy;
+    securityContext = restricted proxyUid;
+    volumeMounts = [
+      {
+        name = "config";
+        mountPath = configDir;
+        readOnly = true;
+      }
+      {
+        name = "tailscale-socket";
+        mountPath = socketDir;
+        readOnly = true;
+      }
+    ];
+  };
+
+  # A native sidecar: it starts before the proxy, and outlives it, so that requests in flight drain
+  # over the tailnet. It has no startup probe: with a bad auth key the daemon lives for a fraction
+  # of a second, such a probe would never pass, and the proxy would never start to name the error.
+  #
+  # The node key stays in the daemon's memory (--state=mem:). Its node is then ephemeral whatever the
+  # auth key says, and the daemon logs it out when it is stopped: a rollout, a drained node and a
+  # rotated auth key free the hostname before the next pod asks for it. A key kept in an emptyDir
+  # would leave the old node behind with every pod, and the next one would be called
+  # ${hostname}-1; a key kept in a Secret needs an API token and a Role for this container.
+  # The price: the auth key has to be reusable, and a daemon that is killed leaves its node behind
+  # until the tailnet removes it as any ephemeral node.
+  tailscaled = {
+    name = "tailscaled";
+    image = tailscaleImage;
+    restartPolicy = "Always";
+    env = [
+      {
+        name = "TS_AUTHKEY";
+        valueFrom.secretKeyRef = {
+          name = authKeySecret;
+          key = authKeyEntry;
+        };
+      }
+    ]
+    ++ environment {
+      TS_HOSTNAME = hostname;
+      TS_SOCKET = socket;
+      # Below the mount: the daemon sets the mode of its directory, and the mount's root is not its
+      # own. Only logs and certificates go there.
+      TS_STATE_DIR = "${stateDir}/state";
+      TS_TAILSCALED_EXTRA_ARGS = "--state=mem:";
+      # Unset, this would mean a Secret named tailscale.
+      TS_KUBE_SECRET = "";
+      TS_AUTH_ONCE = "true";
+      # The pod resolves names as the cluster does.
+      TS_ACCEPT_DNS = "false";
+      # No NET_ADMIN, no tun device.
+      TS_USERSPACE = "true";
+    };
+    resources = sizes.tailscaled;
+    securityContext = restricted tailscaledUid;
+    volumeMounts = [
+      {
+        name = "tailscale-socket";
+        mountPath = socketDir;
+      }
+      {
+        name = "tailscale-state";
+        mountPath = stateDir;
+      }
+    ];
+  };
+
+  # Tailnet traffic comes in through the sidecar's own outgoing connections, and kubelet's probes are
+  # always let in, so only Prometheus needs a way in.
+  networkPolicy = {
+    apiVersion = "networking.k8s.io/v1";
+    kind = "NetworkPolicy";
+    inherit metadata;
+    spec = {
+      podSelector.matchLabels = selector;
+      policyTypes = [
+        "Ingress"
+        "Egress"
+      ];
+      ingress = [
+        {
+          from = [
+            { namespaceSelector.matchLabels."kubernetes.io/metadata.name" = prometheusNamespace; }
+          ];
+          ports = [
+            {
+              protocol = "TCP";
+              port = "http";
+            }
+          ];
+        }
+      ];
+      egress = [
+        {
+          # The upstream, the control server, DERP relays; port 80 for captive portals and upgrades;
+          # 53 for answers that do not fit a datagram.
+          ports = map (port: {
+            protocol = "TCP";
+            inherit port;
+          }) [
+            443
+            80
+            53
+          ];
+        }
+        # DNS, STUN and WireGuard, whose peers use any port.
+        { ports = [ { protocol = "UDP"; } ]; }
+      ];
+    };
+  };
+
+  httpGet = path: {
+    httpGet = {
+      inherit path;
+      port = "http";
+    };
+  };
+
+  environment = lib.mapAttrsToList (name: value: { inherit name value; });
+
+  portOf =
+    address:
+    let
+      parts = builtins.match ".*:([0-9]+)" address;
+    in
+    if parts == null then
+      throw "listen_addr = ${address}: no port in it"
+    else
+      lib.toInt (builtins.head parts);
+
+  # A quantity of memory such as 128Mi or 1Gi, in MiB.
+  mebibytes =
+    quantity:
+    let
+      parts = builtins.match "([0-9]+)(Mi|Gi)" quantity;
+      number = lib.toInt (builtins.head parts);
+    in
+    if parts == null then
+      throw "memory limit ${quantity}: give it in Mi or Gi"
+    else if lib.last parts == "Gi" then
+      number * 1024
+    else
+      number;
+
+  # A file: what to know about it, then its object.
+  file =
+    about: object:
+    lib.concatMapStrings (line: "# ${line}\n") (
+      [ "Generated by `nix run .#generate` from nix/manifests.nix." ] ++ about
+    )
+    + (import ./yaml.nix).render object;
+
+  # A directory for `kubectl apply -k`: its files, and a kustomization.yaml that names them all.
+  directory =
+    prefix: kustomization: files:
+    lib.mapAttrs' (path: lib.nameValuePair (prefix + path)) (
+      files
+      // {
+        "kustomization.yaml" = file [ ] (
+          {
+            apiVersion = "kustomize.config.k8s.io/v1beta1";
+            kind = "Kustomization";
+            resources = lib.attrNames files;
+          }
+          // kustomization
+        );
+      }
+    );
+in
+directory "" { } {
+  "namespace.yaml" = file [ ] namespaceObject;
+  "serviceaccount.yaml" = file [ "The pod never talks to the API server: no token is mounted." ] serviceAccount;
+  "configmap.yaml" = file [
+    "README.md explains the keys. After an edit here: kubectl apply -k k8s/, then"
+    "kubectl -n ${namespace} rollout restart deployment/${name}."
+    "drain_timeout_secs and the port are also in deployment.yaml: change those in nix/manifests.nix."
+  ] configMap;
+  "deployment.yaml" = file [
+    "The auth key comes from the Secret ${authKeySecret} (key ${authKeyEntry}), which is yours to create."
+    "nix/manifests.nix says why each value is what it is."
+  ] deployment;
+  "networkpolicy.yaml" = file [
+    "In: Prometheus, from the namespace ${prometheusNamespace}. Out: DNS, HTTPS, HTTP, and UDP for WireGuard."
+  ] networkPolicy;
+}

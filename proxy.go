@@ -1,0 +1,367 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// proxy answers the endpoints of its own and forwards every other request upstream.
+//
+// A request's path is [proxy.relay]: check, admit, read, send, stream.
+type proxy struct {
+	cfg        *config
+	upstream   *upstream
+	tailnet    *tailnet // nil with -local
+	metrics    *metrics
+	log        *slog.Logger
+	started    time.Time
+	places     *gate // requests at once
+	bodyBudget *gate // bytes of buffered bodies
+
+	draining  context.Context // done, with errShuttingDown, once the process is told to stop
+	stopping  context.CancelCauseFunc
+	active    atomic.Int64 // requests that have arrived and are not finished, queued ones included
+	drained   chan struct{}
+	drainOnce sync.Once
+	logging   sync.WaitGroup // log lines that wait for a caller's identity
+}
+
+// newProxy returns a proxy that is ready to serve. tn is nil where there is no tailnet.
+func newProxy(cfg *config, tn *tailnet, log *slog.Logger) *proxy {
+	p := &proxy{
+		cfg:        cfg,
+		upstream:   newUpstream(cfg),
+		tailnet:    tn,
+		log:        log,
+		started:    time.Now(),
+		places:     newGate(cfg.maxConnections),
+		bodyBudget: newGate(cfg.bodyMemory),
+		metrics:    newMetrics(),
+		drained:    make(chan struct{}),
+	}
+	p.draining, p.stopping = context.WithCancelCause(context.Background())
+	return p
+}
+
+// exchange is one proxied request and its answer, as far as they have come.
+type exchange struct {
+	w      http.ResponseWriter
+	r      *http.Request
+	conn   *clientConn
+	id     string
+	path   string // as the client wrote it, without the query
+	start  time.Time
+	cancel context.CancelCauseFunc // ends the attempt whose answer is being streamed
+
+	// For the log line.
+	status            int // sent to the client; statusClientGone if it left
+	answered          bool
+	attempts          int
+	ttfb              time.Duration
+	bytesIn, bytesOut int64
+	upstreamRequestID string
+	err               error
+}
+
+// ServeHTTP implements http.Handler. It matches the path that the client wrote: a mux would clean
+// paths and redirect.
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := newRequestID()
+	w.Header()["X-Proxy-Request-Id"] = []string{id}
+	path, _, _ := requestTarget(r)
+	switch path {
+	case "/health":
+		serveOwn(w, r, p.serveHealth)
+	case "/livez":
+		serveOwn(w, r, p.serveLive)
+	case "/metrics":
+		serveOwn(w, r, p.serveMetrics)
+	default:
+		p.serve(&exchange{w: w, r: r, conn: connOf(r), id: id, path: path, start: time.Now()})
+	}
+}
+
+// serve relays x and accounts for it, whatever happens.
+func (p *proxy) serve(x *exchange) {
+	p.active.Add(1)
+	defer p.depart()
+	defer func() {
+		if v := recover(); v != nil {
+			x.err = errInternal(fmt.Errorf("panic: %v", v))
+			p.log.Error("panic in a request: this is a bug, please report it", "request_id", x.id, "stack", string(debug.Stack()))
+		}
+		p.finish(x)
+	}()
+	x.err = p.relay(x)
+}
+
+// relay takes x from its arrival to the last byte of its answer. Its error is the failure to
+// answer with, or, if an answer has begun, the reason to cut it.
+func (p *proxy) relay(x *exchange) error {
+	if err := p.check(x); err != nil {
+		return err
+	}
+	if err := p.waitInLine(x, p.places, 1); err != nil {
+		return err
+	}
+	defer p.places.release(1)
+
+	body, err := p.readBody(x)
+	if err != nil {
+		return err
+	}
+	if body != nil {
+		defer body.finish()
+	}
+	resp, err := p.send(x, body)
+	if err != nil {
+		return err
+	}
+	defer x.cancel(nil)
+	defer resp.Body.Close()
+	if body != nil {
+		body.finish()
+	}
+	return p.stream(x, resp)
+}
+
+// check refuses what can be refused before the request takes a place.
+func (p *proxy) check(x *exchange) error {
+	if len(x.r.TransferEncoding) > 0 {
+		// net/http accepts Content-Length beside Transfer-Encoding; the connection must then be
+		// closed after the answer (RFC 9112, 6.1), and which it was can't be told here.
+		x.w.Header().Set("Connection", "close")
+	}
+	switch {
+	case p.draining.Err() != nil:
+		return errShuttingDown
+	case x.r.Method == http.MethodConnect:
+		return errConnectMethod
+	case x.r.ContentLength > p.cfg.maxBody:
+		return errBodyTooLarge(p.cfg.maxBody)
+	case p.tailnet == nil:
+		return nil
+	case !p.tailnet.wasConnected():
+		return errNotConnected
+	}
+	return p.tailnet.admit(x.r.Context(), x.conn, p.cfg.requireTailnet)
+}
+
+// waitInLine takes n units of g for x. It gives up when the client leaves or the process is told to stop.
+func (p *proxy) waitInLine(x *exchange, g *gate, n int64) error {
+	if g.tryAcquire(n) {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(x.r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(p.draining, func() { cancel(errShuttingDown) })()
+	if x.r.ContentLength != 0 && x.conn != nil {
+		defer watchHangup(x.conn.Conn, func() { cancel(errClientGone) })()
+	}
+	if g.acquire(ctx, n) != nil {
+		return departure(ctx)
+	}
+	return nil
+}
+
+// stream passes the upstream's answer to the client as it arrives. Only silence ends it.
+func (p *proxy) stream(x *exchange, resp *http.Response) error {
+	x.answered, x.status = true, resp.StatusCode
+	header := x.w.Header()
+	copyResponseHeader(header, resp.Header)
+	header["X-Proxy-Request-Id"] = []string{x.id}
+	for name := range resp.Trailer {
+		header.Add("Trailer", name)
+		header.Del("Content-Length") // HTTP/1.1 has trailers only after chunks
+	}
+	out := newClientWriter(x, p.cfg.timeout)
+	if err := out.begin(resp); err != nil {
+		return err
+	}
+	silence := watchSilence(p.cfg.timeout, x.cancel)
+	defer silence.stop()
+	buf := streamBuffers.Get().(*[]byte)
+	defer streamBuffers.Put(buf)
+	for {
+		n, err := silence.read(resp.Body, *buf)
+		if n > 0 {
+			if err := out.write((*buf)[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF:
+			for name, values := range resp.Trailer {
+				header[http.TrailerPrefix+name] = values
+			}
+			return nil
+		case x.r.Context().Err() != nil:
+			return departure(x.r.Context())
+		case silence.broken():
+			return errResponseRead(fmt.Errorf("%w for %v", errSilence, p.cfg.timeout))
+		case err != nil:
+			return errResponseRead(err)
+		}
+	}
+}
+
+// streamBuffers are the buffers through which answers are copied. Their size fits an event or a
+// few; each stream holds one for as long as it lasts.
+var streamBuffers = sync.Pool{New: func() any { b := make([]byte, 8<<10); return &b }}
+
+// clientWriter writes an answer to the client, each chunk as it comes, under a rolling deadline.
+type clientWriter struct {
+	x        *exchange
+	control  *http.ResponseController
+	deadline rollingDeadline
+	missing  int64 // bytes of the declared length that were not written yet; negative: not declared
+}
+
+// newClientWriter prepares to answer x. A client that reads nothing for timeout is given up.
+func newClientWriter(x *exchange, timeout time.Duration) *clientWriter {
+	control := http.NewResponseController(x.w)
+	return &clientWriter{x: x, control: control, deadline: rollingDeadline{set: control.SetWriteDeadline, timeout: timeout}}
+}
+
+// begin sends the headers, at once unless nothing follows them.
+func (c *clientWriter) begin(resp *http.Response) error {
+	c.missing = resp.ContentLength
+	c.deadline.extend()
+	c.x.w.WriteHeader(resp.StatusCode)
+	if resp.Body == http.NoBody {
+		return nil
+	}
+	return writeFailed(c.control.Flush())
+}
+
+// write sends one chunk. The last one of a declared length is left to net/http to flush, together
+// with whatever ends the answer.
+func (c *clientWriter) write(chunk []byte) error {
+	c.deadline.extend()
+	n, err := c.x.w.Write(chunk)
+	c.x.bytesOut += int64(n)
+	c.missing -= int64(n)
+	if err == nil && c.missing != 0 {
+		err = c.control.Flush()
+	}
+	return writeFailed(err)
+}
+
+// writeFailed says what an error of writing to the client means.
+func writeFailed(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return errSlowReader
+	default:
+		return errClientGone
+	}
+}
+
+// finish answers with x's failure if nothing was sent yet, then counts and logs x.
+func (p *proxy) finish(x *exchange) {
+	f := asFailure(x.err)
+	switch {
+	case f == nil:
+	case f.status == statusClientGone:
+		x.status = statusClientGone
+	case !x.answered:
+		x.status = f.status
+		x.w.Header()["Request-Id"] = []string{x.id} // the only place where some SDKs look
+		f.writeTo(x.w, x.id)
+	}
+	if f != nil && f.errorType != "" {
+		p.metrics.upstreamError(f.errorType)
+	}
+	elapsed := time.Since(x.start)
+	p.metrics.requestDone(x.status, x.r.Method, elapsed)
+	p.logDone(x, elapsed)
+	if f != nil && (x.answered || x.status == statusClientGone) {
+		panic(http.ErrAbortHandler) // a broken answer must look broken
+	}
+}
+
+// logDone writes x's log line: at once, or, while tailscaled is still being asked who the caller
+// is, as soon as it says. The caller's next request does not wait for that.
+func (p *proxy) logDone(x *exchange, elapsed time.Duration) {
+	record := slog.NewRecord(time.Now(), slog.LevelInfo, "request completed", 0)
+	record.AddAttrs(
+		slog.String("request_id", x.id),
+		slog.String("method", x.r.Method),
+		slog.String("path", x.path),
+		slog.Int("status", x.status),
+		slog.Int64("latency_ms", elapsed.Milliseconds()),
+		slog.Int64("ttfb_ms", x.ttfb.Milliseconds()),
+		slog.Int("attempts", x.attempts),
+		slog.Int64("bytes_in", x.bytesIn),
+		slog.Int64("bytes_out", x.bytesOut),
+		slog.String("upstream_request_id", x.upstreamRequestID),
+	)
+	write := func(who identity) {
+		record.AddAttrs(slog.String("tailnet_node", who.node), slog.String("tailnet_user", who.user))
+		if x.err != nil {
+			record.AddAttrs(slog.String("error", describe(x.err)))
+		}
+		p.log.Handler().Handle(context.Background(), record)
+	}
+	if who, pending := x.conn.caller(); pending == nil {
+		write(who)
+	} else {
+		p.logging.Go(func() {
+			<-pending
+			who, _ := x.conn.caller()
+			write(who)
+		})
+	}
+}
+
+// depart counts x's end; the last one to leave after the signal ends the drain.
+func (p *proxy) depart() {
+	if p.active.Add(-1) == 0 && p.draining.Err() != nil {
+		p.drainOnce.Do(func() { close(p.drained) })
+	}
+}
+
+// drain refuses new requests, sends queued ones away and waits up to timeout for the others, or
+// until ctx ends. It returns how many are left.
+func (p *proxy) drain(ctx context.Context, timeout time.Duration) (remaining int64) {
+	p.stopping(errShuttingDown)
+	if p.active.Load() > 0 {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		select {
+		case <-p.drained:
+		case <-ctx.Done():
+		}
+	}
+	return p.active.Load()
+}
+
+// newRequestID returns "req_" and a random UUID (RFC 9562, version 4).
+func newRequestID() string {
+	var u [16]byte
+	rand.Read(u[:])
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	id := make([]byte, 0, len("req_")+36)
+	id = append(id, "req_"...)
+	for i, b := range u {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			id = append(id, '-')
+		}
+		id = hex.AppendEncode(id, []byte{b})
+	}
+	return string(id)
+}
