@@ -19,15 +19,20 @@ const (
 	slowUploadBytes  = 10 * 8 << 10
 )
 
+// maxSegment bounds the pieces in which a body of undeclared length is buffered: nothing is copied
+// while it grows, and no more than that is reserved in vain.
+const maxSegment = 256 << 10
+
 // requestBody is a request body in memory, so that an attempt can be repeated. Its bytes count
 // against the budget from reservation until nothing can need them any more.
 type requestBody struct {
-	data   []byte
-	budget *gate
+	segments [][]byte // one, if the length was declared
+	size     int64
+	budget   *gate
 
 	mu       sync.Mutex
 	reserved int64
-	readers  int  // attempts that still read data
+	readers  int  // attempts that still read the segments
 	done     bool // no further attempt will start
 }
 
@@ -36,7 +41,7 @@ func (b *requestBody) open() io.ReadCloser {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.readers++
-	return &bodyReader{Reader: bytes.NewReader(b.data), body: b}
+	return &bodyReader{body: b, rest: b.segments}
 }
 
 // finish says that no further attempt will be made. The memory is given back as soon as the
@@ -50,9 +55,9 @@ func (b *requestBody) finish() {
 
 // settle shrinks the reservation to what is still needed. The caller holds b.mu.
 func (b *requestBody) settle() {
-	needed := int64(len(b.data))
+	needed := b.size
 	if b.done && b.readers == 0 {
-		needed, b.data = 0, nil
+		needed, b.segments = 0, nil
 	}
 	if excess := b.reserved - needed; excess > 0 {
 		b.reserved = needed
@@ -62,14 +67,33 @@ func (b *requestBody) settle() {
 
 // bodyReader reads a requestBody for one attempt.
 type bodyReader struct {
-	*bytes.Reader
 	body   *requestBody
-	closed sync.Once
+	rest   [][]byte // segments not yet read to their end
+	offset int      // read so far of the first of them
+	done   sync.Once
+}
+
+// Read implements io.Reader. With the last byte the reader is done: over HTTP/2, net/http closes it
+// only at the end of the answer.
+func (r *bodyReader) Read(p []byte) (n int, err error) {
+	for len(r.rest) > 0 && n < len(p) {
+		copied := copy(p[n:], r.rest[0][r.offset:])
+		n += copied
+		r.offset += copied
+		if r.offset == len(r.rest[0]) {
+			r.rest, r.offset = r.rest[1:], 0
+		}
+	}
+	if len(r.rest) == 0 {
+		r.Close()
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // Close implements io.Closer.
 func (r *bodyReader) Close() error {
-	r.closed.Do(func() {
+	r.done.Do(func() {
 		r.body.mu.Lock()
 		defer r.body.mu.Unlock()
 		r.body.readers--
@@ -81,49 +105,59 @@ func (r *bodyReader) Close() error {
 // readBody reserves memory for the request's body and reads it: nil if there is none. It waits in
 // line for the memory.
 func (p *proxy) readBody(x *exchange) (*requestBody, error) {
-	size := x.r.ContentLength
-	if size == 0 {
+	reserve := x.r.ContentLength
+	if reserve == 0 {
 		return nil, nil
 	}
-	if size < 0 { // chunked: nobody knows, so as much as is allowed
-		size = p.cfg.maxBody
+	if reserve < 0 { // chunked: nobody knows, so as much as is allowed
+		reserve = p.cfg.maxBody
 	}
-	if err := p.waitInLine(x, p.bodyBudget, size); err != nil {
+	if err := p.waitInLine(x, p.bodyBudget, reserve); err != nil {
 		return nil, err
 	}
-	body := &requestBody{budget: p.bodyBudget, reserved: size}
-	data, err := p.upload(x)
-	x.bytesIn = int64(len(data))
+	body := &requestBody{budget: p.bodyBudget, reserved: reserve}
+	err := p.upload(x, body)
+	x.bytesIn = body.size
 	if err != nil {
+		body.size = 0
 		body.finish()
 		return nil, err
 	}
 	body.mu.Lock()
 	defer body.mu.Unlock()
-	body.data = data
 	body.settle()
 	return body, nil
 }
 
-// upload reads the request's body into memory of its own.
-func (p *proxy) upload(x *exchange) ([]byte, error) {
+// upload reads the request's body into b.
+func (p *proxy) upload(x *exchange, b *requestBody) error {
 	guard := p.guardUpload(x)
 	defer guard.stop()
-	data := make([]byte, 0, max(x.r.ContentLength, bytes.MinRead))
+	var segment []byte
 	for {
-		if len(data) == cap(data) {
-			data = append(data, 0)[:len(data)]
+		if len(segment) == cap(segment) {
+			// One byte more than is allowed, to see whether there is one.
+			room := p.cfg.maxBody + 1 - b.size
+			if declared := x.r.ContentLength; declared >= 0 && b.size == 0 {
+				room = min(room, declared)
+			} else {
+				room = min(room, max(b.size, bytes.MinRead), maxSegment)
+			}
+			segment = make([]byte, 0, room)
+			b.segments = append(b.segments, nil)
 		}
-		guard.extend(len(data))
-		n, err := x.r.Body.Read(data[len(data):cap(data)])
-		data = data[:len(data)+n]
-		if int64(len(data)) > p.cfg.maxBody {
-			return data, errBodyTooLarge(p.cfg.maxBody)
+		guard.extend(b.size)
+		n, err := x.r.Body.Read(segment[len(segment):cap(segment)])
+		segment = segment[:len(segment)+n]
+		b.segments[len(b.segments)-1] = segment
+		b.size += int64(n)
+		if b.size > p.cfg.maxBody {
+			return errBodyTooLarge(p.cfg.maxBody)
 		}
-		// net/http reports io.EOF together with the last byte of a declared length, so that such
-		// a body is never copied to a larger buffer just to learn that nothing follows.
+		// net/http reports io.EOF together with the last byte of a declared length: no second
+		// segment is made just to learn that nothing follows.
 		if err != nil {
-			return data, guard.verdict(x.r.Context(), err)
+			return guard.verdict(x.r.Context(), err)
 		}
 	}
 }
@@ -135,9 +169,9 @@ type uploadGuard struct {
 
 	mu       sync.Mutex
 	silence  rollingDeadline
-	received int  // bytes so far
-	counted  int  // received at the beginning of the present window
-	slow     bool // given up for slowness
+	received int64 // bytes so far
+	counted  int64 // received at the beginning of the present window
+	slow     bool  // given up for slowness
 	stopped  bool
 	window   *time.Timer
 }
@@ -169,7 +203,7 @@ func (g *uploadGuard) endWindow() {
 }
 
 // extend allows for one more read after received bytes.
-func (g *uploadGuard) extend(received int) {
+func (g *uploadGuard) extend(received int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.received = received
@@ -192,7 +226,7 @@ func (g *uploadGuard) stop() {
 func (g *uploadGuard) verdict(ctx context.Context, err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var network net.Error
+	_, network := errors.AsType[net.Error](err)
 	switch {
 	case err == io.EOF:
 		return nil
@@ -200,7 +234,7 @@ func (g *uploadGuard) verdict(ctx context.Context, err error) error {
 		return errSlowUpload
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return errSilentUpload
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &network), ctx.Err() != nil:
+	case errors.Is(err, io.ErrUnexpectedEOF), network, ctx.Err() != nil:
 		return departure(ctx)
 	default:
 		return errMalformedBody

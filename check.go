@@ -79,7 +79,7 @@ func (d *doctor) tailscaled(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w; %s", err, tailnetNotRunning.hint)
 	}
-	v := &view{}
+	v := &view{ran: true} // nothing to wait for: what it is not now, it lacks
 	v.take(event{status: status, asked: time.Now()}, time.Now())
 	if v.backend != ipn.Running {
 		p := v.problem(time.Now())
@@ -145,7 +145,12 @@ func (d *doctor) tls(ctx context.Context) (string, error) {
 
 // http sends one request without credentials: whatever status comes back, the way is open.
 func (d *doctor) http(ctx context.Context) (string, error) {
-	req := (&http.Request{Method: http.MethodGet, URL: upstreamURL(d.cfg.upstream, "/", "", false, d.upstream.absolute), Host: d.cfg.upstream.Host}).WithContext(ctx)
+	req := (&http.Request{
+		Method: http.MethodGet,
+		URL:    upstreamURL(d.cfg.upstream, "/", "", false, d.upstream.absolute),
+		Host:   d.cfg.upstream.Host,
+		Header: http.Header{},
+	}).WithContext(ctx)
 	resp, err := d.upstream.transport.RoundTrip(req)
 	if err != nil {
 		return "", fmt.Errorf("%s; the upstream accepts connections, but does not speak HTTP on them", describe(err))

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -159,8 +160,9 @@ func parseConfig(path string, src []byte, o overrides) (*config, error) {
 	if len(r.problems) == 0 {
 		return cfg, nil
 	}
-	slices.SortStableFunc(r.problems, func(a, b tomlError) int {
-		return cmp.Or(a.pos.line-b.pos.line, a.pos.col-b.pos.col)
+	sort.SliceStable(r.problems, func(i, j int) bool {
+		a, b := r.problems[i].pos, r.problems[j].pos
+		return cmp.Or(a.line-b.line, a.col-b.col) < 0
 	})
 	var lines configError
 	for _, p := range r.problems {

@@ -133,8 +133,7 @@ func errInternal(cause error) *failure {
 
 // departure says why a request's context ended: its client left, or the process stops.
 func departure(ctx context.Context) *failure {
-	var f *failure
-	if errors.As(context.Cause(ctx), &f) {
+	if f, ok := errors.AsType[*failure](context.Cause(ctx)); ok {
 		return f
 	}
 	return errClientGone
@@ -142,8 +141,8 @@ func departure(ctx context.Context) *failure {
 
 // asFailure returns err as a failure; nil if err is nil.
 func asFailure(err error) *failure {
-	var f *failure
-	if err != nil && !errors.As(err, &f) {
+	f, ok := errors.AsType[*failure](err)
+	if err != nil && !ok {
 		return errInternal(err)
 	}
 	return f

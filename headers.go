@@ -114,9 +114,8 @@ func containsToken(list, token string) bool {
 func requestTarget(r *http.Request) (path, query string, hasQuery bool) {
 	target := r.RequestURI
 	if !strings.HasPrefix(target, "/") && target != "*" {
-		if _, rest, ok := strings.Cut(target, "://"); ok {
-			target = rest[strings.IndexAny(rest+"/", "/?"):]
-		}
+		_, rest, _ := strings.Cut(target, "://") // none in CONNECT's authority form, which has no path
+		target = rest[strings.IndexAny(rest+"/", "/?"):]
 		if !strings.HasPrefix(target, "/") {
 			target = "/" + target
 		}

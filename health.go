@@ -27,11 +27,18 @@ func serveOwn(w http.ResponseWriter, r *http.Request, answer func() (status int,
 	} else {
 		w.Header().Set("Allow", "GET, HEAD")
 	}
+	if r.ContentLength != 0 {
+		leaveUnread(w)
+	}
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)
 }
+
+// leaveUnread has the connection closed after an answer that does not wait for the request's body: net/http
+// would read that first, for as long as the client likes.
+func leaveUnread(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
 
 // ownWriteTimeout is how long a client may take to read such an answer.
 const ownWriteTimeout = 30 * time.Second

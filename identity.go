@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tailscale.com/client/tailscale"
 	"tailscale.com/client/tailscale/apitype"
 )
 
@@ -129,7 +128,7 @@ func (t *tailnet) whoIs(addr string) (identity, error) {
 		return identity{}, ctx.Err()
 	}
 	answer, err := t.client.WhoIs(ctx, addr)
-	if errors.Is(err, tailscale.ErrPeerNotFound) {
+	if errors.Is(err, errPeerNotFound) {
 		return identity{}, nil
 	}
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
@@ -64,12 +65,12 @@ var errFailed = errors.New("failed")
 
 // exitCode returns 0 for a clean end, 2 for bad flags or configuration, and 1 for any other failure.
 func exitCode(err error) int {
-	var usage usageError
-	var config configError
+	_, usage := errors.AsType[usageError](err)
+	_, config := errors.AsType[configError](err)
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage), errors.As(err, &config):
+	case usage, config:
 		return 2
 	default:
 		return 1
@@ -200,12 +201,21 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 
-	listener, err := net.Listen("tcp", cfg.listenAddr)
+	listener, err := listen(cfg.listenAddr)
 	if err != nil {
 		log.Error("can't listen: end the program that uses the port, or choose another one with -listen or proxy.listen_addr", "error", err.Error())
 		return errFailed
 	}
 	return newLife(cfg, listener, log).live(ctx, signals)
+}
+
+// listen binds addr. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.
+func listen(addr string) (net.Listener, error) {
+	network := "tcp"
+	if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().Is4() {
+		network = "tcp4"
+	}
+	return net.Listen(network, addr)
 }
 
 // loadAndLog loads the configuration and says so.
@@ -311,8 +321,8 @@ func (l *life) start(ctx context.Context) error {
 
 // reportStart logs why there is no tailnet, in the words of the runbook.
 func (l *life) reportStart(err error) error {
-	var p *problem
-	if !errors.As(err, &p) {
+	p, ok := errors.AsType[*problem](err)
+	if !ok {
 		return nil // told to stop meanwhile
 	}
 	l.log.Error(p.kind.message, "error", p.Error(), "hint", p.kind.hint)

@@ -64,6 +64,8 @@ type exchange struct {
 	start  time.Time
 	cancel context.CancelCauseFunc // ends the attempt whose answer is being streamed
 
+	repeated bool // once is what a connection failure gets
+
 	// For the log line.
 	status            int // sent to the client; statusClientGone if it left
 	answered          bool
@@ -200,16 +202,17 @@ func (p *proxy) stream(x *exchange, resp *http.Response) error {
 				return err
 			}
 		}
+		// Before io.EOF: an upstream that sees its stream cancelled may end it as if it were complete.
 		switch {
+		case x.r.Context().Err() != nil:
+			return departure(x.r.Context())
+		case silence.broken():
+			return errResponseRead(fmt.Errorf("%w for %v", errSilence, p.cfg.timeout))
 		case err == io.EOF:
 			for name, values := range resp.Trailer {
 				header[http.TrailerPrefix+name] = values
 			}
 			return nil
-		case x.r.Context().Err() != nil:
-			return departure(x.r.Context())
-		case silence.broken():
-			return errResponseRead(fmt.Errorf("%w for %v", errSilence, p.cfg.timeout))
 		case err != nil:
 			return errResponseRead(err)
 		}
@@ -280,6 +283,9 @@ func (p *proxy) finish(x *exchange) {
 	case !x.answered:
 		x.status = f.status
 		x.w.Header()["Request-Id"] = []string{x.id} // the only place where some SDKs look
+		if x.attempts == 0 && x.r.ContentLength != 0 {
+			leaveUnread(x.w)
+		}
 		f.writeTo(x.w, x.id)
 	}
 	if f != nil && f.errorType != "" {
@@ -296,6 +302,9 @@ func (p *proxy) finish(x *exchange) {
 // logDone writes x's log line: at once, or, while tailscaled is still being asked who the caller
 // is, as soon as it says. The caller's next request does not wait for that.
 func (p *proxy) logDone(x *exchange, elapsed time.Duration) {
+	if !p.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
 	record := slog.NewRecord(time.Now(), slog.LevelInfo, "request completed", 0)
 	record.AddAttrs(
 		slog.String("request_id", x.id),

@@ -1,11 +1,17 @@
 package main
 
+//lint:file-ignore SA1019 The package tailscale.com/client/tailscale is deprecated in favour of client/local, of which
+// it is an alias; the project's users chose the older name.
+
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +19,7 @@ import (
 	"time"
 
 	"tailscale.com/client/tailscale"
+	"tailscale.com/client/tailscale/apitype"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
 )
@@ -23,15 +30,21 @@ const (
 	pollInterval = 10 * time.Second
 	// pollTimeout is when a tailscaled that does not answer counts as hung.
 	pollTimeout = 3 * time.Second
-	// stoppedGrace is how long `tailscale down` may last before it is a cause of its own: a
-	// restart passes through it.
+	// stoppedGrace is how long a daemon may be stopped, at start, before that is a cause of its
+	// own: a start can pass through it.
 	stoppedGrace = 5 * time.Second
-	// Pauses between attempts to watch the bus.
-	minRedial, maxRedial = 250 * time.Millisecond, 2 * time.Second
+	// lossSettles is how long a loss must last to be logged.
+	lossSettles = time.Second
+	// Pauses between attempts to watch the bus. They grow only once there has been a connection: a
+	// daemon that is started with a bad key lives for some 300 ms, and says so only on its bus.
+	minRedial, maxRedial = 100 * time.Millisecond, 500 * time.Millisecond
 )
 
 // connectBackoff are the pauses between the looks at a tailnet that is not connected at start.
 var connectBackoff = []time.Duration{1 * time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second}
+
+// errPeerNotFound is tailscaled's answer about callers that are not on the tailnet.
+var errPeerNotFound = tailscale.ErrPeerNotFound
 
 // problem says why the tailnet is not connected: one of the four names that operators know.
 type problem struct {
@@ -72,7 +85,8 @@ type tailnet struct {
 	expected string // hostname
 	log      *slog.Logger
 
-	told      map[*problemKind]bool // problems logged since the last connection
+	lost      time.Time // when the connection was lost, zero while there is one; used by follow alone
+	told      bool      // that is in the log
 	state     atomic.Pointer[tailnetState]
 	connected chan struct{} // closed at the first connection
 	everOnce  sync.Once
@@ -101,7 +115,6 @@ func newTailnet(socket, expectedHostname string, log *slog.Logger) *tailnet {
 		socket:    socket,
 		expected:  expectedHostname,
 		log:       log,
-		told:      map[*problemKind]bool{},
 		connected: make(chan struct{}),
 		looked:    make(chan struct{}),
 		lookups:   make(chan struct{}, maxLookups),
@@ -181,13 +194,13 @@ func (t *tailnet) follow(ctx context.Context) {
 	wg.Go(func() { t.pollStatus(ctx, poll, events) })
 
 	v := &view{}
-	settle := time.NewTimer(stoppedGrace) // a look at what only time changes
-	defer settle.Stop()
+	tick := time.NewTicker(time.Second) // for what only time changes
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-settle.C:
+		case <-tick.C:
 		case e := <-events:
 			if again := v.take(e, time.Now()); again {
 				select {
@@ -195,40 +208,47 @@ func (t *tailnet) follow(ctx context.Context) {
 				default: // one is due anyway
 				}
 			}
-			settle.Reset(stoppedGrace)
 		}
-		t.publish(v.state(time.Now()))
+		if s := v.state(time.Now()); s != nil {
+			t.publish(s)
+			t.tell(s, time.Now())
+		}
 	}
 }
 
-// publish makes s the current state, and logs a change of it.
+// publish makes s the current state.
 func (t *tailnet) publish(s *tailnetState) {
-	if s == nil {
-		return
+	if s.problem == nil && s.hostname != t.current().hostname && s.hostname != t.expected {
+		t.log.Warn("this node has another name than tailscale.hostname says; clients reach it under its actual name",
+			"tailnet_hostname", s.hostname, "expected", t.expected)
 	}
-	before := t.state.Swap(s)
-	t.lookOnce.Do(func() { close(t.looked) })
-	switch {
-	case s.problem != nil && t.wasConnected() && !t.told[s.problem.kind]:
-		t.told[s.problem.kind] = true // once: a daemon that keeps crashing passes through some of them each time
-		t.log.Warn("tailnet connection lost; requests that still arrive are served", "error", s.problem.Error(), "hint", s.problem.kind.hint)
-	case s.problem == nil && (before.problem != nil || before.hostname != s.hostname):
-		clear(t.told)
-		if t.wasConnected() {
-			t.log.Info("tailnet connected", "tailnet_hostname", s.hostname, "tailnet_ip", s.ip)
-		}
-		if s.hostname != t.expected {
-			t.log.Warn("this node has another name than tailscale.hostname says; clients reach it under its actual name",
-				"tailnet_hostname", s.hostname, "expected", t.expected)
-		}
+	t.state.Store(s)
+	if s.problem == nil {
 		t.everOnce.Do(func() { close(t.connected) })
+	}
+	t.lookOnce.Do(func() { close(t.looked) })
+}
+
+// tell logs that the connection was lost, and that it is back. The loss is told once, when it has
+// lasted for lossSettles: on the way to its real cause a daemon passes through other states.
+func (t *tailnet) tell(s *tailnetState, now time.Time) {
+	switch {
+	case !t.wasConnected():
+	case s.problem == nil && !t.lost.IsZero():
+		t.log.Info("tailnet connected again", "tailnet_hostname", s.hostname, "tailnet_ip", s.ip, "lost_for_ms", now.Sub(t.lost).Milliseconds())
+		t.lost, t.told = time.Time{}, false
+	case s.problem != nil && t.lost.IsZero():
+		t.lost = now
+	case s.problem != nil && !t.told && now.Sub(t.lost) >= lossSettles:
+		t.told = true
+		t.log.Warn("tailnet connection lost; requests that still arrive are served", "error", s.problem.Error(), "hint", s.problem.kind.hint)
 	}
 }
 
 // event is one thing seen of tailscaled: a notice on its bus, an answer to a poll, or the failure
 // to get either.
 type event struct {
-	notice *ipn.Notify
+	notice *notice
 	status *ipnstate.Status
 	err    error
 	asked  time.Time // when the poll that status or err answers was begun; zero for the bus
@@ -244,25 +264,50 @@ func (t *tailnet) watchBus(ctx context.Context, events chan<- event) {
 		case <-time.After(pause):
 		case <-ctx.Done():
 		}
-		pause = min(2*pause, maxRedial)
+		if t.wasConnected() {
+			pause = min(2*pause, maxRedial)
+		}
 	}
 }
 
 // watchBusOnce watches the bus until it ends, and returns why it did. It calls alive at each notice.
+//
+// It is LocalClient.WatchIPNBus with a smaller [notice]: decoding all of ipn.Notify would link 94 KB
+// of types, and break with any daemon that changes one of them.
 func (t *tailnet) watchBusOnce(ctx context.Context, events chan<- event, alive func()) error {
 	// More bits are refused by some daemons, or mean other things to them.
-	watcher, err := t.client.WatchIPNBus(ctx, ipn.NotifyInitialState|ipn.NotifyInitialHealthState|ipn.NotifyNoPrivateKeys)
+	const mask = ipn.NotifyInitialState | ipn.NotifyInitialHealthState | ipn.NotifyNoPrivateKeys
+	address := fmt.Sprintf("http://%s/localapi/v0/watch-ipn-bus?mask=%d", apitype.LocalAPIHost, mask)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return err
 	}
-	defer watcher.Close()
-	for {
-		notice, err := watcher.Next()
-		if err != nil {
+	resp, err := t.client.DoLocalRequest(req)
+	if err != nil {
+		return withoutURL(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("tailscaled refuses to be watched: %s", resp.Status)
+	}
+	for decoder := json.NewDecoder(resp.Body); ; {
+		var n notice
+		if err := decoder.Decode(&n); err != nil {
 			return fmt.Errorf("tailscaled ended the connection: %w", err)
 		}
 		alive()
-		send(ctx, events, event{notice: &notice})
+		send(ctx, events, event{notice: &n})
+	}
+}
+
+// notice is what matters here of an ipn.Notify, a message on tailscaled's bus.
+type notice struct {
+	State         *ipn.State // new or, first, current
+	ErrMessage    *string    // control's refusal of a login, among others
+	LoginFinished *struct{}
+	SelfChange    *struct{} // name, addresses or key expiry of this node
+	Health        *struct {
+		Warnings map[string]struct{ Text string }
 	}
 }
 
@@ -290,7 +335,15 @@ func (t *tailnet) status(ctx context.Context) (*ipnstate.Status, error) {
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return status, err
+	return status, withoutURL(err)
+}
+
+// withoutURL strips the made-up URL that the client asks tailscaled for: it tells operators nothing.
+func withoutURL(err error) error {
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		return wrapped.Err
+	}
+	return err
 }
 
 // send sends e unless ctx ends first.
@@ -308,6 +361,7 @@ type view struct {
 	known       bool          // backend was reported since tailscaled was last lost
 	changed     time.Time     // when backend was last reported by the bus, or tailscaled was lost
 	stopped     time.Time     // since when it is ipn.Stopped
+	ran         bool          // it was ipn.Running before
 	authFailure string        // control's refusal of the key; kept until a login succeeds
 	machineAuth bool          // approval was found missing; kept until connected
 	loginError  string        // what the health report says of the login
@@ -347,7 +401,7 @@ func (v *view) take(e event, now time.Time) (poll bool) {
 }
 
 // takeNotice adds what came over the bus.
-func (v *view) takeNotice(n *ipn.Notify, now time.Time) (poll bool) {
+func (v *view) takeNotice(n *notice, now time.Time) (poll bool) {
 	v.unreachable = nil
 	if n.Health != nil {
 		var texts []string
@@ -391,7 +445,7 @@ func (v *view) takeBackend(s ipn.State, now time.Time) {
 	v.backend, v.known = s, true
 	switch s {
 	case ipn.Running:
-		v.authFailure, v.machineAuth = "", false
+		v.authFailure, v.machineAuth, v.ran = "", false, true
 	case ipn.NeedsMachineAuth:
 		v.machineAuth = true
 	default:
@@ -428,13 +482,23 @@ func (v *view) problem(now time.Time) *problem {
 		return &problem{tailnetNotRunning, v.unreachable.Error()}
 	case v.storeError != "":
 		return &problem{tailnetNotRunning, v.storeError}
-	case v.backend == ipn.Stopped && now.Sub(v.stopped) >= stoppedGrace:
+	case v.backend == ipn.Stopped && (v.ran || now.Sub(v.stopped) >= stoppedGrace):
 		return &problem{tailnetNotRunning, "tailscaled is stopped (tailscale down): run tailscale up"}
-	case v.backend == ipn.NeedsLogin && v.loginError == "":
-		return &problem{tailnetConnect, awaitingLogin}
-	case v.backend == ipn.NeedsLogin:
+	case isControlTrouble(v.loginError):
 		return &problem{tailnetConnect, v.loginError}
+	case v.loginError != "":
+		return &problem{tailnetAuth, v.loginError}
+	case v.backend == ipn.NeedsLogin && v.ran:
+		return &problem{tailnetAuth, "the node's key has expired, or it was logged out"}
+	case v.backend == ipn.NeedsLogin:
+		return &problem{tailnetConnect, awaitingLogin}
 	default:
 		return &problem{tailnetConnect, "tailscaled is in state " + v.backend.String()}
 	}
+}
+
+// isControlTrouble reports whether a login failed for want of an answer, not of a good key: that is
+// how tailscaled begins what it says of either step of a login.
+func isControlTrouble(loginError string) bool {
+	return strings.Contains(loginError, "fetch control key") || strings.Contains(loginError, "register request")
 }

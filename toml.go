@@ -18,12 +18,12 @@ import (
 // called "unsupported".
 
 const (
-	// maxNesting is how deep tables and arrays may lie in one another, so that
+	// maxTOMLDepth is how deep tables and arrays may lie in one another, so that
 	// no document can exhaust the stack of this parser or of its callers.
-	maxNesting = 100
+	maxTOMLDepth = 100
 
-	// maxErrors bounds the work on a file that is not TOML at all.
-	maxErrors = 100
+	// maxTOMLErrors bounds the work on a file that is not TOML at all.
+	maxTOMLErrors = 100
 )
 
 // position is a place in a TOML document. Lines and columns count from 1,
@@ -57,7 +57,7 @@ type tomlValue struct {
 
 // tomlTable is a decoded table. It keeps its keys in file order.
 type tomlTable struct {
-	pos     position // of its header or brace, or of the key that implied it
+	pos     position // of its opening brace, or of the key that named it first
 	entries []tomlEntry
 
 	// incomplete means that a line of the table could not be read, which has
@@ -104,13 +104,6 @@ func (t *tomlTable) addTable(k tomlKey, kind tableKind) *tomlTable {
 	return sub
 }
 
-// addElement appends a table to an array that is made of headers.
-func (v *tomlValue) addElement(pos position) *tomlTable {
-	t := &tomlTable{pos: pos, kind: headerTable}
-	v.v = append(v.v.([]*tomlValue), &tomlValue{pos: pos, v: t})
-	return t
-}
-
 // String describes a value in an error message.
 func (v *tomlValue) String() string {
 	what := "a value"
@@ -131,7 +124,7 @@ func (v *tomlValue) String() string {
 // is one error. The table holds all that could be read.
 func parseTOML(src []byte) (*tomlTable, []tomlError) {
 	root := &tomlTable{pos: position{1, 1}, kind: headerTable}
-	p := &parser{
+	p := &tomlParser{
 		// A leading byte order mark is a signature to Unicode, not text.
 		src:      strings.TrimPrefix(string(src), "\ufeff"),
 		pos:      position{1, 1},
@@ -140,22 +133,22 @@ func parseTOML(src []byte) (*tomlTable, []tomlError) {
 		badLines: make(map[int]bool),
 	}
 	p.checkCharacters()
-	for !p.eof() && len(p.errs) < maxErrors {
+	for !p.eof() && len(p.errs) < maxTOMLErrors {
 		p.statement()
 	}
 	slices.SortStableFunc(p.errs, func(a, b tomlError) int {
 		return cmp.Or(cmp.Compare(a.pos.line, b.pos.line), cmp.Compare(a.pos.col, b.pos.col))
 	})
-	if len(p.errs) == maxErrors {
-		p.errs[maxErrors-1].msg = "too many errors: is this a TOML file?"
+	if len(p.errs) == maxTOMLErrors {
+		p.errs[maxTOMLErrors-1].msg = "too many errors: is this a TOML file?"
 	}
 	return root, p.errs
 }
 
-// parser is a recursive-descent parser. A method that has lost its way records
+// tomlParser is a recursive-descent parser. A method that has lost its way records
 // why and returns false; statement then finds the place to resume. A copy of
 // a parser serves to look ahead.
-type parser struct {
+type tomlParser struct {
 	src string
 	off int      // of what comes next, in bytes
 	pos position // of what comes next
@@ -170,15 +163,15 @@ type parser struct {
 
 // fail records an error, and returns false for the caller to return. A line
 // with forbidden characters has its error already: the rest may follow from it.
-func (p *parser) fail(pos position, format string, args ...any) bool {
-	if !p.badLines[pos.line] && len(p.errs) < maxErrors {
+func (p *tomlParser) fail(pos position, format string, args ...any) bool {
+	if !p.badLines[pos.line] && len(p.errs) < maxTOMLErrors {
 		p.errs = append(p.errs, tomlError{pos, fmt.Sprintf(format, args...)})
 	}
 	return false
 }
 
 // unexpected records that what comes next is not what the grammar wants.
-func (p *parser) unexpected(want string) bool {
+func (p *tomlParser) unexpected(want string) bool {
 	r, _ := utf8.DecodeRuneInString(p.rest())
 	found := strconv.QuoteRune(r)
 	if p.eof() || p.atNewline() {
@@ -187,13 +180,13 @@ func (p *parser) unexpected(want string) bool {
 	return p.fail(p.pos, "found %s, expected %s", found, want)
 }
 
-func (p *parser) rest() string     { return p.src[p.off:] }
-func (p *parser) eof() bool        { return p.off == len(p.src) }
-func (p *parser) at(s string) bool { return strings.HasPrefix(p.rest(), s) }
-func (p *parser) atNewline() bool  { return p.at("\n") || p.at("\r\n") }
+func (p *tomlParser) rest() string     { return p.src[p.off:] }
+func (p *tomlParser) eof() bool        { return p.off == len(p.src) }
+func (p *tomlParser) at(s string) bool { return strings.HasPrefix(p.rest(), s) }
+func (p *tomlParser) atNewline() bool  { return p.at("\n") || p.at("\r\n") }
 
 // advance consumes n bytes, which must end with a character, and returns them.
-func (p *parser) advance(n int) string {
+func (p *tomlParser) advance(n int) string {
 	text := p.rest()[:n]
 	p.off += n
 	for _, r := range text {
@@ -206,13 +199,13 @@ func (p *parser) advance(n int) string {
 }
 
 // next consumes one character.
-func (p *parser) next() string {
+func (p *tomlParser) next() string {
 	_, size := utf8.DecodeRuneInString(p.rest())
 	return p.advance(size)
 }
 
 // accept consumes s if it comes next.
-func (p *parser) accept(s string) bool {
+func (p *tomlParser) accept(s string) bool {
 	if p.at(s) {
 		p.advance(len(s))
 		return true
@@ -221,46 +214,47 @@ func (p *parser) accept(s string) bool {
 }
 
 // take consumes as many of the given characters as there are.
-func (p *parser) take(chars string) string {
+func (p *tomlParser) take(chars string) string {
 	return p.advance(len(p.rest()) - len(strings.TrimLeft(p.rest(), chars)))
 }
 
 // takeUntil consumes everything before the next of the given characters.
-func (p *parser) takeUntil(chars string) string {
+func (p *tomlParser) takeUntil(chars string) string {
 	if n := strings.IndexAny(p.rest(), chars); n >= 0 {
 		return p.advance(n)
 	}
 	return p.advance(len(p.rest()))
 }
 
-func (p *parser) space()        { p.take(" \t") }
-func (p *parser) newline() bool { return p.accept("\n") || p.accept("\r\n") }
+func (p *tomlParser) space()        { p.take(" \t") }
+func (p *tomlParser) newline() bool { return p.accept("\n") || p.accept("\r\n") }
 
-func (p *parser) comment() {
+func (p *tomlParser) comment() {
 	if p.at("#") {
 		p.takeUntil("\n")
 	}
 }
 
 // skipLine moves to the start of the next line.
-func (p *parser) skipLine() {
+func (p *tomlParser) skipLine() {
 	p.takeUntil("\n")
 	p.accept("\n")
 }
 
 // checkCharacters reports the first character of each line that TOML forbids
 // everywhere, so that parsing need not look for them.
-func (p *parser) checkCharacters() {
-	for q := *p; !q.eof(); q.next() {
+func (p *tomlParser) checkCharacters() {
+	for q := *p; !q.eof() && len(p.errs) < maxTOMLErrors; q.next() {
 		if problem := q.forbidden(); problem != "" {
 			p.fail(q.pos, "%s", problem)
 			p.badLines[q.pos.line] = true
+			q.takeUntil("\n")
 		}
 	}
 }
 
 // forbidden says what is wrong with the next character wherever it stands.
-func (p *parser) forbidden() string {
+func (p *tomlParser) forbidden() string {
 	r, size := utf8.DecodeRuneInString(p.rest())
 	switch {
 	case r == utf8.RuneError && size == 1:
@@ -274,25 +268,23 @@ func (p *parser) forbidden() string {
 }
 
 // statement parses a header, an assignment or an empty line.
-func (p *parser) statement() {
+func (p *tomlParser) statement() {
 	p.unclosed = false
 	p.space()
-	start := *p
+	start, ok := *p, true
 	switch {
 	case p.at("["):
-		if !p.header() || !p.endOfLine() {
-			p.resume(*p)
-		}
-	case p.at("#") || p.atNewline() || p.eof() || p.keyValue(p.table, 0):
-		if !p.endOfLine() {
-			p.resume(start)
-		}
-	default:
+		ok = p.header()
+		start = *p // the brackets of a header close no value
+	case !p.at("#") && !p.atNewline() && !p.eof():
+		ok = p.keyValue(p.table, 0)
+	}
+	if !ok || !p.endOfLine() {
 		p.resume(start)
 	}
 }
 
-func (p *parser) endOfLine() bool {
+func (p *tomlParser) endOfLine() bool {
 	p.space()
 	p.comment()
 	return p.eof() || p.newline() || p.unexpected("the end of the line")
@@ -301,26 +293,27 @@ func (p *parser) endOfLine() bool {
 // resume moves on after a syntax error: behind the statement, from a place in
 // it outside of brackets, or if it has no end, to the next line that looks
 // like a statement.
-func (p *parser) resume(from parser) {
-	errorLine := p.pos.line
+func (p *tomlParser) resume(from tomlParser) {
 	end, closed := from.skipStatement()
-	if p.eof() {
-		return
-	}
-	if closed && !p.unclosed {
+	switch {
+	case p.eof():
+	case closed && !p.unclosed:
 		p.off, p.pos = end.off, end.pos
-		return
+	default:
+		errorLine := p.pos.line
+		from.skipLine()
+		for !from.eof() && (from.pos.line < errorLine || !from.startsStatement()) {
+			from.skipLine()
+		}
+		p.off, p.pos = from.off, from.pos
 	}
-	for from.skipLine(); !from.eof() && (from.pos.line < errorLine || !from.startsStatement()); from.skipLine() {
-	}
-	p.off, p.pos = from.off, from.pos
 }
 
 // skipStatement returns a parser behind a statement, by looking at nothing but
 // strings, comments and brackets; false if a bracket or string has no end.
-func (p parser) skipStatement() (parser, bool) {
+func (p tomlParser) skipStatement() (tomlParser, bool) {
 	p.errs = nil
-	open := ""
+	var open []byte // brackets
 	for !p.eof() {
 		switch c := p.src[p.off]; c {
 		case '"', '\'':
@@ -332,25 +325,19 @@ func (p parser) skipStatement() (parser, bool) {
 			p.comment()
 			continue
 		case '[', '{':
-			open += string(c)
+			open = append(open, c)
 		case ']', '}':
 			open = open[:max(0, len(open)-1)]
 		}
-		if p.next() != "\n" {
-			continue
-		}
-		if open == "" {
+		if p.next() == "\n" && len(open) == 0 {
 			return p, true
 		}
-		if strings.HasSuffix(open, "[") && p.startsKeyValue() {
-			return p, false
-		}
 	}
-	return p, open == ""
+	return p, len(open) == 0
 }
 
 // startsStatement reports whether a line looks like a header or an assignment.
-func (p parser) startsStatement() bool {
+func (p tomlParser) startsStatement() bool {
 	p.errs = nil
 	p.space()
 	if !p.at("[") {
@@ -361,29 +348,27 @@ func (p parser) startsStatement() bool {
 }
 
 // startsKeyValue reports whether a key and an equals sign come next.
-func (p parser) startsKeyValue() bool {
+func (p tomlParser) startsKeyValue() bool {
 	p.errs = nil
 	_, ok := p.key()
 	return ok && p.at("=")
 }
 
 // header parses [table] or [[table]], which receives the lines below it.
-func (p *parser) header() bool {
+func (p *tomlParser) header() bool {
 	// Lines below a wrong header must not end up in the table above it.
 	p.table = &tomlTable{}
-	pos := p.pos
 	keys, array, ok := p.headerKey()
 	if !ok {
 		return false
 	}
 	if t := p.open(keys, array); t != nil {
-		t.pos = pos
 		p.table = t
 	}
 	return true
 }
 
-func (p *parser) headerKey() (keys []tomlKey, array, ok bool) {
+func (p *tomlParser) headerKey() (keys []tomlKey, array, ok bool) {
 	end := "]"
 	if array = p.accept("[["); array {
 		end = "]]"
@@ -397,25 +382,31 @@ func (p *parser) headerKey() (keys []tomlKey, array, ok bool) {
 }
 
 // open returns the table that a header defines, or nil after an error.
-func (p *parser) open(keys []tomlKey, array bool) *tomlTable {
+func (p *tomlParser) open(keys []tomlKey, array bool) *tomlTable {
 	t, k := p.parent(p.root, keys, false)
 	if t == nil {
 		return nil
 	}
 	v := t.get(k.name)
-	switch {
-	case v == nil && array:
-		v = &tomlValue{pos: k.pos, v: []*tomlValue(nil), ofHeaders: true}
+	if v == nil && array {
+		v = &tomlValue{pos: k.pos, v: []*tomlValue{}, ofHeaders: true}
 		t.add(k, v)
-		return v.addElement(k.pos)
-	case v == nil:
-		return t.addTable(k, headerTable)
-	case array && v.ofHeaders:
-		return v.addElement(k.pos)
 	}
-	if sub, ok := v.v.(*tomlTable); ok && sub.kind == implicitTable && !array {
-		sub.kind = headerTable
-		return sub
+	if v == nil {
+		return t.addTable(k, headerTable)
+	}
+	switch x := v.v.(type) {
+	case []*tomlValue:
+		if array && v.ofHeaders {
+			element := &tomlTable{pos: k.pos, kind: headerTable}
+			v.v = append(x, &tomlValue{pos: k.pos, v: element})
+			return element
+		}
+	case *tomlTable:
+		if !array && x.kind == implicitTable {
+			x.kind = headerTable
+			return x
+		}
 	}
 	p.fail(k.pos, "%q is already %s: rename one of the two, or merge them", clip(k.name), v)
 	return nil
@@ -423,7 +414,7 @@ func (p *parser) open(keys []tomlKey, array bool) *tomlTable {
 
 // parent returns the table that holds the last of the keys, and that key. It
 // makes the tables on the way, or returns nil after an error.
-func (p *parser) parent(t *tomlTable, keys []tomlKey, dotted bool) (*tomlTable, tomlKey) {
+func (p *tomlParser) parent(t *tomlTable, keys []tomlKey, dotted bool) (*tomlTable, tomlKey) {
 	last := len(keys) - 1
 	for _, k := range keys[:last] {
 		if t = p.subTable(t, k, dotted); t == nil {
@@ -435,7 +426,7 @@ func (p *parser) parent(t *tomlTable, keys []tomlKey, dotted bool) (*tomlTable, 
 
 // subTable returns the table k of t, for a dotted key or a header to go
 // through, and makes it if need be. It returns nil if they may not.
-func (p *parser) subTable(t *tomlTable, k tomlKey, dotted bool) *tomlTable {
+func (p *tomlParser) subTable(t *tomlTable, k tomlKey, dotted bool) *tomlTable {
 	v := t.get(k.name)
 	switch {
 	case v == nil && dotted:
@@ -458,15 +449,15 @@ func (p *parser) subTable(t *tomlTable, k tomlKey, dotted bool) *tomlTable {
 }
 
 // key parses a bare, quoted or dotted key, and the space around it.
-func (p *parser) key() ([]tomlKey, bool) {
+func (p *tomlParser) key() ([]tomlKey, bool) {
 	const bare = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 	var keys []tomlKey
 	for len(keys) == 0 || p.accept(".") {
 		p.space()
 		k, ok := tomlKey{pos: p.pos}, true
 		switch {
-		case len(keys) == maxNesting:
-			ok = p.fail(p.pos, "unsupported: a key of more than %d parts", maxNesting)
+		case len(keys) == maxTOMLDepth:
+			ok = p.fail(p.pos, "unsupported: a key of more than %d parts", maxTOMLDepth)
 		case p.at(`"""`) || p.at(`'''`):
 			ok = p.fail(p.pos, "a key cannot be a multi-line string: use one quotation mark")
 		case p.at(`"`) || p.at(`'`):
@@ -485,7 +476,7 @@ func (p *parser) key() ([]tomlKey, bool) {
 }
 
 // keyValue parses an assignment into t. A value with errors is left out.
-func (p *parser) keyValue(t *tomlTable, depth int) bool {
+func (p *tomlParser) keyValue(t *tomlTable, depth int) bool {
 	before := len(p.errs)
 	keys, ok := p.key()
 	if ok && !p.accept("=") {
@@ -513,11 +504,11 @@ func (p *parser) keyValue(t *tomlTable, depth int) bool {
 }
 
 // value parses any value, which lies in depth tables and arrays.
-func (p *parser) value(depth int) (*tomlValue, bool) {
+func (p *tomlParser) value(depth int) (*tomlValue, bool) {
 	v, ok := &tomlValue{pos: p.pos}, false
 	switch {
-	case depth > maxNesting:
-		p.fail(p.pos, "unsupported: more than %d levels of tables and arrays in one another", maxNesting)
+	case depth > maxTOMLDepth:
+		p.fail(p.pos, "unsupported: more than %d levels of tables and arrays in one another", maxTOMLDepth)
 	case p.at(`"`) || p.at(`'`):
 		v.v, ok = p.quoted()
 	case p.at("["):
@@ -531,7 +522,7 @@ func (p *parser) value(depth int) (*tomlValue, bool) {
 }
 
 // array parses an array, which may span lines.
-func (p *parser) array(depth int) ([]*tomlValue, bool) {
+func (p *tomlParser) array(depth int) ([]*tomlValue, bool) {
 	start := p.pos
 	p.next()
 	elements := []*tomlValue{}
@@ -555,7 +546,7 @@ func (p *parser) array(depth int) ([]*tomlValue, bool) {
 }
 
 // blank consumes what may stand around the values of an array.
-func (p *parser) blank() {
+func (p *tomlParser) blank() {
 	for ok := true; ok; ok = p.newline() {
 		p.space()
 		p.comment()
@@ -563,7 +554,7 @@ func (p *parser) blank() {
 }
 
 // inline parses an inline table, which must stay on one line.
-func (p *parser) inline(depth int) (*tomlTable, bool) {
+func (p *tomlParser) inline(depth int) (*tomlTable, bool) {
 	t := &tomlTable{pos: p.pos, kind: inlineTable}
 	p.next()
 	p.space()
@@ -580,7 +571,7 @@ func (p *parser) inline(depth int) (*tomlTable, bool) {
 	return t, true
 }
 
-func (p *parser) lineGoesOn() bool {
+func (p *tomlParser) lineGoesOn() bool {
 	p.space()
 	if p.eof() || p.at("#") || p.atNewline() {
 		return p.fail(p.pos, "an inline table must end on its line: add }, or write it as a table with a header")
@@ -590,7 +581,7 @@ func (p *parser) lineGoesOn() bool {
 
 // quoted parses a string of any of the four kinds. A bad escape is reported,
 // but the string goes on.
-func (p *parser) quoted() (string, bool) {
+func (p *tomlParser) quoted() (string, bool) {
 	start := p.pos
 	quote := p.next()
 	end := quote
@@ -628,29 +619,32 @@ var (
 )
 
 // escape parses an escape sequence of a basic string.
-func (p *parser) escape(multiline bool) string {
+func (p *tomlParser) escape(multiline bool) string {
 	start, ahead := p.pos, *p
 	ahead.next()
-	// A backslash at the end of a line removes all space up to the next text.
-	if ahead.space(); multiline && ahead.atNewline() {
-		ahead.take(" \t\r\n")
+	ahead.space()
+	if ahead.eof() || ahead.atNewline() {
+		if multiline { // all space up to the next text is left out
+			ahead.take(" \t\r\n")
+		}
 		*p = ahead
 		return ""
 	}
 	sequence := tomlEscape.FindString(p.rest()[:min(len(`\U00000000`), len(p.rest()))])
-	// What remains is the same in Go, down to the refusal of surrogates.
+	// These sequences mean the same in Go, which also refuses surrogates.
 	r, _, _, err := strconv.UnquoteChar(p.advance(max(1, len(sequence))), '"')
 	if err != nil {
-		p.fail(start, `\ must begin one of \b \t \n \f \r \" \\ \uXXXX \UXXXXXXXX with the number of a character: write \\ for a backslash`)
+		p.fail(start, `this escape is unknown: write \\ for a backslash, or one of \b \t \n \f \r \" \uXXXX \UXXXXXXXX with the number of a character`)
 	}
 	return string(r)
 }
 
 // literal parses a boolean or a number.
-func (p *parser) literal() (any, bool) {
+func (p *tomlParser) literal() (any, bool) {
 	pos := p.pos
 	text := p.takeUntil(" \t\r\n,[]{}#=\"'")
-	digits, shown := strings.ReplaceAll(text, "_", ""), clip(text)
+	digits := strings.ReplaceAll(text, "_", "")
+	shown := strings.Trim(strconv.Quote(clip(text)), `"`) // invisible characters escaped
 	switch {
 	case text == "":
 		return nil, p.unexpected("a value")
@@ -660,7 +654,7 @@ func (p *parser) literal() (any, bool) {
 		return math.Inf(1), true
 	case text == "-inf":
 		return math.Inf(-1), true
-	case strings.TrimLeft(text[:1], "+-")+text[1:] == "nan":
+	case text == "nan" || text == "+nan" || text == "-nan":
 		return math.NaN(), true
 	case tomlInteger.MatchString(text):
 		if n, err := strconv.ParseInt(digits, 0, 64); err == nil {
@@ -673,11 +667,11 @@ func (p *parser) literal() (any, bool) {
 		}
 		return nil, p.fail(pos, "unsupported: %s is too large for 64 bits", shown)
 	case tomlDateOrTime.MatchString(text):
-		return nil, p.fail(pos, "unsupported: dates and times; put %s in quotes", shown)
+		return nil, p.fail(pos, `unsupported: dates and times; write "%s"`, shown)
 	case strings.ContainsAny(text[:1], "+-.0123456789"):
-		return nil, p.fail(pos, "%s is not a number: digits surround each point and underscore, no zero leads; put text in quotes", shown)
+		return nil, p.fail(pos, `%s is not a number: write digits on both sides of a point or underscore, and no leading zeros; put text in "quotes"`, shown)
 	}
-	return nil, p.fail(pos, "%s is not a value: put text in quotes, and write true, false, inf and nan in lower case", shown)
+	return nil, p.fail(pos, `%s is not a value: put text in "quotes", and write true, false, inf and nan in lower case`, shown)
 }
 
 // clip shortens a text for an error message.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"sync/atomic"
@@ -31,14 +30,15 @@ const (
 var (
 	errHeaderTimeout = errors.New("no response headers in time")
 	errSilence       = errors.New("the upstream fell silent")
+	errRefused       = errors.New("the upstream refuses the request, or closes each connection before it is sent")
 	errInterim       = errors.New("the upstream switched protocols, or ended with an interim status")
-	errReplay        = errors.New("the connection was lost after the request had been sent")
 )
 
 // upstream is the API that requests are forwarded to.
 type upstream struct {
 	base      *url.URL
 	transport *http.Transport
+	dialer    *upstreamDialer
 	absolute  bool // requests go to a forward proxy, in the absolute form
 }
 
@@ -46,7 +46,7 @@ type upstream struct {
 func newUpstream(cfg *config) *upstream {
 	ping := min(max(cfg.timeout/4, time.Second), 15*time.Second)
 	d := &upstreamDialer{timeout: cfg.connectTimeout, dead: 2 * ping}
-	u := &upstream{base: cfg.upstream, transport: &http.Transport{
+	u := &upstream{base: cfg.upstream, dialer: d, transport: &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            d.dial,
 		DialTLSContext:         d.dialTLS,
@@ -72,7 +72,7 @@ func newUpstream(cfg *config) *upstream {
 func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 	header := requestHeader(x.r.Header, p.cfg.headers)
 	wait, retries := p.patience(x.r.Header)
-	timeouts, repeated := 0, false
+	timeouts := 0
 	for {
 		resp, err := p.attempt(x, header, body, wait)
 		switch {
@@ -84,8 +84,8 @@ func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 		case errors.Is(err, errHeaderTimeout) && timeouts < retries:
 			timeouts++
 			p.upstream.transport.CloseIdleConnections() // they may be as dead as this one
-		case isUnsent(err) && !repeated:
-			repeated = true
+		case isUnsent(err) && !x.repeated:
+			x.repeated = true
 		default:
 			return nil, err
 		}
@@ -122,7 +122,7 @@ func (p *proxy) attempt(x *exchange, header http.Header, body *requestBody, wait
 	x.attempts++
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	timer := time.AfterFunc(wait, func() { cancel(errHeaderTimeout) })
-	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, header, body))
+	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, x, header, body))
 	inTime := timer.Stop()
 	switch {
 	case err == nil && inTime && resp.StatusCode < 200:
@@ -198,7 +198,7 @@ func (s *silenceWatch) broken() bool { return s.silent.Load() }
 func (s *silenceWatch) stop() { s.timer.Stop() }
 
 // request builds what one attempt sends.
-func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, header http.Header, body *requestBody) *http.Request {
+func (u *upstream) request(ctx context.Context, x *exchange, header http.Header, body *requestBody) *http.Request {
 	path, query, hasQuery := requestTarget(x.r)
 	req := &http.Request{
 		Method: x.r.Method,
@@ -213,14 +213,14 @@ func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, 
 		idempotent = true // in net/http's eyes, which then sends it again on its own
 	}
 	switch {
-	case body != nil && len(body.data) > 0:
+	case body != nil && body.size > 0:
 		req.Body = body.open()
-		req.ContentLength = int64(len(body.data))
+		req.ContentLength = body.size
 		if !idempotent {
-			req.GetBody = func() (io.ReadCloser, error) { return body.open(), nil }
+			req.GetBody = func() (io.ReadCloser, error) { return x.repeat(body) }
 		}
-	case idempotent:
-		ctx = (&replayGuard{cancel: cancel}).watch(ctx)
+	case idempotent && u.dialer.http1.Load():
+		req.Body = unrepeatable{}
 	}
 	return req.WithContext(ctx)
 }
@@ -228,50 +228,35 @@ func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, 
 // isUnsent reports whether err proves that nothing of the request reached the upstream and another
 // try may help. A dial that timed out has been tried for long enough, and a bad certificate stays bad.
 func isUnsent(err error) bool {
-	var dial *dialError
-	var certificate *tls.CertificateVerificationError
-	return errors.As(err, &dial) && !dial.Timeout() && !errors.As(err, &certificate)
+	dial, unsent := errors.AsType[*dialError](err)
+	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
+	return unsent && !dial.Timeout() && !certificate
 }
 
-// replayGuard keeps net/http from repeating a request without a body that was possibly read by the
-// upstream. net/http itself repeats it where it was certainly not: not written to a connection that
-// turned out to be closed, or refused unprocessed by an HTTP/2 peer.
-type replayGuard struct {
-	cancel  context.CancelCauseFunc
-	conn    *trackedConn // of the first try
-	written int64        // by conn before that
-	tries   int
+// repeat gives net/http the body once more, when it knows that nothing of the request was processed: not
+// written to a connection that turned out to be closed, or refused by an HTTP/2 peer. Once per request,
+// where net/http would try for a minute.
+func (x *exchange) repeat(body *requestBody) (io.ReadCloser, error) {
+	if x.repeated {
+		return nil, errRefused
+	}
+	x.repeated = true
+	return body.open(), nil
 }
 
-// watch returns ctx with the guard on it.
-func (g *replayGuard) watch(ctx context.Context) context.Context {
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: g.gotConn})
-}
+// unrepeatable is an empty body that net/http can't know to be empty. It repeats a request without
+// a body on its own when a used HTTP/1.1 connection breaks, though the upstream may have read it; with one it
+// does not. On the wire nothing changes: the body is read, and found empty, before the headers go out.
+type unrepeatable struct{}
 
-// gotConn is called when a try has its connection, before anything is written to it.
-func (g *replayGuard) gotConn(info httptrace.GotConnInfo) {
-	conn, multiplexed := trackedBelow(info.Conn)
-	if g.tries++; g.tries == 1 {
-		if g.conn = conn; conn != nil {
-			g.written = conn.written.Load()
-		}
-		return
-	}
-	if multiplexed && g.tries == 2 {
-		return
-	}
-	if g.tries > 2 || g.conn == nil || g.conn.written.Load() != g.written {
-		g.cancel(errReplay)
-		if !multiplexed {
-			info.Conn.Close() // it is this try's alone; closed, nothing can be written to it
-		}
-	}
-}
+func (unrepeatable) Read([]byte) (int, error) { return 0, io.EOF }
+func (unrepeatable) Close() error             { return nil }
 
 // upstreamDialer opens connections to the upstream.
 type upstreamDialer struct {
 	timeout time.Duration // for TCP and TLS together
 	dead    time.Duration // a peer that acknowledges nothing for so long is dead
+	http1   atomic.Bool   // the newest connection speaks HTTP/1.1
 }
 
 // dialError is a connection that did not come about: nothing was sent.
@@ -282,8 +267,8 @@ func (e *dialError) Unwrap() error { return e.error }
 
 // Timeout reports whether connect_timeout_secs ran out.
 func (e *dialError) Timeout() bool {
-	var timeout net.Error
-	return errors.Is(e.error, context.DeadlineExceeded) || errors.As(e.error, &timeout) && timeout.Timeout()
+	timeout, ok := errors.AsType[net.Error](e.error)
+	return ok && timeout.Timeout() // context.DeadlineExceeded is one too
 }
 
 // dial opens a TCP connection.
@@ -297,7 +282,8 @@ func (d *upstreamDialer) dial(ctx context.Context, network, addr string) (net.Co
 		return nil, &dialError{err}
 	}
 	setUserTimeout(conn, d.dead)
-	return &trackedConn{Conn: conn}, nil
+	d.http1.Store(true) // unless dialTLS learns better
+	return &earlyAnswerConn{Conn: conn}, nil
 }
 
 // dialTLS opens a TCP connection and shakes hands; HTTP/2 if the upstream offers it.
@@ -317,6 +303,7 @@ func (d *upstreamDialer) dialTLS(ctx context.Context, network, addr string) (net
 		conn.Close()
 		return nil, &dialError{fmt.Errorf("TLS handshake with %s: %w", addr, err)}
 	}
+	d.http1.Store(secure.ConnectionState().NegotiatedProtocol != "h2")
 	return secure, nil
 }
 
@@ -325,45 +312,32 @@ func tlsConfig(host string) *tls.Config {
 	return &tls.Config{ServerName: host, NextProtos: []string{"h2", "http/1.1"}}
 }
 
-// trackedConn counts what is written, and lets the answer of an upstream through that answers and
-// closes before it has read the request.
-type trackedConn struct {
+// earlyAnswerConn lets the answer of an upstream through that answers and closes before it has read the
+// request. On the error of writing to such a connection, net/http would drop the answer that may stand
+// in the socket already.
+type earlyAnswerConn struct {
 	net.Conn
-	written atomic.Int64
-	unread  atomic.Bool // written to since the last byte read
+	unanswered atomic.Bool // something was written since the last byte read
 }
 
-// Write implements io.Writer. When the peer has closed in the middle of a request, the error
-// is kept back: net/http would drop the answer that may stand in the socket already. The
+// Write implements io.Writer. The peer's closing in the middle of a request is kept back: the
 // read that follows tells what really happened.
-func (c *trackedConn) Write(p []byte) (int, error) {
+func (c *earlyAnswerConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	if err != nil && c.unread.Load() && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+	if err != nil && c.unanswered.Load() && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
 		return len(p), nil
 	}
 	if n > 0 {
-		c.unread.Store(true)
+		c.unanswered.Store(true)
 	}
 	return n, err
 }
 
 // Read implements io.Reader.
-func (c *trackedConn) Read(p []byte) (int, error) {
+func (c *earlyAnswerConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.unread.Store(false)
+		c.unanswered.Store(false)
 	}
 	return n, err
-}
-
-// trackedBelow returns the trackedConn of a connection that net/http hands out, if it is one, and
-// whether HTTP/2 multiplexes requests over it.
-func trackedBelow(conn net.Conn) (tracked *trackedConn, multiplexed bool) {
-	if secure, ok := conn.(*tls.Conn); ok {
-		multiplexed = secure.ConnectionState().NegotiatedProtocol == "h2"
-		conn = secure.NetConn()
-	}
-	tracked, _ = conn.(*trackedConn)
-	return tracked, multiplexed
 }

@@ -44,6 +44,7 @@ func TestStatusesPass(t *testing.T) {
 		if n := len(up.Requests()); n != len(statuses) {
 			t.Errorf("the upstream got %d requests, want %d", n, len(statuses))
 		}
+		completed(t, p, len(statuses))
 		checkMetric(t, p, 0, "proxy_upstream_errors_total")
 	})
 }

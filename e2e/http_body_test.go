@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
@@ -103,10 +104,43 @@ func TestCountedTooLarge(t *testing.T) {
 	p := proxyTo(t, up, "")
 	a := roundTrip(t, client(t), newRequest(t, "POST", p.URL()+"/v1/messages", zeros(tenMiB+1)))
 	checkProxyError(t, a, http.StatusBadRequest, "invalid_request")
+	completed(t, p, 1)
 	checkMetric(t, p, 1, "proxy_upstream_errors_total", "error_type", "invalid_request")
 	checkMetric(t, p, 0, "proxy_buffered_body_bytes")
 	if n := len(up.Requests()); n != 0 {
 		t.Errorf("the upstream got %d requests, want none", n)
+	}
+}
+
+// TestRefusedWhileSending shows that a client that has more to send, and waits
+// with it, is told at once that its request is refused.
+func TestRefusedWhileSending(t *testing.T) {
+	t.Parallel()
+	up := upstream(t, fakeanthropic.HTTP2, answerOK)
+	p := proxyTo(t, up, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1")
+	tooMuch := strings.Repeat("x", 1<<20+1)
+	tests := []struct {
+		name   string
+		lines  []string
+		status int
+	}{
+		{name: "counted", lines: []string{"POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "", "200000\r\n" + tooMuch}, status: 400},
+		{name: "declared", lines: []string{"POST / HTTP/1.1", "Host: proxy", "Content-Length: 2097152", "", "x"}, status: 400},
+		{name: "malformed", lines: []string{"POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "", "zz\r\n"}, status: 400},
+		{name: "CONNECT", lines: []string{"CONNECT x:443 HTTP/1.1", "Host: x", "Content-Length: 10", "", "x"}, status: 405},
+		{name: "our own path", lines: []string{"POST /health HTTP/1.1", "Host: proxy", "Content-Length: 10", "", "x"}, status: 405},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := dial(t, p)
+			c.SetDeadline(time.Now().Add(10 * time.Second)) // nothing else ends a wait for what never comes
+			c.send(t, tt.lines...)
+			if a := c.answer(t, "POST"); a.StatusCode != tt.status {
+				t.Errorf("status %d, want %d", a.StatusCode, tt.status)
+			}
+			c.checkClosed(t)
+		})
 	}
 }
 
@@ -165,6 +199,7 @@ func TestEarlyAnswer(t *testing.T) {
 				t.Fatalf("answer %d %.200q, want the upstream's 413", a.StatusCode, a.body)
 			}
 		}
+		completed(t, p, 20)
 		checkMetric(t, p, 0, "proxy_upstream_errors_total")
 	})
 }

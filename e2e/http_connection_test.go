@@ -63,11 +63,11 @@ func closedPort(t testing.TB) string {
 func checkConnectionError(t *testing.T, p *proxytest.Proxy, a answer) {
 	t.Helper()
 	checkProxyError(t, a, http.StatusBadGateway, "connection")
-	checkMetric(t, p, 1, "proxy_upstream_errors_total", "error_type", "connection")
-	checkMetric(t, p, 1, "proxy_upstream_errors_total")
 	if line := completed(t, p, 1)[0]; line.Text("error") == "" || line.Number("status") != 502 {
 		t.Errorf("log line %s: want status 502 and an error", line.Raw)
 	}
+	checkMetric(t, p, 1, "proxy_upstream_errors_total", "error_type", "connection")
+	checkMetric(t, p, 1, "proxy_upstream_errors_total")
 }
 
 func TestUpstreamRefuses(t *testing.T) {
@@ -135,7 +135,7 @@ func TestStaleConnection(t *testing.T) {
 	for _, idempotent := range []string{"", "Idempotency-Key"} {
 		t.Run("POST "+idempotent, func(t *testing.T) {
 			t.Parallel()
-			var second atomic.Int32
+			var second, reused atomic.Int32
 			addr := rawUpstream(t, func(n int, conn net.Conn, r *bufio.Reader) {
 				for {
 					req, err := readRequest(r)
@@ -144,6 +144,9 @@ func TestStaleConnection(t *testing.T) {
 					}
 					if req.URL.Path == "/second" {
 						second.Add(1)
+						if n == 1 {
+							reused.Add(1)
+						}
 						return
 					}
 					io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -158,6 +161,9 @@ func TestStaleConnection(t *testing.T) {
 				req.Header.Set(idempotent, "key-1")
 			}
 			checkProxyError(t, roundTrip(t, client(t), req), http.StatusBadGateway, "connection")
+			if reused.Load() == 0 {
+				t.Error("the second request came on a connection of its own: nothing was shown")
+			}
 			if n := second.Load(); n != 1 {
 				t.Errorf("the upstream got the second request %d times, want once", n)
 			}
@@ -169,15 +175,23 @@ func TestStaleConnection(t *testing.T) {
 // upstream closes idle connections, as Anthropic's edge does.
 func TestConnectionClosedWhileIdle(t *testing.T) {
 	t.Parallel()
+	noticed := make(chan bool, 1)
 	addr := rawUpstream(t, func(n int, conn net.Conn, r *bufio.Reader) {
-		if _, err := readRequest(r); err == nil {
-			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-		} // and close, without having said so
+		if _, err := readRequest(r); err != nil {
+			return
+		}
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		conn.(*net.TCPConn).CloseWrite() // without having said so
+		_, err := r.ReadByte()
+		noticed <- err == io.EOF // the proxy closed too, and sent nothing more
 	})
 	p := proxytest.Local(t, "http://"+addr, "")
-	for i := range 50 {
+	for i := range 20 {
 		if a := post(t, p, messageBody); a.StatusCode != 200 || a.body != "ok" {
 			t.Fatalf("request %d: %d %q", i+1, a.StatusCode, a.body)
+		}
+		if !<-noticed {
+			t.Fatal("the proxy used a connection that the upstream had closed")
 		}
 	}
 }

@@ -18,7 +18,8 @@ import (
 type visitor struct {
 	answered chan struct{} // closed when the answer's first byte has arrived
 	cancel   context.CancelFunc
-	done     chan struct{}
+	done     chan struct{} // closed at the end
+	err      error         // then: nil if the answer was complete
 }
 
 // visit starts a request. Its answer is thrown away.
@@ -29,14 +30,16 @@ func visit(t testing.TB, req *http.Request) *visitor {
 	c := client(t)
 	go func() {
 		defer close(v.done)
-		resp, err := c.Do(req.WithContext(ctx))
-		if err != nil {
+		var resp *http.Response
+		if resp, v.err = c.Do(req.WithContext(ctx)); v.err != nil {
 			return
 		}
 		defer resp.Body.Close()
-		io.ReadFull(resp.Body, make([]byte, 1))
+		if _, v.err = io.ReadFull(resp.Body, make([]byte, 1)); v.err != nil {
+			return
+		}
 		close(v.answered)
-		io.Copy(io.Discard, resp.Body)
+		_, v.err = io.Copy(io.Discard, resp.Body)
 	}()
 	return v
 }
@@ -105,6 +108,11 @@ func TestClientLeaves(t *testing.T) {
 	}
 }
 
+// claudeCode is the size of Claude Code's requests. While a request waits, its
+// body is in the sockets' buffers, with the news of the client's departure behind
+// it: a body too large for them would keep the news from arriving.
+const claudeCode = 49 << 10
+
 // TestClientLeavesQueue shows that a client that leaves the queue for a place is
 // gone from it, and that the upstream never hears of its request.
 func TestClientLeavesQueue(t *testing.T) {
@@ -119,7 +127,7 @@ func TestClientLeavesQueue(t *testing.T) {
 
 			var body io.Reader
 			if method == "POST" {
-				body = bytes.NewReader(pattern(1 << 20)) // larger than what sockets buffer
+				body = bytes.NewReader(pattern(claudeCode))
 			}
 			queued := visit(t, newRequest(t, method, p.URL()+"/queued", body))
 			waitMetric(t, p, 1, "proxy_requests_queued")
@@ -127,7 +135,7 @@ func TestClientLeavesQueue(t *testing.T) {
 			queued.leave()
 			waitMetric(t, p, 0, "proxy_requests_queued")
 			t.Logf("the queue was empty after %v", time.Since(start).Round(time.Millisecond))
-			checkMetric(t, p, 1, "proxy_requests_total", "status", "499", "method", method)
+			waitMetric(t, p, 1, "proxy_requests_total", "status", "499", "method", method)
 			checkMetric(t, p, 1, "proxy_requests_in_flight")
 
 			first.leave()
@@ -152,9 +160,13 @@ func TestClientLeavesBodyQueue(t *testing.T) {
 	up := upstream(t, fakeanthropic.HTTP2, fakeanthropic.Silent())
 	p := proxyTo(t, up, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1")
 	first := visit(t, newRequest(t, "POST", p.URL()+"/first", bytes.NewReader(pattern(mib))))
-	waitMetric(t, p, mib, "proxy_buffered_body_bytes")
+	proxytest.Eventually(t, "the first request at the upstream", func() bool {
+		reqs := up.Requests()
+		return len(reqs) == 1 && reqs[0].BodyLen == mib
+	})
+	checkMetric(t, p, mib, "proxy_buffered_body_bytes")
 
-	queued := visit(t, newRequest(t, "POST", p.URL()+"/queued", bytes.NewReader(pattern(mib))))
+	queued := visit(t, newRequest(t, "POST", p.URL()+"/queued", bytes.NewReader(pattern(claudeCode))))
 	proxytest.Eventually(t, "two requests in the proxy", func() bool {
 		m := proxytest.Scrape(t, p)
 		return m.Value("proxy_requests_in_flight")+m.Value("proxy_requests_queued") == 2
@@ -164,7 +176,7 @@ func TestClientLeavesBodyQueue(t *testing.T) {
 		m := proxytest.Scrape(t, p)
 		return m.Value("proxy_requests_in_flight") == 1 && m.Value("proxy_requests_queued") == 0
 	})
-	checkMetric(t, p, 1, "proxy_requests_total", "status", "499", "method", "POST")
+	waitMetric(t, p, 1, "proxy_requests_total", "status", "499", "method", "POST")
 	first.leave()
 	waitMetric(t, p, 0, "proxy_buffered_body_bytes")
 

@@ -67,7 +67,7 @@ func client(t testing.TB) *http.Client {
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{
 		Transport:     transport,
-		Timeout:       90 * time.Second, // only to keep a failing test from hanging
+		Timeout:       40 * time.Second, // only to keep a failing test from hanging
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
@@ -208,10 +208,17 @@ func waitMetric(t testing.TB, p *proxytest.Proxy, want float64, name string, lab
 	})
 }
 
-// checkMetric checks the value of a metric now.
+// checkMetric checks the value of a metric once all requests so far are counted.
+// A request is counted after its answer is sent, and leaves its log line after
+// that: wait for the line where the value must not grow any more.
 func checkMetric(t testing.TB, p *proxytest.Proxy, want float64, name string, labels ...string) {
 	t.Helper()
-	if got := proxytest.Scrape(t, p).Value(name, labels...); got != want {
+	var got float64
+	proxytest.Eventually(t, fmt.Sprintf("%s%v at least %v", name, labels, want), func() bool {
+		got = proxytest.Scrape(t, p).Value(name, labels...)
+		return got >= want
+	})
+	if got != want {
 		t.Errorf("%s%v = %v, want %v", name, labels, got, want)
 	}
 }
@@ -229,7 +236,7 @@ func dial(t testing.TB, p *proxytest.Proxy) *rawConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(60 * time.Second)) // only to keep a failing test from hanging
+	conn.SetDeadline(time.Now().Add(40 * time.Second)) // only to keep a failing test from hanging
 	return &rawConn{conn, bufio.NewReader(conn)}
 }
 

@@ -211,7 +211,7 @@ func sendSecrets(t *testing.T, p *proxytest.Proxy, secret string) int {
 	odd := []string{
 		"POST /large?" + secret + " HTTP/1.1\r\nHost: " + secret + "\r\nContent-Length: 99999999\r\n\r\n",
 		"POST /chunks?" + secret + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + secret + "\r\n",
-		"CONNECT " + secret + ":443 HTTP/1.1\r\nHost: " + secret + "\r\n\r\n",
+		"CONNECT api.example.com:443 HTTP/1.1\r\nHost: " + secret + "\r\n\r\n",
 	}
 	refused := []string{ // by net/http, and so not counted
 		"GET /%zz" + secret + " HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -113,6 +113,7 @@ func TestMethods(t *testing.T) {
 			if a.StatusCode != 200 || len(reqs) != i+1 || reqs[i].Method != tt.method {
 				t.Errorf("%s: status %d, %d requests at the upstream", tt.method, a.StatusCode, len(reqs))
 			}
+			completed(t, p, i+1)
 			if !proxytest.Scrape(t, p).Has("proxy_requests_total", "status", "200", "method", tt.label) {
 				t.Errorf("%s: not counted as method %q", tt.method, tt.label)
 			}

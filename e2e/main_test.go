@@ -4,10 +4,17 @@
 package e2e
 
 import (
+	"flag"
 	"os"
 	"testing"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }
+func TestMain(m *testing.M) {
+	// Most tests wait for a timeout most of the time. -parallel still wins.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	os.Exit(proxytest.Main(m))
+}

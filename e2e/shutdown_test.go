@@ -126,16 +126,17 @@ func TestShutdownForced(t *testing.T) {
 			t.Parallel()
 			up := upstream(t, fakeanthropic.HTTP2, fakeanthropic.API{Deltas: 1e6, Interval: 20 * time.Millisecond})
 			p := proxyTo(t, up, tt.config)
-			var streams []<-chan result
+			var streams []*visitor
 			for range 3 {
-				streams = append(streams, inBackground(t, newRequest(t, "POST", p.URL()+"/v1/messages", strings.NewReader(streamBody))))
+				streams = append(streams, visit(t, newRequest(t, "POST", p.URL()+"/v1/messages", strings.NewReader(streamBody))))
 			}
-			waitMetric(t, p, 3, "proxy_requests_in_flight")
-			proxytest.Eventually(t, "the streams at the upstream", func() bool { return len(up.Requests()) == 3 })
+			for _, stream := range streams {
+				<-stream.answered
+			}
 
 			checkDuration(t, "the forced exit", signalled(t, p, syscall.SIGTERM), tt.drain)
 			for _, stream := range streams {
-				if res := <-stream; res.err == nil {
+				if <-stream.done; stream.err == nil {
 					t.Error("a cut stream looks complete")
 				}
 			}

@@ -145,6 +145,7 @@ in
         ProtectKernelLogs = true;
         ProtectKernelModules = true;
         ProtectKernelTunables = true;
+        # Not ProcSubset = "pid" as well: process_start_time_seconds needs /proc/stat.
         ProtectProc = "invisible";
         ProtectSystem = "strict";
         RemoveIPC = true;
@@ -157,6 +158,7 @@ in
         RestrictRealtime = true;
         RestrictSUIDSGID = true;
         SystemCallArchitectures = "native";
+        SystemCallErrorNumber = "EPERM";
         SystemCallFilter = [
           "@system-service"
           "~@privileged @resources"

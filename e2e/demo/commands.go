@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // command is something to type.
@@ -93,5 +95,10 @@ func (s *scene) runCommands(ctx context.Context, w io.Writer) error {
 			return fmt.Errorf("the command did not print %q", c.shows)
 		}
 	}
+	line, err := s.proxy.WaitLog(proxytest.MsgRequestCompleted, proxytest.Timeout)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\n# The proxy's log tells who asked:\n%s\n", line.Raw)
 	return nil
 }

@@ -16,8 +16,8 @@ import (
 // hostname is the proxy's name in the tailnet.
 const hostname = "anthropic-oauth-proxy"
 
-// answer is the fake API: about three seconds of streaming, so that it shows.
-var answer = fakeanthropic.API{Deltas: 20, Interval: 120 * time.Millisecond}
+// answer is the fake API, slow enough for its streaming to show.
+var answer = fakeanthropic.API{Deltas: 8, Interval: 200 * time.Millisecond}
 
 // scene is all that the demo runs. Fields are nil as far as it has not come.
 type scene struct {

@@ -60,10 +60,13 @@ func newRecord(r *http.Request) *record {
 	return rec
 }
 
+// cancelled notes the time; only the first call counts.
 func (r *record) cancelled() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.req.Cancelled = time.Now()
+	if r.req.Cancelled.IsZero() {
+		r.req.Cancelled = time.Now()
+	}
 }
 
 // ended also notes the trailers, which are complete only after the body.

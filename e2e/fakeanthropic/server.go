@@ -8,6 +8,7 @@ package fakeanthropic
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -49,24 +50,41 @@ type Server struct {
 
 // Start runs a server on a free port of 127.0.0.1. A nil handler is [API].
 func Start(protocol Protocol, handler http.Handler) (*Server, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("starting the fake API: %w", err)
-	}
-	s := &Server{URL: "http://" + listener.Addr().String()}
+	s := new(Server)
 	s.Handle(handler)
 	s.http.Handler = http.HandlerFunc(s.serve)
+	s.http.DisableGeneralOptionsHandler = true // OPTIONS * must reach the handler
+	return s, s.start(protocol)
+}
+
+// StartRaw runs a server that lets serve speak HTTP/2, or something close to it,
+// on each connection, for what no real server does. The connection is closed when
+// serve returns. Only URL, CAFile, Env and Close are of use then.
+func StartRaw(serve func(conn net.Conn)) (*Server, error) {
+	s := new(Server)
+	s.http.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
+		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) { serve(conn) },
+	}
+	return s, s.start(HTTP2)
+}
+
+// start listens and serves.
+func (s *Server) start(protocol Protocol) error {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("starting the fake API: %w", err)
+	}
+	s.URL = "http://" + listener.Addr().String()
 	s.http.ErrorLog = log.New(io.Discard, "", 0) // clients that leave are part of the game
-	s.http.DisableGeneralOptionsHandler = true   // OPTIONS * must reach the handler
 	if protocol == Plaintext {
 		go s.http.Serve(listener) // it returns when Close is called
-		return s, nil
+		return nil
 	}
 	if err := s.secure(protocol); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the fake API: %w", err), listener.Close(), s.Close())
+		return errors.Join(fmt.Errorf("starting the fake API: %w", err), listener.Close(), s.Close())
 	}
 	go s.http.ServeTLS(listener, "", "") // as above
-	return s, nil
+	return nil
 }
 
 // secure makes a certificate authority and lets the server speak the protocol
@@ -118,7 +136,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 
 	stop := context.AfterFunc(r.Context(), rec.cancelled)
 	defer rec.ended()
-	defer stop() // before net/http cancels the context of a finished request
+	defer func() {
+		stop() // before net/http cancels the context of a finished request
+		if r.Context().Err() != nil {
+			rec.cancelled() // the handler may have been told first
+		}
+	}()
 	(*s.handler.Load()).ServeHTTP(w, r)
 }
 

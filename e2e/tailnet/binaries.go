@@ -64,7 +64,7 @@ func Build(ctx context.Context, progress io.Writer) (*Binaries, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the cache folder of the tailscale programs: %w", err)
 	}
-	unlock, err := lockFile(filepath.Join(dir, "build.lock"))
+	unlock, err := lockFile(ctx, filepath.Join(dir, "build.lock"), progress)
 	if err != nil {
 		return nil, err
 	}
@@ -95,12 +95,22 @@ func cacheDir() (string, error) {
 
 // lockFile waits for the lock on a file and returns how to release it. The
 // kernel releases the lock of a process that dies.
-func lockFile(path string) (unlock func(), err error) {
+func lockFile(ctx context.Context, path string, progress io.Writer) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("opening the build lock: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	tryLock := func() bool {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		return !errors.Is(err, syscall.EWOULDBLOCK)
+	}
+	if !tryLock() {
+		fmt.Fprintln(progress, "waiting for another process that builds tailscale")
+		if ctxErr := poll(ctx, tryLock); ctxErr != nil {
+			err = ctxErr
+		}
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}

@@ -48,6 +48,19 @@ func (n *Node) KeepBooting(ctx context.Context, authKey string) error {
 	}
 }
 
+// defaultSocket is where containerboot, if it may, makes a link to its node's
+// socket, for a tailscale command without --socket.
+const defaultSocket = "/var/run/tailscale/tailscaled.sock"
+
+// removeDefaultSocket removes that link if it points into dir.
+func removeDefaultSocket(dir string) error {
+	target, err := os.Readlink(defaultSocket)
+	if err != nil || !strings.HasPrefix(target, dir+"/") {
+		return nil // none, or none of ours
+	}
+	return os.Remove(defaultSocket)
+}
+
 // killTree sends SIGKILL to a process and all its descendants: containerboot
 // would leave its tailscaled behind, in a process group of its own.
 func killTree(pid int) error {

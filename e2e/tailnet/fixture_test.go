@@ -130,15 +130,25 @@ func (f *fixture) login(key string) {
 	f.inBackground(func(ctx context.Context) { _ = f.sidecar.Up(ctx, key) })
 }
 
+// config is the proxy's configuration. extra is more of the [proxy] table.
+func (f *fixture) config(extra string) string {
+	return fmt.Sprintf(`
+[tailscale]
+hostname = %q
+socket = %q
+
+[proxy]
+listen_addr = "127.0.0.1:0"
+upstream_url = %q
+%s
+`, hostname, f.sidecar.Socket, f.upstream.URL, extra)
+}
+
 // launch starts the proxy beside the sidecar, whatever the daemon's state. extra
 // is more of the [proxy] table.
 func (f *fixture) launch(extra string) *proxytest.Proxy {
 	f.t.Helper()
-	return proxytest.Launch(f.t, proxytest.Options{
-		Config: fmt.Sprintf("[tailscale]\nhostname = %q\nsocket = %q\n\n[proxy]\nlisten_addr = \"127.0.0.1:0\"\nupstream_url = %q\n%s\n",
-			hostname, f.sidecar.Socket, f.upstream.URL, extra),
-		Env: f.upstream.Env(),
-	})
+	return proxytest.Launch(f.t, proxytest.Options{Config: f.config(extra), Env: f.upstream.Env()})
 }
 
 // running launches the proxy beside a connected sidecar and waits until it runs.

@@ -23,7 +23,7 @@ import (
 // Node is one machine of a Tailnet: a state directory, a socket, and the daemon
 // that uses them while it runs. Make it with [Tailnet.NewNode].
 //
-// Start, Kill, Terminate and Reboot must not be called at the same time.
+// Start, Boot, Kill and Terminate must not be called at the same time.
 type Node struct {
 	// Name is the host name that the node asks for.
 	Name string
@@ -131,7 +131,8 @@ func (n *Node) end(sig syscall.Signal) error {
 	return daemon.wait(ctx)
 }
 
-// Stop freezes the daemon with SIGSTOP: its socket accepts and never answers.
+// Stop freezes the daemon with SIGSTOP: its socket accepts and never answers. It
+// is for nodes made to run with Start; containerboot would be frozen alone.
 func (n *Node) Stop() error { return n.signal(syscall.SIGSTOP) }
 
 // Cont lets a stopped daemon go on.
@@ -146,7 +147,8 @@ func (n *Node) signal(sig syscall.Signal) error {
 }
 
 // Up logs the node in, or takes it back after Down, and returns when it is
-// running or when the daemon says why it can't. An empty key is no key.
+// running or when the daemon says why it can't, which may be the fate of an
+// earlier Up. An empty key is no key.
 func (n *Node) Up(ctx context.Context, authKey string) error {
 	args := []string{
 		"up", "--reset", "--accept-dns=false",

@@ -2,8 +2,10 @@ package tailnet_test
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -21,18 +23,21 @@ func TestTailnetLostAndRegained(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		lose   func(*fixture) // returns when the daemon knows
+		cause  string         // the error that the log names
 		limit  time.Duration  // for the proxy to follow the loss
 		regain func(*fixture)
 	}{
 		{
 			name:   "SIGKILL and restart",
 			lose:   func(f *fixture) { f.do(f.sidecar.Kill()) },
+			cause:  "TailnetNotRunning",
 			limit:  soon,
 			regain: func(f *fixture) { f.start(f.sidecar) },
 		},
 		{
 			name:   "SIGTERM and restart",
 			lose:   func(f *fixture) { f.do(f.sidecar.Terminate()) },
+			cause:  "TailnetNotRunning",
 			limit:  soon,
 			regain: func(f *fixture) { f.start(f.sidecar) },
 		},
@@ -42,6 +47,7 @@ func TestTailnetLostAndRegained(t *testing.T) {
 				f.do(f.tailnet.Control.SetKeyExpiry(f.ctx, f.sidecar, time.Now().Add(-time.Minute)))
 				f.await(ipn.NeedsLogin)
 			},
+			cause:  "TailnetAuth",
 			limit:  soon,
 			regain: func(f *fixture) { f.do(f.tailnet.Control.SetKeyExpiry(f.ctx, f.sidecar, time.Now().Add(time.Hour))) },
 		},
@@ -51,6 +57,7 @@ func TestTailnetLostAndRegained(t *testing.T) {
 				f.do(f.sidecar.Logout(f.ctx))
 				f.await(ipn.NeedsLogin)
 			},
+			cause:  "TailnetAuth",
 			limit:  soon,
 			regain: func(f *fixture) { f.do(f.sidecar.Up(f.ctx, "")) },
 		},
@@ -60,12 +67,14 @@ func TestTailnetLostAndRegained(t *testing.T) {
 				f.do(f.sidecar.Down(f.ctx))
 				f.await(ipn.Stopped)
 			},
+			cause:  "TailnetNotRunning",
 			limit:  soon,
 			regain: func(f *fixture) { f.do(f.sidecar.Up(f.ctx, "")) },
 		},
 		{
 			name:   "SIGSTOP and SIGCONT",
 			lose:   func(f *fixture) { f.do(f.sidecar.Stop()) },
+			cause:  "TailnetNotRunning",
 			limit:  20*time.Second + soon, // 20 s is the promise; the rest is for a busy machine
 			regain: func(f *fixture) { f.do(f.sidecar.Cont()) },
 		},
@@ -78,7 +87,7 @@ func TestTailnetLostAndRegained(t *testing.T) {
 
 			tt.lose(f)
 			t.Logf("the loss showed after %v", follows(t, p, tt.limit, false))
-			checkSaidOnce(t, p)
+			checkSaidOnce(t, p, tt.cause)
 			checkStillServes(t, p)
 			stream.finish(t)
 
@@ -86,7 +95,7 @@ func TestTailnetLostAndRegained(t *testing.T) {
 			f.await(ipn.Running)
 			t.Logf("the recovery showed after %v", follows(t, p, soon, true))
 			checkStillServes(t, p)
-			checkSaidOnce(t, p)
+			checkSaidOnce(t, p, tt.cause)
 		})
 	}
 }
@@ -130,14 +139,18 @@ func (s *liveStream) finish(t *testing.T) {
 // longest pause between two attempts to reach the daemon, which is 2 s.
 const watchFor = 5 * time.Second
 
-// checkSaidOnce watches that the loss is logged by one line, not by one for
-// every attempt to reach the daemon.
-func checkSaidOnce(t *testing.T, p *proxytest.Proxy) {
+// checkSaidOnce watches that the loss is logged by one line that names its cause,
+// and not by one for every attempt to reach the daemon or every state on its way.
+func checkSaidOnce(t *testing.T, p *proxytest.Proxy, cause string) {
 	t.Helper()
 	within(t, soon, "the loss in the log", func() bool { return len(troubles(p)) > 0 })
 	for end := time.Now().Add(watchFor); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if lines := troubles(p); len(lines) > 1 {
-			t.Fatalf("the loss was logged %d times: %v", len(lines), lines)
+		lines := troubles(p)
+		if len(lines) > 1 {
+			t.Fatalf("the loss was logged %d times:\n%s\n%s", len(lines), lines[0].Raw, lines[1].Raw)
+		}
+		if !namesError(lines[0], cause) {
+			t.Fatalf("the loss was logged as %s\nwant %s", lines[0].Raw, cause)
 		}
 	}
 }
@@ -151,6 +164,68 @@ func checkStillServes(t *testing.T, p *proxytest.Proxy) {
 	}
 	if took := time.Since(start); took > soon {
 		t.Errorf("a request took %v: the tailnet must not be in its way", took)
+	}
+}
+
+// TestSidecarStartsOver: containerboot exits when its node leaves the tailnet,
+// the kubelet starts it again, and it logs in. The proxy sees its daemon end and
+// another one come.
+func TestSidecarStartsOver(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, tailnet.Options{})
+	f.inBackground(func(ctx context.Context) {
+		if err := f.sidecar.KeepBooting(ctx, rightKey); err != nil {
+			t.Error(err)
+		}
+	})
+	p := f.launch("")
+	f.do(p.WaitRunning(proxytest.Timeout))
+	starts := func() int { return strings.Count(f.sidecar.Log(), "Starting tailscaled") }
+	before := starts()
+
+	_ = f.sidecar.Logout(f.ctx) // it fails if the daemon ends before it has answered
+	// The loss may be over before it can be seen here: the first restart is quick.
+	within(t, time.Minute, "a restart of the sidecar", func() bool { return starts() > before })
+	f.await(ipn.Running)
+	t.Logf("the recovery showed after %v", follows(t, p, soon, true))
+	ip, err := f.sidecar.IP(f.ctx)
+	f.do(err)
+	awaitIP(t, p, ip) // another one, unless the daemon died before it had thrown its key away
+	checkStillServes(t, p)
+	if lines := troubles(p); len(lines) > 2 { // it may see the logout before the end
+		t.Errorf("one loss was logged %d times: %v", len(lines), lines)
+	}
+}
+
+// TestRequireTailnetFailsClosed: callers who can't be identified are refused, at
+// once enough, while the endpoints for probes still answer.
+func TestRequireTailnetFailsClosed(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		lose func(*tailnet.Node) error
+	}{
+		{"dead daemon", (*tailnet.Node).Kill},
+		{"hung daemon", (*tailnet.Node).Stop},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f := setUp(t, tailnet.Options{})
+			p := f.running("require_tailnet = true")
+			f.do(tt.lose(f.sidecar))
+			start := time.Now()
+			if status, body := post(t, http.DefaultClient, p.URL()); status != http.StatusForbidden {
+				t.Errorf("status %d, want 403: %s", status, body)
+			}
+			if took := time.Since(start); took > soon {
+				t.Errorf("the refusal took %v", took)
+			} else {
+				t.Logf("refused after %v", took)
+			}
+			if n := len(f.upstream.Requests()); n != 0 {
+				t.Errorf("the upstream got %d requests, want none", n)
+			}
+		})
 	}
 }
 
@@ -222,10 +297,18 @@ func TestAnotherIdentityAfterLogin(t *testing.T) {
 		t.Fatalf("the node kept its address %v: the test proves nothing", after)
 	}
 	follows(t, p, soon, true)
-	want := `"tailnet_ip":"` + after.String() + `"`
+	awaitIP(t, p, after)
+}
+
+// awaitIP waits until /health tells of an address.
+func awaitIP(t *testing.T, p *proxytest.Proxy, ip netip.Addr) {
+	t.Helper()
+	want := `"tailnet_ip":"` + ip.String() + `"`
 	within(t, soon, want, func() bool {
 		_, body, err := p.Health()
-		f.do(err)
+		if err != nil {
+			t.Fatal(err)
+		}
 		return strings.Contains(string(body), want)
 	})
 }

@@ -62,7 +62,8 @@ func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
 	tn = &Tailnet{bin: bin, dir: dir}
 	defer func() {
 		if err != nil {
-			tn.Close()
+			err = errors.Join(err, tn.Close())
+			tn = nil
 		}
 	}()
 	if tn.trap, err = startTrap(); err != nil {
@@ -98,7 +99,8 @@ func (tn *Tailnet) Close() error {
 	if tn.trap != nil {
 		errs = append(errs, tn.trap.close())
 	}
-	return errors.Join(append(errs, os.RemoveAll(tn.dir))...)
+	errs = append(errs, removeDefaultSocket(tn.dir), os.RemoveAll(tn.dir))
+	return errors.Join(errs...)
 }
 
 // NewNode returns a node with its own state directory and socket. Its daemon is
