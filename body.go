@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,7 +38,7 @@ type requestBody struct {
 }
 
 // open returns a reader of the whole body for one attempt. Closing it more than once is fine.
-func (b *requestBody) open() io.ReadCloser {
+func (b *requestBody) open() *bodyReader {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.readers++
@@ -70,12 +71,14 @@ type bodyReader struct {
 	body   *requestBody
 	rest   [][]byte // segments not yet read to their end
 	offset int      // read so far of the first of them
+	begun  atomic.Bool
 	done   sync.Once
 }
 
 // Read implements io.Reader. With the last byte the reader is done: over HTTP/2, net/http closes it
 // only at the end of the answer.
 func (r *bodyReader) Read(p []byte) (n int, err error) {
+	r.begun.Store(true)
 	for len(r.rest) > 0 && n < len(p) {
 		copied := copy(p[n:], r.rest[0][r.offset:])
 		n += copied

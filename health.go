@@ -36,9 +36,16 @@ func serveOwn(w http.ResponseWriter, r *http.Request, answer func() (status int,
 	w.Write(body)
 }
 
-// leaveUnread has the connection closed after an answer that does not wait for the request's body: net/http
-// would read that first, for as long as the client likes.
-func leaveUnread(w http.ResponseWriter) { w.Header().Set("Connection", "close") }
+// leaveUnread has the connection closed after an answer that does not wait for the request's body:
+// net/http would read that first, for as long as the client likes. What still comes within unreadGrace is
+// read, since a connection that is closed on unread bytes is reset, and the answer lost.
+func leaveUnread(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	http.NewResponseController(w).SetReadDeadline(time.Now().Add(unreadGrace))
+}
+
+// unreadGrace is how long the rest of a refused request's body is waited for.
+const unreadGrace = time.Second
 
 // ownWriteTimeout is how long a client may take to read such an answer.
 const ownWriteTimeout = 30 * time.Second

@@ -257,6 +257,8 @@ func TestParseTOMLErrors(t *testing.T) {
 		{name: "array without end", doc: "a = [[1],\n# x", want: []string{"1:5: " + arrayEnd}},
 		{name: "array without end, with lines like headers", doc: "a = [[oops],\n[b], [c]\n[d] # e\nf =", want: []string{
 			"1:7: oops" + notValue, "4:4: " + noValue}},
+		{name: "array without end, with an error below what may be a header", doc: "a = [\n[1]\n, oops\nb =", want: []string{
+			"3:3: oops" + notValue, "4:4: " + noValue}},
 		{name: "array without comma", doc: "a = [\n  1\n  2,\n]\nb =", want: []string{
 			"3:3: found '2', expected , or ] after a value of an array", "5:4: " + noValue}},
 		{name: "array with too many commas", doc: "a = [,]\nb = [1,,2]\n", want: []string{

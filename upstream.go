@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"sync/atomic"
@@ -84,8 +85,7 @@ func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 		case errors.Is(err, errHeaderTimeout) && timeouts < retries:
 			timeouts++
 			p.upstream.transport.CloseIdleConnections() // they may be as dead as this one
-		case isUnsent(err) && !x.repeated:
-			x.repeated = true
+		case isUnsent(err) && x.repeat():
 		default:
 			return nil, err
 		}
@@ -122,7 +122,7 @@ func (p *proxy) attempt(x *exchange, header http.Header, body *requestBody, wait
 	x.attempts++
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	timer := time.AfterFunc(wait, func() { cancel(errHeaderTimeout) })
-	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, x, header, body))
+	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, header, body))
 	inTime := timer.Stop()
 	switch {
 	case err == nil && inTime && resp.StatusCode < 200:
@@ -198,7 +198,7 @@ func (s *silenceWatch) broken() bool { return s.silent.Load() }
 func (s *silenceWatch) stop() { s.timer.Stop() }
 
 // request builds what one attempt sends.
-func (u *upstream) request(ctx context.Context, x *exchange, header http.Header, body *requestBody) *http.Request {
+func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, header http.Header, body *requestBody) *http.Request {
 	path, query, hasQuery := requestTarget(x.r)
 	req := &http.Request{
 		Method: x.r.Method,
@@ -214,12 +214,21 @@ func (u *upstream) request(ctx context.Context, x *exchange, header http.Header,
 	}
 	switch {
 	case body != nil && body.size > 0:
-		req.Body = body.open()
+		reader := body.open()
+		req.Body = reader
 		req.ContentLength = body.size
 		if !idempotent {
-			req.GetBody = func() (io.ReadCloser, error) { return x.repeat(body) }
+			req.GetBody = func() (io.ReadCloser, error) {
+				if reader.begun.Load() && !x.repeat() {
+					return nil, errRefused
+				}
+				reader = body.open()
+				return reader, nil
+			}
 		}
-	case idempotent && u.dialer.http1.Load():
+	case !u.dialer.http1.Load():
+		ctx = limitSends(ctx, cancel)
+	case idempotent:
 		req.Body = unrepeatable{}
 	}
 	return req.WithContext(ctx)
@@ -233,15 +242,27 @@ func isUnsent(err error) bool {
 	return unsent && !dial.Timeout() && !certificate
 }
 
-// repeat gives net/http the body once more, when it knows that nothing of the request was processed: not
-// written to a connection that turned out to be closed, or refused by an HTTP/2 peer. Once per request,
-// where net/http would try for a minute.
-func (x *exchange) repeat(body *requestBody) (io.ReadCloser, error) {
-	if x.repeated {
-		return nil, errRefused
-	}
+// repeat allows x one repetition after a connection failure. It is asked by send, and by net/http when
+// it knows that nothing of the request was processed: not written to a connection that turned out to
+// be closed, or refused by an HTTP/2 peer. net/http alone would go on for a minute.
+func (x *exchange) repeat() bool {
+	first := !x.repeated
 	x.repeated = true
-	return body.open(), nil
+	return first
+}
+
+// limitSends is the same for a request without a body over HTTP/2, which net/http sends again, when it was
+// refused, without asking for a body: cancel ends the attempt before it is sent for the third time.
+func limitSends(ctx context.Context, cancel context.CancelCauseFunc) context.Context {
+	var sent atomic.Int32
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteHeaders: func() { sent.Add(1) },
+		GotConn: func(httptrace.GotConnInfo) {
+			if sent.Load() > 1 {
+				cancel(errRefused)
+			}
+		},
+	})
 }
 
 // unrepeatable is an empty body that net/http can't know to be empty. It repeats a request without

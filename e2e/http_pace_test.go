@@ -19,11 +19,11 @@ func TestSlowSender(t *testing.T) {
 	t.Run("steady", func(t *testing.T) {
 		t.Parallel()
 		up := upstream(t, fakeanthropic.HTTP2, answerOK)
-		p := proxyTo(t, up, "proxy.timeout_secs = 1")
+		p := proxyTo(t, up, "proxy.timeout_secs = 2")
 		c := dial(t, p)
 		c.send(t, "POST / HTTP/1.1", "Host: proxy", "Content-Length: 8", "", "")
 		for range 8 {
-			time.Sleep(400 * time.Millisecond) // the pace, not a wait for anything
+			time.Sleep(600 * time.Millisecond) // the pace, not a wait for anything
 			c.send(t, "x")
 		}
 		if a := c.answer(t, "POST"); a.StatusCode != 200 {
@@ -72,14 +72,14 @@ func TestSlowReader(t *testing.T) {
 	t.Run("steady", func(t *testing.T) {
 		t.Parallel()
 		up := upstream(t, fakeanthropic.HTTP2, flood)
-		p := proxyTo(t, up, "proxy.timeout_secs = 1")
+		p := proxyTo(t, up, "proxy.timeout_secs = 2")
 		resp, err := client(t).Do(newRequest(t, "GET", p.URL()+"/", nil))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
 		for range 8 {
-			time.Sleep(400 * time.Millisecond) // the pace, not a wait for anything
+			time.Sleep(600 * time.Millisecond) // the pace, not a wait for anything
 			if _, err := io.CopyN(io.Discard, resp.Body, piece*pieces/8); err != nil {
 				t.Fatal(err)
 			}

@@ -97,10 +97,13 @@ func TestBodyMemory(t *testing.T) {
 	const mib = 1 << 20
 	up := upstream(t, fakeanthropic.HTTP2, fakeanthropic.Silent())
 	p := proxyTo(t, up, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 2")
-	half := bytes.NewReader(pattern(mib))
-	first := visit(t, newRequest(t, "POST", p.URL()+"/0", half))
+	first := visit(t, newRequest(t, "POST", p.URL()+"/0", bytes.NewReader(pattern(mib))))
 	second := visit(t, newRequest(t, "POST", p.URL()+"/1", bytes.NewReader(pattern(mib))))
-	waitMetric(t, p, 2*mib, "proxy_buffered_body_bytes")
+	proxytest.Eventually(t, "both at the upstream", func() bool {
+		reqs := up.Requests()
+		return len(reqs) == 2 && reqs[0].BodyLen == mib && reqs[1].BodyLen == mib
+	})
+	checkMetric(t, p, 2*mib, "proxy_buffered_body_bytes")
 
 	up.Handle(fakeanthropic.API{StallAt: 1}) // answers, and then goes on for ever
 	stream := strings.Replace(streamBody, `"hi"`, `"`+strings.Repeat("x", mib/2)+`"`, 1)

@@ -13,7 +13,7 @@ import (
 )
 
 // slack is what a noisy machine may add to a duration.
-const slack = 3 * time.Second
+const slack = 10 * time.Second
 
 // checkDuration checks that something took at least want, and not much longer.
 func checkDuration(t *testing.T, what string, got, want time.Duration) {
@@ -47,10 +47,10 @@ func TestNoHeadersInTime(t *testing.T) {
 				t.Errorf("attempt %d: body %q, headers %v: not what the client sent", i+1, r.Body, r.Header)
 			}
 			if i > 0 {
-				// Seen from the upstream, whose view of the first one is late by the dial.
+				// Seen from the upstream, whose view of the earlier one may be late.
 				gap := r.Started.Sub(attempts[i-1].Started)
 				t.Logf("start to start: %v (nominal 1.1s)", gap.Round(time.Millisecond))
-				if gap < 900*time.Millisecond || gap > 1100*time.Millisecond+slack {
+				if gap < 500*time.Millisecond || gap > 1100*time.Millisecond+slack {
 					t.Errorf("%v from start to start, want 1.1s", gap)
 				}
 			}
@@ -145,12 +145,12 @@ func TestClientPatience(t *testing.T) {
 func TestLongStream(t *testing.T) {
 	t.Parallel()
 	eachProtocol(t, func(t *testing.T, protocol fakeanthropic.Protocol) {
-		up := upstream(t, protocol, fakeanthropic.API{Deltas: 6, Interval: 500 * time.Millisecond})
-		p := proxyTo(t, up, "proxy.timeout_secs = 1")
+		up := upstream(t, protocol, fakeanthropic.API{Deltas: 6, Interval: time.Second})
+		p := proxyTo(t, up, "proxy.timeout_secs = 2")
 		start := time.Now()
 		a := post(t, p, streamBody)
 		t.Logf("the stream took %v", time.Since(start).Round(time.Millisecond))
-		if took := time.Since(start); took < 5*time.Second {
+		if took := time.Since(start); took < 10*time.Second {
 			t.Errorf("the stream took %v: not long enough to show anything", took)
 		}
 		if !strings.HasSuffix(a.body, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n") {

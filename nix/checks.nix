@@ -26,6 +26,7 @@ let
             Labels = {
               "org.opencontainers.image.title" = pname;
               "org.opencontainers.image.description" = packages.default.meta.description;
+              "org.opencontainers.image.source" = "anthropic-oauth-proxy";
               "org.opencontainers.image.licenses" = packages.default.meta.license.spdxId;
               "org.opencontainers.image.version" = version;
             }

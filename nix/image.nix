@@ -38,6 +38,7 @@ dockerTools.buildLayeredImage {
     Labels = lib.filterAttrs (_: value: value != "") {
       "org.opencontainers.image.title" = package.pname;
       "org.opencontainers.image.description" = package.meta.description;
+      "org.opencontainers.image.source" = (import ./version.nix).module;
       "org.opencontainers.image.licenses" = package.meta.license.spdxId;
       "org.opencontainers.image.revision" = revision;
       "org.opencontainers.image.version" = package.version;

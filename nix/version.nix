@@ -1,4 +1,4 @@
-# The versions that other files state, read from there, so that each stands in one place only.
+# What other files state, read from there, so that it stands in one place only.
 let
   # The first line of a file that the pattern matches whole: its last group.
   grep =
@@ -16,6 +16,9 @@ in
 {
   # This program's version.
   proxy = grep ''const version = "([^"]+)"'' ../main.go;
+
+  # The Go module's path, the only name that the source has.
+  module = grep "module (.+)" ../go.mod;
 
   # The tailscale.com module's version, and so the sidecar's: client and daemon of one release.
   tailscale = grep "(require|[[:space:]]*)[[:space:]]tailscale[.]com (v[0-9.]+)" ../go.mod;
