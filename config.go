@@ -275,7 +275,7 @@ func (r *configReader) decodeHeaders(e tomlEntry) {
 			r.fail(entry.pos, "each of headers must be a table with name and value")
 			continue
 		}
-		h := rawHeader{at: entry.pos}
+		h, sound := rawHeader{at: entry.pos}, len(r.problems)
 		for _, field := range table.entries {
 			switch field.key {
 			case "name":
@@ -288,9 +288,10 @@ func (r *configReader) decodeHeaders(e tomlEntry) {
 		}
 		if !table.incomplete && (table.get("name") == nil || table.get("value") == nil) {
 			r.fail(entry.pos, "each of headers needs a name and a value")
-			continue
 		}
-		r.raw.headers = append(r.raw.headers, h)
+		if !table.incomplete && len(r.problems) == sound { // else it has been reported
+			r.raw.headers = append(r.raw.headers, h)
+		}
 	}
 }
 
