@@ -103,7 +103,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		}
 	}
 	if err != nil && !errors.Is(err, errFailed) {
-		fmt.Fprintf(stderr, "anthropic-oauth-proxy: %v\n", err)
+		fmt.Fprintln(stderr, err)
 	}
 	return err
 }
@@ -132,7 +132,7 @@ func parseArgs(args []string, getenv func(string) string, stdout io.Writer) (*op
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if err != nil {
-		return nil, usageError{fmt.Errorf("%w; anthropic-oauth-proxy -h lists what there is", err)}
+		return nil, usageError{fmt.Errorf("anthropic-oauth-proxy: %w; -h lists what there is", err)}
 	}
 	return &o, nil
 }

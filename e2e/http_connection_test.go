@@ -14,51 +14,6 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// rawUpstream serves each connection with serve, for what no well-behaved server
-// does. serve gets the connection's number, 1 for the first; the connection is
-// closed when it returns.
-func rawUpstream(t testing.TB, serve func(n int, conn net.Conn, r *bufio.Reader)) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for n := 1; ; n++ {
-			conn, err := listener.Accept()
-			if err != nil {
-				return // closed
-			}
-			go func() {
-				defer conn.Close()
-				serve(n, conn, bufio.NewReader(conn))
-			}()
-		}
-	}()
-	return listener.Addr().String()
-}
-
-// readRequest reads one request with its body.
-func readRequest(r *bufio.Reader) (*http.Request, error) {
-	req, err := http.ReadRequest(r)
-	if err == nil {
-		_, err = io.Copy(io.Discard, req.Body)
-	}
-	return req, err
-}
-
-// closedPort returns an address on which nobody listens.
-func closedPort(t testing.TB) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
 // checkConnectionError checks for one failed request of error_type connection.
 func checkConnectionError(t *testing.T, p *proxytest.Proxy, a answer) {
 	t.Helper()

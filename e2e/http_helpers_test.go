@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"regexp"
 	"strings"
@@ -221,62 +219,6 @@ func checkMetric(t testing.TB, p *proxytest.Proxy, want float64, name string, la
 	if got != want {
 		t.Errorf("%s%v = %v, want %v", name, labels, got, want)
 	}
-}
-
-// rawConn is a connection for requests that net/http's client is too polite for.
-type rawConn struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func dial(t testing.TB, p *proxytest.Proxy) *rawConn {
-	t.Helper()
-	conn, err := net.Dial("tcp", p.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(40 * time.Second)) // only to keep a failing test from hanging
-	return &rawConn{conn, bufio.NewReader(conn)}
-}
-
-// send writes lines joined by CRLF: an empty one ends the header.
-func (c *rawConn) send(t testing.TB, lines ...string) {
-	t.Helper()
-	if _, err := io.WriteString(c, strings.Join(lines, "\r\n")); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// answer reads one answer to a request with this method.
-func (c *rawConn) answer(t testing.TB, method string) answer {
-	t.Helper()
-	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
-	if err != nil {
-		t.Fatalf("reading the answer: %v", err)
-	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatalf("reading the answer's body: %v", err)
-	}
-	return answer{resp, string(body)}
-}
-
-// checkClosed checks that the proxy sends nothing more and closes.
-func (c *rawConn) checkClosed(t testing.TB) {
-	t.Helper()
-	if rest, err := io.ReadAll(c.r); err != nil || len(rest) > 0 {
-		t.Errorf("after the answer came %q, %v; want the connection closed", rest, err)
-	}
-}
-
-// exchange sends one raw request on a connection of its own.
-func exchange(t testing.TB, p *proxytest.Proxy, lines ...string) answer {
-	t.Helper()
-	c := dial(t, p)
-	c.send(t, lines...)
-	method, _, _ := strings.Cut(lines[0], " ")
-	return c.answer(t, method)
 }
 
 // only returns the single request that the upstream got.

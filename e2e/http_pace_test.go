@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -53,6 +54,46 @@ func TestSlowSender(t *testing.T) {
 				t.Errorf("the upstream got %d requests, want none", n)
 			}
 		})
+	}
+}
+
+// TestSlowUploadYields shows that a trickling upload gives its memory back when
+// others wait for it, after the 10 s that it is given.
+func TestSlowUploadYields(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	up := upstream(t, fakeanthropic.HTTP2, nil)
+	p := proxyTo(t, up, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1")
+	slow := dial(t, p)
+	slow.send(t, "POST /slow HTTP/1.1", "Host: proxy", fmt.Sprintf("Content-Length: %d", mib), "", "")
+	waitMetric(t, p, 1, "proxy_requests_in_flight")
+	stop := make(chan struct{})
+	t.Cleanup(func() { close(stop) })
+	go func() { // 1 KiB/s, in small pieces
+		for tick := time.Tick(250 * time.Millisecond); ; {
+			select {
+			case <-tick:
+				if _, err := slow.Write(make([]byte, 256)); err != nil {
+					return
+				}
+			case <-stop:
+				return
+			}
+		}
+	}()
+	start := time.Now()
+	waiting := inBackground(t, newRequest(t, "POST", p.URL()+"/v1/messages", bytes.NewReader(pattern(mib))))
+	a := slow.answer(t, "POST")
+	t.Logf("the slow upload was answered %d after %v", a.StatusCode, time.Since(start).Round(time.Millisecond))
+	checkProxyError(t, a, http.StatusRequestTimeout, "")
+	if took := time.Since(start); took < 9*time.Second || took > 25*time.Second {
+		t.Errorf("the slow upload was given %v, want about 10s", took)
+	}
+	if res := <-waiting; res.err != nil {
+		t.Errorf("the waiting request got no answer: %v", res.err)
+	}
+	if n := len(up.Requests()); n != 1 {
+		t.Errorf("the upstream got %d requests, want the waiting one only", n)
 	}
 }
 
