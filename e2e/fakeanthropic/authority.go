@@ -14,9 +14,9 @@ import (
 )
 
 // newAuthority makes a certificate authority that nobody else knows and a server
-// certificate of it for this machine. It returns the authority's certificate as
+// certificate of it for this machine, also by the address ip. It returns the authority's certificate as
 // PEM.
-func newAuthority() ([]byte, *tls.Config, error) {
+func newAuthority(ip net.IP) ([]byte, *tls.Config, error) {
 	authority := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: "fakeanthropic test authority"},
@@ -43,7 +43,7 @@ func newAuthority() ([]byte, *tls.Config, error) {
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:     []string{"localhost", "api.anthropic.com"}, // the latter for clients behind a forward proxy
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, ip},
 	}
 	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -35,6 +35,9 @@ func (p Protocol) String() string {
 	return [...]string{"HTTP2", "HTTP1", "Plaintext"}[p]
 }
 
+// loopback is where servers listen unless told otherwise.
+const loopback = "127.0.0.1"
+
 // A Server is a running fake API. Create it with [Start].
 type Server struct {
 	URL    string // such as https://127.0.0.1:41234, without a slash at its end
@@ -50,11 +53,17 @@ type Server struct {
 
 // Start runs a server on a free port of 127.0.0.1. A nil handler is [API].
 func Start(protocol Protocol, handler http.Handler) (*Server, error) {
+	return StartAt(net.JoinHostPort(loopback, "0"), protocol, handler)
+}
+
+// StartAt is Start at an address of this machine, such as 10.254.0.1:0, at
+// which pods or other machines find it.
+func StartAt(address string, protocol Protocol, handler http.Handler) (*Server, error) {
 	s := new(Server)
 	s.Handle(handler)
 	s.http.Handler = http.HandlerFunc(s.serve)
 	s.http.DisableGeneralOptionsHandler = true // OPTIONS * must reach the handler
-	return s, s.start(protocol)
+	return s, s.start(address, protocol)
 }
 
 // StartRaw runs a server that lets serve speak HTTP/2, or something close to it,
@@ -65,12 +74,12 @@ func StartRaw(serve func(conn net.Conn)) (*Server, error) {
 	s.http.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
 		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) { serve(conn) },
 	}
-	return s, s.start(HTTP2)
+	return s, s.start(net.JoinHostPort(loopback, "0"), HTTP2)
 }
 
 // start listens and serves.
-func (s *Server) start(protocol Protocol) error {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func (s *Server) start(address string, protocol Protocol) error {
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("starting the fake API: %w", err)
 	}
@@ -80,7 +89,7 @@ func (s *Server) start(protocol Protocol) error {
 		go s.http.Serve(listener) // it returns when Close is called
 		return nil
 	}
-	if err := s.secure(protocol); err != nil {
+	if err := s.secure(protocol, listener.Addr().(*net.TCPAddr).IP); err != nil {
 		return errors.Join(fmt.Errorf("starting the fake API: %w", err), listener.Close(), s.Close())
 	}
 	go s.http.ServeTLS(listener, "", "") // as above
@@ -89,8 +98,8 @@ func (s *Server) start(protocol Protocol) error {
 
 // secure makes a certificate authority and lets the server speak the protocol
 // over TLS only.
-func (s *Server) secure(protocol Protocol) error {
-	authority, config, err := newAuthority()
+func (s *Server) secure(protocol Protocol, ip net.IP) error {
+	authority, config, err := newAuthority(ip)
 	if err != nil {
 		return err
 	}

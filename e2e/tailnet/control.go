@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,7 +51,7 @@ func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
 			return false, "", ""
 		},
 	}
-	ln, err := listenOutsideEphemeralPorts()
+	ln, err := listenOutsideEphemeralPorts(opts.Host)
 	if err != nil {
 		return nil, fmt.Errorf("listening for the control server: %w", err)
 	}
@@ -63,10 +64,10 @@ func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
 
 // listenOutsideEphemeralPorts listens on a port that the kernel gives to nobody
 // who asks for any free one, so that it is still free after a Stop.
-func listenOutsideEphemeralPorts() (ln net.Listener, err error) {
+func listenOutsideEphemeralPorts(host string) (ln net.Listener, err error) {
 	for range 50 {
 		port := 20000 + rand.IntN(12000) // Linux hands out 32768 and up
-		if ln, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+		if ln, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
 			return ln, nil
 		}
 	}

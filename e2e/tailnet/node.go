@@ -94,6 +94,7 @@ func (n *Node) environ() []string {
 		"TS_NETCHECK_GENERATE_204_URL=" + n.tailnet.Control.URL + "/generate_204",
 		"HTTP_PROXY=" + n.tailnet.trap.url,
 		"HTTPS_PROXY=" + n.tailnet.trap.url,
+		"NO_PROXY=" + n.tailnet.host, // loopback never asks the proxy, other addresses do
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 // relay is the DERP region of a tailnet: a DERP server and a STUN server, with
 // which the daemons find each other's addresses before they talk directly.
 type relay struct {
+	host     string
 	derp     *derpserver.Server
 	web      *httptest.Server
 	stunPort int
@@ -27,14 +28,20 @@ type relay struct {
 	stunDone chan struct{}
 }
 
-func startRelay() (*relay, error) {
+func startRelay(host string) (*relay, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	stun := stunserver.New(ctx)
-	if err := stun.Listen("127.0.0.1:0"); err != nil {
+	if err := stun.Listen(net.JoinHostPort(host, "0")); err != nil {
 		cancel()
 		return nil, fmt.Errorf("listening for STUN: %w", err)
 	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("listening for DERP: %w", err)
+	}
 	r := &relay{
+		host:     host,
 		derp:     derpserver.New(key.NewNode(), logger.Discard),
 		stunPort: stun.LocalAddr().(*net.UDPAddr).Port,
 		stopSTUN: cancel,
@@ -45,6 +52,8 @@ func startRelay() (*relay, error) {
 		stun.Serve()
 	}()
 	r.web = httptest.NewUnstartedServer(derpserver.Handler(r.derp))
+	r.web.Listener.Close() // httptest's own, on loopback
+	r.web.Listener = listener
 	r.web.Config.ErrorLog = log.New(io.Discard, "", 0)
 	// DERP takes the connection over with an HTTP/1.1 upgrade: no HTTP/2.
 	r.web.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
@@ -62,11 +71,11 @@ func (r *relay) derpMap() *tailcfg.DERPMap {
 			Nodes: []*tailcfg.DERPNode{{
 				Name:             "1a",
 				RegionID:         1,
-				HostName:         "127.0.0.1",
-				IPv4:             "127.0.0.1",
+				HostName:         r.host,
+				IPv4:             r.host,
 				IPv6:             "none",
 				STUNPort:         r.stunPort,
-				STUNTestIP:       "127.0.0.1",
+				STUNTestIP:       r.host,
 				DERPPort:         r.web.Listener.Addr().(*net.TCPAddr).Port,
 				InsecureForTests: true,
 			}},

@@ -15,6 +15,7 @@
 package tailnet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -36,6 +37,11 @@ type Options struct {
 
 	// ApproveMachines makes new nodes wait for Control.Approve.
 	ApproveMachines bool
+
+	// Host is the IPv4 address of this machine at which nodes find the servers.
+	// Empty: 127.0.0.1, which serves the nodes of NewNode; pods and other
+	// machines need one that they can reach.
+	Host string
 }
 
 // Tailnet is a control server with its relays and the nodes made by NewNode.
@@ -46,6 +52,7 @@ type Tailnet struct {
 
 	bin   *Binaries
 	dir   string
+	host  string
 	relay *relay
 	trap  *trap
 
@@ -59,7 +66,8 @@ func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the tailnet's directory: %w", err)
 	}
-	tn = &Tailnet{bin: bin, dir: dir}
+	opts.Host = cmp.Or(opts.Host, "127.0.0.1")
+	tn = &Tailnet{bin: bin, dir: dir, host: opts.Host}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, tn.Close())
@@ -69,7 +77,7 @@ func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
 	if tn.trap, err = startTrap(); err != nil {
 		return tn, err
 	}
-	if tn.relay, err = startRelay(); err != nil {
+	if tn.relay, err = startRelay(opts.Host); err != nil {
 		return tn, err
 	}
 	if tn.Control, err = startControl(opts, tn.relay.derpMap()); err != nil {

@@ -1,0 +1,140 @@
+// Command cluster is the acceptance test of k8s/ on a real cluster: it deploys
+// the manifests as the runbook says, from a namespace that is not there yet, and
+// then holds each of their promises against what kubelet, containerd and
+// containerboot really do. It ends with "N passed, N failed" and exit status 1
+// if anything failed.
+//
+//	go -C e2e run ./cluster -kubeconfig ~/.kube/config \
+//	    -proxy-image anthropic-oauth-proxy:0.1.0 -sidecar-image ghcr.io/tailscale/tailscale:v1.102.5
+//
+// The cluster must be a throw-away one that has both images, and this program
+// has to run on its only node, or at least at an address (-host) that pods
+// reach: the control server, the DERP relay, the second tailnet node and the
+// fake upstream are in this process or its children. Killing a container's
+// process needs that node's /proc. Needs kubectl in PATH.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+)
+
+// options is the command line.
+type options struct {
+	kubeconfig   string
+	host         string
+	manifests    string
+	proxyImage   string
+	sidecarImage string
+	keep         bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster")
+	flag.StringVar(&o.host, "host", "10.254.0.1", "IPv4 `address` of this machine that pods reach")
+	flag.StringVar(&o.manifests, "manifests", "../k8s", "`folder` with the manifests, from e2e")
+	flag.StringVar(&o.proxyImage, "proxy-image", "", "`reference` of the proxy's image, on the node already")
+	flag.StringVar(&o.sidecarImage, "sidecar-image", "", "`reference` of the sidecar's image, on the node already")
+	flag.BoolVar(&o.keep, "keep", false, "leave everything in the cluster at the end, to look at it")
+	flag.Parse()
+	if flag.NArg() > 0 || o.kubeconfig == "" || o.proxyImage == "" || o.sidecarImage == "" {
+		fmt.Fprintln(flag.CommandLine.Output(), "cluster: -kubeconfig, -proxy-image and -sidecar-image are needed")
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	failed, err := run(ctx, o, os.Stdout)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+	}
+	if err != nil || failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// run holds all criteria against the cluster and returns how many failed. An
+// error means that the test itself could not be set up or taken down.
+func run(ctx context.Context, o options, out io.Writer) (failed int, err error) {
+	w, err := newWorld(ctx, o)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	r := &report{out: out}
+	for _, c := range criteria {
+		if r.check(ctx, w, c); ctx.Err() != nil {
+			break
+		}
+	}
+	fmt.Fprintf(out, "%d passed, %d failed\n", r.passed, r.failed)
+	return r.failed, nil
+}
+
+// criterion is one promise: prove returns what was measured, or why it does not
+// hold. Each may rely on a pod that is Ready, and leaves one behind.
+type criterion struct {
+	name  string
+	prove func(context.Context, *world) (measured string, err error)
+}
+
+// criteria are in the order of a deployment's life.
+var criteria = []criterion{
+	{"from nothing to Ready as in the runbook, without a warning", deployment},
+	{"server-side dry run and diff are clean", clean},
+	{"a plain request from another tailnet node", plainRequest},
+	{"a streamed request from another tailnet node", streamedRequest},
+	{"the caller's identity is in the log", identity},
+	{"a caller inside the cluster is refused, but for /health and /metrics", insideCaller},
+	{"-check passes in the pod", doctorPasses},
+	{"-check fails at tcp when the upstream is down", doctorUpstreamDown},
+	{"-check fails at tls when the authority is wrong", doctorWrongCA},
+	{"a configuration edit and a restart take effect", configEdit},
+	{"a broken configuration is refused with line and column", configBroken},
+	{"deleting the pod: a stream that ends in time arrives complete, an endless one is cut at 5 s", podDeleted},
+	{"a rollout keeps the tailnet name, and logs the old node out", rolloutKeepsName},
+	{"SIGKILL of tailscaled: the sidecar restarts, the proxy stays", tailscaledKilled},
+	{"SIGKILL of the proxy: the proxy restarts, the sidecar stays", proxyKilled},
+	{"a wrong auth key: CrashLoopBackOff, named TailnetAuth", wrongAuthKey},
+	{"rotating the auth key as in the runbook heals it", rotatedAuthKey},
+	{"machine approval pending: named, healed by the approval alone", machineApproval},
+	{"load over the tailnet: what the sidecar's limits allow", tailnetLoad},
+	{"128Mi: a thousand concurrent streams", thousandStreams},
+	{"128Mi: more 10 MiB uploads than the body budget holds", manyUploads},
+	{"the node drains", nodeDrain},
+	{"the namespace is deleted", namespaceDeleted},
+}
+
+// patience bounds every criterion, with slack for slow machines.
+const patience = 4 * time.Minute
+
+// report prints a line for each criterion.
+type report struct {
+	out            io.Writer
+	passed, failed int
+}
+
+func (r *report) check(ctx context.Context, w *world, c criterion) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	start := time.Now()
+	measured, err := c.prove(ctx, w)
+	took := time.Since(start).Round(100 * time.Millisecond)
+	if err != nil {
+		r.failed++
+		fmt.Fprintf(r.out, "FAIL  %s (%v)\n      %v\n", c.name, took, err)
+		return
+	}
+	r.passed++
+	fmt.Fprintf(r.out, "PASS  %s (%v)\n", c.name, took)
+	if measured != "" {
+		fmt.Fprintf(r.out, "      %s\n", measured)
+	}
+}
