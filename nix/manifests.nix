@@ -364,7 +364,11 @@ let
     };
   };
 
-  environment = lib.mapAttrsToList (name: value: { inherit name value; });
+  # An empty value is left out, which means the same: the API server drops it, and `kubectl apply` would
+  # forever find a difference.
+  environment = lib.mapAttrsToList (
+    name: value: { inherit name; } // lib.optionalAttrs (value != "") { inherit value; }
+  );
 
   portOf =
     address:
