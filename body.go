@@ -119,13 +119,18 @@ func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 		return nil, err
 	}
 	body := &requestBody{budget: p.bodyBudget, reserved: reserve}
+	whole := false
+	defer func() {
+		if !whole { // a panic included
+			body.finish()
+		}
+	}()
 	err := p.upload(x, body)
 	x.bytesIn = body.size
 	if err != nil {
-		body.size = 0
-		body.finish()
 		return nil, err
 	}
+	whole = true
 	body.mu.Lock()
 	defer body.mu.Unlock()
 	body.settle()

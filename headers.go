@@ -36,10 +36,6 @@ func requestHeader(in http.Header, injected []header) http.Header {
 		switch {
 		case isHopByHop(key), isForgeable(key):
 		case key == "Content-Length", key == "Expect": // net/http's to send, and answered here
-		case key == "Idempotency-Key", key == "X-Idempotency-Key":
-			// In this spelling net/http does not recognise it, and so does not take it as leave to
-			// send again what the upstream may have read already.
-			out[strings.ToLower(key)] = values
 		default:
 			out[key] = values
 		}
@@ -55,6 +51,14 @@ func requestHeader(in http.Header, injected []header) http.Header {
 			out[h.name] = h.values
 		}
 	}
+	for _, key := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := out[key]; ok {
+			// In small letters net/http does not recognise it, and so does not take it as leave to
+			// send again what the upstream may have read already.
+			delete(out, key)
+			out[strings.ToLower(key)] = values
+		}
+	}
 	return out
 }
 
@@ -66,7 +70,7 @@ func copyResponseHeader(dst, upstream http.Header) {
 		}
 	}
 	removeNamed(dst, upstream["Connection"])
-	if _, ok := upstream["Content-Type"]; !ok {
+	if _, ok := dst["Content-Type"]; !ok {
 		dst["Content-Type"] = nil // or else net/http guesses one
 	}
 }
@@ -127,10 +131,13 @@ func requestTarget(r *http.Request) (path, query string, hasQuery bool) {
 // absolute asks for the absolute form, which a forward proxy needs for plain http.
 func upstreamURL(base *url.URL, path, query string, hasQuery, absolute bool) *url.URL {
 	u := &url.URL{Scheme: base.Scheme, Host: base.Host, RawQuery: query, ForceQuery: hasQuery}
-	if path != "*" {
+	asterisk := path == "*"
+	if !asterisk {
 		path = base.EscapedPath() + path
 	}
 	switch {
+	case absolute && asterisk:
+		u.Opaque = "//" + base.Host // RFC 9112, 3.2.4
 	case absolute:
 		u.Opaque = "//" + base.Host + path
 	case strings.HasPrefix(path, "//"):

@@ -19,6 +19,8 @@ in
   namespace ? name,
   # The namespace whose pods may reach /metrics from inside the cluster: Prometheus' own.
   prometheusNamespace ? "monitoring",
+  # Where RUNBOOK.md can be read; the alerts link to its sections.
+  runbookUrl ? "RUNBOOK.md",
   # error, warn, info, debug or trace.
   logLevel ? "info",
   # config.toml as attributes, laid over defaultConfig below.
@@ -108,9 +110,10 @@ let
   sidecarStopSecs = 10;
   gracePeriodSecs = settings.proxy.drain_timeout_secs + sidecarStopSecs;
 
-  # The proxy tries for 31 s (1 + 2 + 4 + 8 + 16) before it exits and says why the tailnet is out of
-  # reach. The startup probe must not kill it earlier, or nobody would learn the reason.
-  tailnetRetrySecs = 31;
+  # A proxy that finds no tailnet exits by itself, after 31 s (1 + 2 + 4 + 8 + 16), and says why. The
+  # startup probe must never be the one to end it, or nobody would learn the reason; and kubelet goes on
+  # counting its failures when the container restarts. So it gets a day.
+  startupFailures = 86400;
 
   # Two uids, so that only the sidecar may change the tailscale daemon's settings: to others than
   # root and its own uid, tailscaled's socket is read-only.
@@ -227,11 +230,10 @@ let
         containerPort = port;
       }
     ];
-    # Once a second while starting, since nothing serves before it passes; the proxy itself is
-    # given twice its retries.
+    # Once a second while starting, since nothing serves before it passes.
     startupProbe = httpGet "/health" // {
       periodSeconds = 1;
-      failureThreshold = 2 * tailnetRetrySecs;
+      failureThreshold = startupFailures;
     };
     readinessProbe = httpGet "/health" // {
       periodSeconds = 5;
@@ -357,6 +359,31 @@ let
     };
   };
 
+  scaleOut = import ./scale-out.nix {
+    inherit
+      lib
+      name
+      namespace
+      labels
+      selector
+      pod
+      tailscaled
+      tailscaledUid
+      ;
+  };
+
+  monitoring = import ./monitoring.nix {
+    inherit
+      lib
+      name
+      namespace
+      labels
+      selector
+      memoryLimitMi
+      runbookUrl
+      ;
+  };
+
   httpGet = path: {
     httpGet = {
       inherit path;
@@ -418,20 +445,41 @@ let
         );
       }
     );
+
+  # What a pod needs, whoever makes it. An overlay in k8s/ can't refer to k8s/ itself: kustomize calls
+  # that a cycle.
+  common = {
+    "namespace.yaml" = file [ ] namespaceObject;
+    "serviceaccount.yaml" = file [ "The pod never talks to the API server: no token is mounted." ] serviceAccount;
+    "configmap.yaml" = file [
+      "README.md explains the keys. After an edit here: kubectl apply -k k8s/, then"
+      "kubectl -n ${namespace} rollout restart deployment/${name}."
+      "drain_timeout_secs and the port are also in deployment.yaml: change those in nix/manifests.nix."
+    ] configMap;
+    "networkpolicy.yaml" = file [
+      "In: Prometheus, from the namespace ${prometheusNamespace}. Out: DNS, HTTPS, HTTP, and UDP for WireGuard."
+    ] networkPolicy;
+  };
 in
-directory "" { } {
-  "namespace.yaml" = file [ ] namespaceObject;
-  "serviceaccount.yaml" = file [ "The pod never talks to the API server: no token is mounted." ] serviceAccount;
-  "configmap.yaml" = file [
-    "README.md explains the keys. After an edit here: kubectl apply -k k8s/, then"
-    "kubectl -n ${namespace} rollout restart deployment/${name}."
-    "drain_timeout_secs and the port are also in deployment.yaml: change those in nix/manifests.nix."
-  ] configMap;
-  "deployment.yaml" = file [
-    "The auth key comes from the Secret ${authKeySecret} (key ${authKeyEntry}), which is yours to create."
-    "nix/manifests.nix says why each value is what it is."
-  ] deployment;
-  "networkpolicy.yaml" = file [
-    "In: Prometheus, from the namespace ${prometheusNamespace}. Out: DNS, HTTPS, HTTP, and UDP for WireGuard."
-  ] networkPolicy;
+directory "" { } (
+  common
+  // {
+    "deployment.yaml" = file [
+      "The auth key comes from the Secret ${authKeySecret} (key ${authKeyEntry}), which is yours to create."
+      "nix/manifests.nix says why each value is what it is."
+    ] deployment;
+  }
+)
+// directory "components/monitoring/" monitoring.kustomization {
+  "podmonitor.yaml" = file [ ] monitoring.podMonitor;
+  "prometheusrule.yaml" = file [ ] monitoring.prometheusRule;
+  "dashboard.json" = monitoring.dashboard;
 }
+// directory "overlays/scale-out/" { } (
+  common
+  // {
+    "poddisruptionbudget.yaml" = file [ ] scaleOut.disruptionBudget;
+    "service.yaml" = file [ ] scaleOut.service;
+    "statefulset.yaml" = file [ ] scaleOut.statefulSet;
+  }
+)
