@@ -32,6 +32,7 @@ var (
 	errHeaderTimeout = errors.New("no response headers in time")
 	errSilence       = errors.New("the upstream fell silent")
 	errRefused       = errors.New("the upstream refuses the request, or closes each connection before it is sent")
+	errLost          = errors.New("the connection was lost before the answer began")
 	errInterim       = errors.New("the upstream switched protocols, or ended with an interim status")
 )
 
@@ -229,7 +230,7 @@ func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, 
 	case !u.dialer.http1.Load():
 		ctx = limitSends(ctx, cancel)
 	case idempotent:
-		req.Body = unrepeatable{}
+		ctx = x.repeatUnsent(ctx, req)
 	}
 	return req.WithContext(ctx)
 }
@@ -265,13 +266,33 @@ func limitSends(ctx context.Context, cancel context.CancelCauseFunc) context.Con
 	})
 }
 
-// unrepeatable is an empty body that net/http can't know to be empty. It repeats a request without
-// a body on its own when a used HTTP/1.1 connection breaks, though the upstream may have read it; with one it
-// does not. On the wire nothing changes: the body is read, and found empty, before the headers go out.
-type unrepeatable struct{}
+// repeatUnsent is the same for an idempotent request without a body over HTTP/1.1, which net/http repeats on
+// its own when a used connection breaks, though the upstream may have read it. With a body it has to ask for
+// that: so it gets one, which is empty. On the wire nothing changes: net/http looks before the headers go out.
+func (x *exchange) repeatUnsent(ctx context.Context, req *http.Request) context.Context {
+	var conn *upstreamConn
+	var before int64
+	req.Body = emptyBody{}
+	req.GetBody = func() (io.ReadCloser, error) {
+		if conn == nil || conn.written.Load() != before || !x.repeat() {
+			return nil, errLost
+		}
+		return emptyBody{}, nil
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if conn = upstreamConnOf(info.Conn); conn != nil {
+				before = conn.written.Load()
+			}
+		},
+	})
+}
 
-func (unrepeatable) Read([]byte) (int, error) { return 0, io.EOF }
-func (unrepeatable) Close() error             { return nil }
+// emptyBody is a body that net/http can't know to be empty.
+type emptyBody struct{}
+
+func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
+func (emptyBody) Close() error             { return nil }
 
 // upstreamDialer opens connections to the upstream.
 type upstreamDialer struct {
@@ -304,7 +325,7 @@ func (d *upstreamDialer) dial(ctx context.Context, network, addr string) (net.Co
 	}
 	setUserTimeout(conn, d.dead)
 	d.http1.Store(true) // unless dialTLS learns better
-	return &earlyAnswerConn{Conn: conn}, nil
+	return &upstreamConn{Conn: conn}, nil
 }
 
 // dialTLS opens a TCP connection and shakes hands; HTTP/2 if the upstream offers it.
@@ -333,32 +354,41 @@ func tlsConfig(host string) *tls.Config {
 	return &tls.Config{ServerName: host, NextProtos: []string{"h2", "http/1.1"}}
 }
 
-// earlyAnswerConn lets the answer of an upstream through that answers and closes before it has read the
+// upstreamConn lets the answer of an upstream through that answers and closes before it has read the
 // request. On the error of writing to such a connection, net/http would drop the answer that may stand
 // in the socket already.
-type earlyAnswerConn struct {
+type upstreamConn struct {
 	net.Conn
-	unanswered atomic.Bool // something was written since the last byte read
+	written    atomic.Int64 // bytes
+	unanswered atomic.Bool  // a write was begun since the last byte read
 }
 
 // Write implements io.Writer. The peer's closing in the middle of a request is kept back: the
 // read that follows tells what really happened.
-func (c *earlyAnswerConn) Write(p []byte) (int, error) {
+func (c *upstreamConn) Write(p []byte) (int, error) {
+	midway := c.unanswered.Swap(true) // before the answer to p can be read
 	n, err := c.Conn.Write(p)
-	if err != nil && c.unanswered.Load() && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+	c.written.Add(int64(n))
+	if err != nil && midway && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
 		return len(p), nil
-	}
-	if n > 0 {
-		c.unanswered.Store(true)
 	}
 	return n, err
 }
 
 // Read implements io.Reader.
-func (c *earlyAnswerConn) Read(p []byte) (int, error) {
+func (c *upstreamConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
 		c.unanswered.Store(false)
 	}
 	return n, err
+}
+
+// upstreamConnOf returns the upstreamConn below a connection that net/http uses; nil if there is none.
+func upstreamConnOf(conn net.Conn) *upstreamConn {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	c, _ := conn.(*upstreamConn)
+	return c
 }

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestCheck runs the doctor against real sockets on loopback: it stops at the first step that fails.
+func TestCheck(t *testing.T) {
+	ok := httptest.NewServer(http.NotFoundHandler())
+	defer ok.Close()
+	secure := httptest.NewUnstartedServer(http.NotFoundHandler())
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of a client that does not trust it
+	secure.StartTLS()
+	defer secure.Close()
+	closed := httptest.NewServer(http.NotFoundHandler())
+	closed.Close()
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	go func() {
+		for conn, err := mute.Accept(); err == nil; conn, err = mute.Accept() {
+			conn.Read(make([]byte, 1))
+			io.WriteString(conn, "SSH-2.0-x\r\n")
+			conn.Close()
+		}
+	}()
+	missing := filepath.Join(t.TempDir(), "missing.sock")
+	for _, row := range []struct {
+		name      string
+		overrides overrides
+		want      string // lines without their times, with addresses as ADDR
+		code      int
+	}{
+		{name: "all well", overrides: overrides{local: true, upstream: ok.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\n" +
+			"tcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp http://ADDR answered 404\n"},
+		{name: "no daemon", overrides: overrides{upstream: ok.URL, socket: missing}, code: 1, want: "config defaults\ntailscaled FAILED"},
+		{name: "nobody listens", overrides: overrides{local: true, upstream: closed.URL}, code: 1, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp FAILED"},
+		{name: "unknown authority", overrides: overrides{local: true, upstream: secure.URL}, code: 1,
+			want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls FAILED"},
+		{name: "no HTTP", overrides: overrides{local: true, upstream: "http://" + mute.Addr().String()}, code: 1,
+			want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp FAILED"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var out bytes.Buffer
+			err := check(t.Context(), row.overrides, &out)
+			text := regexp.MustCompile(`(?m)^(\w+) +[0-9.]+ ms  `).ReplaceAllString(out.String(), "$1 ")
+			text = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "ADDR")
+			text = regexp.MustCompile(`(?m)^config defaults, there is no .*$`).ReplaceAllString(text, "config defaults")
+			if i := strings.Index(text, "FAILED"); i >= 0 {
+				if !strings.Contains(text[i:], "; ") || strings.Count(text[i:], "\n") != 1 {
+					t.Errorf("the failure has no hint, or does not end the check:\n%s", text)
+				}
+				text = text[:i+len("FAILED")]
+			}
+			if text != row.want || exitCode(err) != row.code {
+				t.Errorf("exit code %d (%v):\n%swant %d:\n%s", exitCode(err), err, out.String(), row.code, row.want)
+			}
+		})
+	}
+}
+
+func TestDoctorTarget(t *testing.T) {
+	for _, row := range []struct{ upstream, via, want string }{
+		{upstream: "https://h", want: "h:443"}, {upstream: "http://h", want: "h:80"}, {upstream: "https://h:8443", want: "h:8443"}, {upstream: "https://[::1]/x", want: "[::1]:443"},
+		{upstream: "https://h", via: "http://p:3128", want: "p:3128"}, {upstream: "https://h", via: "socks5://p", want: "p:1080"},
+	} {
+		d := &doctor{cfg: testConfig(t, "", overrides{upstream: row.upstream})}
+		if row.via != "" {
+			d.via, _ = url.Parse(row.via)
+		}
+		if host, port := d.target(); net.JoinHostPort(host, port) != row.want {
+			t.Errorf("%+v: %s %s", row, host, port)
+		}
+	}
+}

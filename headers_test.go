@@ -1,0 +1,406 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"maps"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// oauthBeta is what is injected by default.
+var oauthBeta = []header{{name: betaHeader, values: []string{"oauth-2025-04-20"}}}
+
+func TestRequestHeader(t *testing.T) {
+	type headers = map[string][]string
+	beta := headers{"Anthropic-Beta": {"oauth-2025-04-20"}, "User-Agent": nil}
+	with := func(h, more headers) headers {
+		h = maps.Clone(h)
+		maps.Copy(h, more)
+		return h
+	}
+	for _, row := range []struct {
+		name     string
+		in       string // the lines of a request's header
+		injected []header
+		want     headers
+	}{
+		{name: "nothing is invented", in: "", want: beta},
+		{name: "what passes", in: "Authorization: Bearer x\nX-Api-Key: k\nUser-Agent: claude-cli\nAccept-Encoding: gzip, br\nCookie: a=b\nX-Stainless-Timeout: 600\n",
+			want: with(beta, headers{"Authorization": {"Bearer x"}, "X-Api-Key": {"k"}, "User-Agent": {"claude-cli"},
+				"Accept-Encoding": {"gzip, br"}, "Cookie": {"a=b"}, "X-Stainless-Timeout": {"600"}})},
+		{name: "several lines of one name stay several", in: "X-A: 1\nX-A: 2\nX-A:\n", want: with(beta, headers{"X-A": {"1", "2", ""}})},
+		{name: "an empty User-Agent stays empty", in: "User-Agent:\n", want: with(beta, headers{"User-Agent": {""}})},
+		{name: "hop by hop", in: "Connection: keep-alive\nKeep-Alive: timeout=5\nProxy-Authenticate: x\nProxy-Authorization: x\nProxy-Connection: x\n" +
+			"TE: trailers\nTrailer: X-T\nTransfer-Encoding: chunked\nUpgrade: websocket\nHTTP2-Settings: x\n", want: beta},
+		{name: "named by Connection", in: "Connection: X-A, x-b\nConnection:close,, x-c ,\nX-A: 1\nX-B: 1\nX-C: 1\nX-D: 1\nClose: 1\n",
+			want: with(beta, headers{"X-D": {"1"}})},
+		{name: "named by Connection: the betas", in: "Connection: anthropic-beta\nAnthropic-Beta: a\n", want: beta},
+		{name: "named by Connection: no User-Agent is invented", in: "Connection: user-agent\nUser-Agent: x\n", want: beta},
+		{name: "named by Connection: an idempotency key", in: "Connection: idempotency-key\nIdempotency-Key: x\n", want: beta},
+		{name: "forgeable", in: "Forwarded: for=1\nX-Forwarded-For: 1\nX-Forwarded-Proto: x\nX-Forwarded-Anything: x\nX-Real-IP: 1\n" +
+			"Tailscale-User-Login: root\nTailscale-Anything: x\nX-Forward: ok\nX-Real-Ips: ok\nTailscale: ok\n",
+			want: with(beta, headers{"X-Forward": {"ok"}, "X-Real-Ips": {"ok"}, "Tailscale": {"ok"}})},
+		{name: "answered here, or net/http's to send", in: "Expect: 100-continue\nContent-Length: 3\nContent-Type: x\n",
+			want: with(beta, headers{"Content-Type": {"x"}})},
+		{name: "idempotency keys in a spelling that net/http does not know", in: "Idempotency-Key: a\nX-Idempotency-Key: b\n",
+			want: with(beta, headers{"idempotency-key": {"a"}, "x-idempotency-key": {"b"}})},
+
+		{name: "betas: merged in order", in: "Anthropic-Beta: b,a\n", want: with(beta, headers{"Anthropic-Beta": {"b,a,oauth-2025-04-20"}})},
+		{name: "betas: several lines become one", in: "Anthropic-Beta: b, a\nanthropic-beta: c\n", want: with(beta, headers{"Anthropic-Beta": {"b, a,c,oauth-2025-04-20"}})},
+		{name: "betas: present already", in: "Anthropic-Beta: a, oauth-2025-04-20 ,b\n", want: with(beta, headers{"Anthropic-Beta": {"a, oauth-2025-04-20 ,b"}})},
+		{name: "betas: present in the second line", in: "Anthropic-Beta: a\nAnthropic-Beta: oauth-2025-04-20\n", want: with(beta, headers{"Anthropic-Beta": {"a,oauth-2025-04-20"}})},
+		{name: "betas: duplicates are the client's affair", in: "Anthropic-Beta: a,a\n", want: with(beta, headers{"Anthropic-Beta": {"a,a,oauth-2025-04-20"}})},
+		{name: "betas: whole tokens are compared", in: "Anthropic-Beta: oauth-2025-04-20x,xoauth-2025-04-20\n",
+			want: with(beta, headers{"Anthropic-Beta": {"oauth-2025-04-20x,xoauth-2025-04-20,oauth-2025-04-20"}})},
+		{name: "betas: case counts", in: "Anthropic-Beta: OAuth-2025-04-20\n", want: with(beta, headers{"Anthropic-Beta": {"OAuth-2025-04-20,oauth-2025-04-20"}})},
+		{name: "betas: empty", in: "Anthropic-Beta:\n", want: beta},
+		{name: "betas: two injected, one present", in: "Anthropic-Beta: b\n", injected: []header{{betaHeader, []string{"a", "b"}}},
+			want: with(beta, headers{"Anthropic-Beta": {"b,a"}})},
+		{name: "betas: none injected", in: "Anthropic-Beta: b\n", injected: []header{{"X-A", []string{"1"}}},
+			want: headers{"Anthropic-Beta": {"b"}, "X-A": {"1"}, "User-Agent": nil}},
+		{name: "betas: a beta given twice is added once", in: "", injected: []header{{betaHeader, []string{"a", "a"}}},
+			want: headers{"Anthropic-Beta": {"a"}, "User-Agent": nil}},
+
+		{name: "others replace", in: "X-A: 1\nX-A: 2\nUser-Agent: x\n", injected: []header{{"X-A", []string{"ours"}}, {"User-Agent", []string{"ours"}}},
+			want: headers{"X-A": {"ours"}, "User-Agent": {"ours"}}},
+		{name: "others replace: what Connection names, too", in: "Connection: x-a\nX-A: 1\n", injected: []header{{"X-A", []string{"ours"}}},
+			want: headers{"X-A": {"ours"}, "User-Agent": nil}},
+		{name: "others replace: an idempotency key", in: "Idempotency-Key: 1\n", injected: []header{{"Idempotency-Key", []string{"ours"}}},
+			want: headers{"idempotency-key": {"ours"}, "User-Agent": nil}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			in := parseHeader(t, row.in)
+			before := in.Clone()
+			injected := row.injected
+			if injected == nil {
+				injected = oauthBeta
+			}
+			got := requestHeader(in, injected)
+			if !reflect.DeepEqual(headers(got), row.want) {
+				t.Errorf("got  %q\nwant %q", got, row.want)
+			}
+			if !reflect.DeepEqual(in, before) {
+				t.Errorf("the client's headers have become %q, they were %q", in, before)
+			}
+		})
+	}
+}
+
+// parseHeader reads header lines.
+func parseHeader(t testing.TB, lines string) http.Header {
+	t.Helper()
+	h, err := textproto.NewReader(bufio.NewReader(strings.NewReader(lines + "\n"))).ReadMIMEHeader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return http.Header(h)
+}
+
+// TestRequestHeaderShares: values that pass are not copied, and the injected ones are never
+// written to, though all requests share them.
+func TestRequestHeaderShares(t *testing.T) {
+	in := http.Header{"X-A": {"1"}, "Anthropic-Beta": {"a"}}
+	injected := []header{{betaHeader, []string{"b"}}, {"X-B", []string{"2"}}}
+	out := requestHeader(in, injected)
+	if &out["X-A"][0] != &in["X-A"][0] || &out["X-B"][0] != &injected[1].values[0] {
+		t.Error("values were copied")
+	}
+	if allocs := testing.AllocsPerRun(100, func() { requestHeader(in, injected) }); allocs > 5 {
+		t.Errorf("%v allocations, want 5 at most", allocs)
+	}
+	if in.Get(betaHeader) != "a" || injected[0].values[0] != "b" {
+		t.Error("what is shared was written to")
+	}
+}
+
+func TestCopyResponseHeader(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		upstream http.Header
+		want     http.Header
+	}{
+		{name: "a missing Content-Type stays missing", upstream: http.Header{}, want: http.Header{"Content-Type": nil}},
+		{name: "what passes",
+			upstream: http.Header{"Content-Type": {"text/event-stream"}, "Retry-After": {"7"}, "Request-Id": {"r"}, "Content-Encoding": {"br"}, "Content-Length": {"9"},
+				"Anthropic-Ratelimit-Requests-Remaining": {"3"}, "Set-Cookie": {"a=1", "b=2"}, "Date": {"x"}, "Server": {"s"}, "X-Should-Retry": {"true"}},
+			want: http.Header{"Content-Type": {"text/event-stream"}, "Retry-After": {"7"}, "Request-Id": {"r"}, "Content-Encoding": {"br"}, "Content-Length": {"9"},
+				"Anthropic-Ratelimit-Requests-Remaining": {"3"}, "Set-Cookie": {"a=1", "b=2"}, "Date": {"x"}, "Server": {"s"}, "X-Should-Retry": {"true"}}},
+		{name: "what ends here",
+			upstream: http.Header{"Content-Type": {"x"}, "Connection": {"close, X-Hop"}, "X-Hop": {"1"}, "Keep-Alive": {"1"}, "Transfer-Encoding": {"chunked"},
+				"Trailer": {"X-T"}, "Upgrade": {"h2c"}, "Proxy-Authenticate": {"x"}, "Te": {"x"}, "Alt-Svc": {`h3=":443"`}},
+			want: http.Header{"Content-Type": {"x"}}},
+		{name: "a Content-Type that ends here is not guessed again",
+			upstream: http.Header{"Content-Type": {"x"}, "Connection": {"content-type"}}, want: http.Header{"Content-Type": nil}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			before := row.upstream.Clone()
+			got := http.Header{}
+			copyResponseHeader(got, row.upstream)
+			if !reflect.DeepEqual(got, row.want) {
+				t.Errorf("got  %q\nwant %q", got, row.want)
+			}
+			if !reflect.DeepEqual(row.upstream, before) {
+				t.Errorf("the upstream's headers have become %q", row.upstream)
+			}
+		})
+	}
+}
+
+// FuzzRequestHeader holds the rules against any header that net/http lets in.
+func FuzzRequestHeader(f *testing.F) {
+	for _, seed := range []string{
+		"", "Anthropic-Beta: a,oauth-2025-04-20\nAnthropic-Beta:\n", "Connection: a, ,b\nA: 1\nB: 2\n", "TE: x\nTailscale-X: y\nX-Forwarded-For: z\n",
+		"Connection: connection\nUser-Agent: x\n", "Idempotency-Key: x\nExpect: y\nContent-Length: 1\n", "x y: 1\n", "é: ü\n", "A:\t1 \n  2\n",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, lines string) {
+		parsed, err := textproto.NewReader(bufio.NewReader(strings.NewReader(lines + "\r\n\r\n"))).ReadMIMEHeader()
+		if err != nil {
+			return
+		}
+		in := http.Header(parsed)
+		injected := []header{{betaHeader, []string{"ours-1"}}, {"X-Injected", []string{"ours"}}}
+		named := map[string]bool{}
+		for name := range strings.SplitSeq(strings.Join(in["Connection"], ","), ",") {
+			named[strings.ToLower(strings.Trim(name, " \t"))] = true
+		}
+		out := requestHeader(in, injected)
+
+		for key := range out {
+			lower := strings.ToLower(key)
+			switch {
+			case isHopByHop(textproto.CanonicalMIMEHeaderKey(lower)), isForgeable(textproto.CanonicalMIMEHeaderKey(lower)):
+				t.Errorf("%q must end here", key)
+			case lower == "anthropic-beta" || lower == "x-injected":
+			case lower == "user-agent" && out[key] == nil:
+			case named[lower]:
+				t.Errorf("%q is named by Connection", key)
+			case !slices.ContainsFunc(slices.Collect(maps.Keys(in)), func(k string) bool { return strings.EqualFold(k, key) }):
+				t.Errorf("%q was invented", key)
+			}
+		}
+		for key, values := range in {
+			lower := strings.ToLower(key)
+			switch lower {
+			case "anthropic-beta", "x-injected", "expect", "content-length":
+				continue
+			case "idempotency-key", "x-idempotency-key":
+				key = lower
+			}
+			if got, ok := out[key]; ok != (!named[lower] && !isHopByHop(key) && !isForgeable(key)) && lower != "user-agent" {
+				t.Errorf("%q passes: %t", key, ok)
+			} else if got != nil && !slices.Equal(got, values) {
+				t.Errorf("%q has become %q, it was %q", key, got, values)
+			}
+		}
+		if got := out["X-Injected"]; !slices.Equal(got, []string{"ours"}) {
+			t.Errorf("the injected header is %q", got)
+		}
+		var theirs string
+		if !named["anthropic-beta"] {
+			theirs = strings.Join(in["Anthropic-Beta"], ",")
+		}
+		want := max(1, countToken(theirs, "ours-1"))
+		if got := out["Anthropic-Beta"]; len(got) != 1 || countToken(got[0], "ours-1") != want || !strings.HasPrefix(got[0], theirs) {
+			t.Errorf("betas %q; the client's were %q", got, theirs)
+		}
+	})
+}
+
+// countToken returns how often the comma-separated list has the element token.
+func countToken(list, token string) (n int) {
+	for element := range strings.SplitSeq(list, ",") {
+		if strings.Trim(element, " \t") == token {
+			n++
+		}
+	}
+	return n
+}
+
+// sentTarget lets net/http read a request with the given target, and returns the target that it
+// then writes to an upstream; ok is false if it refuses to read it.
+func sentTarget(t testing.TB, method, target, base string, absolute bool) (sent string, ok bool) {
+	t.Helper()
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(method + " " + target + " HTTP/1.1\r\nHost: proxy\r\n\r\n")))
+	if err != nil || r.Method != method {
+		return "", false
+	}
+	cfg := testConfig(t, "", overrides{upstream: base})
+	path, query, hasQuery := requestTarget(r)
+	out := &http.Request{Method: method, URL: upstreamURL(cfg.upstream, path, query, hasQuery, absolute), Host: cfg.upstream.Host, Header: http.Header{}}
+	var wire bytes.Buffer
+	if absolute {
+		err = out.WriteProxy(&wire)
+	} else {
+		err = out.Write(&wire)
+	}
+	if err != nil {
+		t.Fatalf("net/http can't write %q: %v", target, err)
+	}
+	line, _, _ := strings.Cut(wire.String(), "\r\n")
+	sent, isHTTP := strings.CutSuffix(strings.TrimPrefix(line, method+" "), " HTTP/1.1")
+	if !isHTTP || !strings.HasPrefix(line, method+" ") {
+		t.Fatalf("the request line is %q", line)
+	}
+	return sent, true
+}
+
+func TestTarget(t *testing.T) {
+	for _, row := range []struct {
+		name, method, target, base string
+		absolute                   bool // through a forward proxy
+		want                       string
+	}{
+		{name: "plain", target: "/v1/messages?beta=true", want: "/v1/messages?beta=true"},
+		{name: "root", target: "/", want: "/"},
+		{name: "empty query", target: "/x?", want: "/x?"},
+		{name: "only an empty query", target: "/?", want: "/?"},
+		{name: "two question marks", target: "/x??a?b", want: "/x??a?b"},
+		{name: "query that can't be parsed", target: "/?a;b=%zz&%", want: "/?a;b=%zz&%"},
+		{name: "query with odd characters", target: "/?a|b\"<>\\^`{}é[]", want: "/?a|b\"<>\\^`{}é[]"},
+		{name: "encoded slash", target: "/a%2Fb%2fc", want: "/a%2Fb%2fc"},
+		{name: "needless escapes", target: "/%41%7e", want: "/%41%7e"},
+		{name: "double slashes inside", target: "/a//b/", want: "/a//b/"},
+		{name: "leading double slash", target: "//x", want: "//x"},
+		{name: "leading double slash with query", target: "//x/y?a=//b", want: "//x/y?a=//b"},
+		{name: "leading double slash with encoded slash", target: "//x%2Fy", want: "//x%2Fy"},
+		{name: "only slashes", target: "///", want: "///"},
+		// No form of url.URL gives this path alone: the absolute form means the same.
+		{name: "leading double slash with what net/http would escape", target: "//a|b?c", want: "http://127.0.0.1:1//a|b?c"},
+		{name: "dots", target: "/a/../b/./c", want: "/a/../b/./c"},
+		{name: "semicolon and colon", target: "/a;b:c", want: "/a;b:c"},
+		{name: "bar", target: "/a|b", want: "/a|b"},
+		{name: "backslash", target: `/a\b`, want: `/a\b`},
+		{name: "quotes and brackets", target: "/\"'<>[]{}^`", want: "/\"'<>[]{}^`"},
+		{name: "raw UTF-8", target: "/é/日本", want: "/é/日本"},
+		{name: "bytes that are no UTF-8", target: "/\xff\xfe?\xff", want: "/\xff\xfe?\xff"},
+		{name: "number sign", target: "/a#b?c#d", want: "/a#b?c#d"},
+		{name: "asterisk in a path", target: "/*", want: "/*"},
+		{name: "looks like a scheme", target: "/http://x/y", want: "/http://x/y"},
+		{name: "asterisk form", method: "OPTIONS", target: "*", want: "*"},
+		{name: "asterisk form below a base path", method: "OPTIONS", target: "*", base: "http://127.0.0.1:1/api", want: "*"},
+		{name: "absolute form", target: "http://other:9/a|b?c", want: "/a|b?c"},
+		{name: "absolute form without a path", target: "http://other", want: "/"},
+		{name: "absolute form with a query only", target: "http://other?a/b", want: "/?a/b"},
+		{name: "absolute form with a double slash", target: "http://other//a", want: "//a"},
+		{name: "absolute form with user", target: "http://u:p@other/a", want: "/a"},
+
+		{name: "base path", target: "/v1?q", base: "http://127.0.0.1:1/api/", want: "/api/v1?q"},
+		{name: "base path that is escaped", target: "/v1%2f", base: "http://127.0.0.1:1/a%2Fb", want: "/a%2Fb/v1%2f"},
+		{name: "base path and double slash", target: "//x|", base: "http://127.0.0.1:1/api", want: "/api//x|"},
+		{name: "base path with a double slash", target: "/x", base: "http://127.0.0.1:1//api", want: "//api/x"},
+
+		{name: "forward proxy", absolute: true, target: "/a?b", want: "http://127.0.0.1:1/a?b"},
+		{name: "forward proxy, double slash", absolute: true, target: "//a|b?", want: "http://127.0.0.1:1//a|b?"},
+		{name: "forward proxy, base path", absolute: true, target: "/a", base: "http://127.0.0.1:1/api", want: "http://127.0.0.1:1/api/a"},
+		{name: "forward proxy, asterisk form (RFC 9112, 3.2.4)", absolute: true, method: "OPTIONS", target: "*", want: "http://127.0.0.1:1"},
+
+		{name: "refused: path that can't be decoded", target: "/%zz", want: "refused"},
+		{name: "refused: no path", target: "x", want: "refused"},
+		{name: "refused: control characters", target: "/\x01", want: "refused"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			method, base := row.method, row.base
+			if method == "" {
+				method = http.MethodPost
+			}
+			if base == "" {
+				base = "http://127.0.0.1:1"
+			}
+			got, ok := sentTarget(t, method, row.target, base, row.absolute)
+			if !ok {
+				got = "refused"
+			}
+			if got != row.want {
+				t.Errorf("%s is sent as %s, want %s", row.target, got, row.want)
+			}
+		})
+	}
+}
+
+// TestUpstreamURLOverHTTP2 looks at what HTTP/2 takes its :path from. (End-to-end tests see it on the wire.)
+func TestUpstreamURLOverHTTP2(t *testing.T) {
+	base, _ := url.Parse("https://api.example.com")
+	for _, row := range []struct{ path, query, want string }{
+		{"/v1", "a=b", "/v1?a=b"},
+		{"/a|b", "", "/a|b?"},
+		{"//x", "q", "//x?q"},
+		{"*", "", "*?"},
+	} {
+		if got := upstreamURL(base, row.path, row.query, true, false).RequestURI(); got != row.want {
+			t.Errorf("%s: %s, want %s", row.path, got, row.want)
+		}
+	}
+}
+
+// FuzzTarget: whatever net/http lets in goes out again byte for byte.
+func FuzzTarget(f *testing.F) {
+	for _, seed := range []string{
+		"/", "/v1/messages?beta=true", "//x", "//a|b", "/a%2Fb", "/?a;b=%zz", "/x?", "*", "http://h/p?q", "/é", `/a\b"c`, "//%41", "//", "/?#", "https://u@h?/",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		for _, base := range []string{"", "/api"} {
+			sent, ok := sentTarget(t, http.MethodPost, target, "http://127.0.0.1:1"+base, false)
+			if !ok {
+				return
+			}
+			want := target
+			if !strings.HasPrefix(target, "/") && target != "*" {
+				_, rest, _ := strings.Cut(target, "://")
+				want = rest[strings.IndexAny(rest+"/", "/?"):]
+				if !strings.HasPrefix(want, "/") {
+					want = "/" + want
+				}
+			}
+			if target != "*" {
+				want = base + want
+			}
+			if strings.HasPrefix(want, "//") {
+				sent = strings.TrimPrefix(sent, "http://127.0.0.1:1")
+			}
+			if sent != want {
+				t.Errorf("%q is sent as %q, want %q", target, sent, want)
+			}
+		}
+	})
+}
+
+func BenchmarkRequestHeader(b *testing.B) {
+	// What Claude Code sends.
+	in := parseHeader(b, "Accept: application/json\nAnthropic-Beta: claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27\n"+
+		"Anthropic-Version: 2023-06-01\nAuthorization: Bearer x\nConnection: keep-alive\nContent-Type: application/json\nUser-Agent: claude-cli/2.1\n"+
+		"X-App: cli\nX-Stainless-Arch: x64\nX-Stainless-Lang: js\nX-Stainless-Os: Linux\nX-Stainless-Retry-Count: 0\nX-Stainless-Timeout: 600\n"+
+		"Accept-Encoding: gzip, deflate, br, zstd\nContent-Length: 49000\n")
+	b.ReportAllocs()
+	for b.Loop() {
+		requestHeader(in, oauthBeta)
+	}
+}
+
+func BenchmarkCopyResponseHeader(b *testing.B) {
+	in := parseHeader(b, "Content-Type: text/event-stream; charset=utf-8\nRequest-Id: req_1\nDate: x\nServer: cloudflare\nCache-Control: no-cache\n"+
+		"Anthropic-Ratelimit-Unified-Status: allowed\nAnthropic-Ratelimit-Unified-Reset: 1\nAnthropic-Organization-Id: x\nVia: x\nCf-Ray: x\n")
+	b.ReportAllocs()
+	for b.Loop() {
+		copyResponseHeader(http.Header{}, in)
+	}
+}
+
+func BenchmarkUpstreamURL(b *testing.B) {
+	r := &http.Request{RequestURI: "/v1/messages?beta=true"}
+	base, _ := url.Parse(defaultUpstream)
+	b.ReportAllocs()
+	for b.Loop() {
+		path, query, hasQuery := requestTarget(r)
+		upstreamURL(base, path, query, hasQuery, false)
+	}
+}

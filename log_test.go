@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"regexp"
+	"testing"
+	"time"
+)
+
+func TestLogFormat(t *testing.T) {
+	const stamp = `"timestamp":"TIME",`
+	for _, row := range []struct {
+		name  string
+		write func(log *slog.Logger)
+		want  string
+	}{
+		{name: "info", write: func(log *slog.Logger) { log.Info("hello", "n", 1, "s", `"`) }, want: `{` + stamp + `"level":"INFO","message":"hello","n":1,"s":"\""}`},
+		{name: "error", write: func(log *slog.Logger) { log.Error("x", "error", errors.New("e")) }, want: `{` + stamp + `"level":"ERROR","message":"x","error":"e"}`},
+		{name: "warn", write: func(log *slog.Logger) { log.Warn("—") }, want: `{` + stamp + `"level":"WARN","message":"—"}`},
+		{name: "debug", write: func(log *slog.Logger) { log.Debug("x") }, want: `{` + stamp + `"level":"DEBUG","message":"x"}`},
+		{name: "trace", write: func(log *slog.Logger) { log.Log(context.Background(), levelTrace, "x") }, want: `{` + stamp + `"level":"TRACE","message":"x"}`},
+		{name: "keys within a group are left alone", write: func(log *slog.Logger) { log.WithGroup("g").Info("x", "time", 1, "msg", 2) },
+			want: `{` + stamp + `"level":"INFO","message":"x","g":{"time":1,"msg":2}}`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var out bytes.Buffer
+			row.write(newLogger(&out, levelTrace))
+			time := regexp.MustCompile(`"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
+			if got := time.ReplaceAllString(out.String(), `"TIME"`); got != row.want+"\n" {
+				t.Errorf("got  %swant %s", out.String(), row.want)
+			}
+		})
+	}
+}
+
+// TestLogTimestamp: UTC whatever the zone, and always three decimals.
+func TestLogTimestamp(t *testing.T) {
+	for at, want := range map[time.Time]string{
+		time.Date(2026, 1, 2, 3, 4, 5, 999_999_999, time.UTC):                        "2026-01-02T03:04:05.999Z",
+		time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("east", 3600)):              "2026-01-02T02:04:05.000Z",
+		time.Date(2026, 1, 1, 0, 0, 0, 100_000_000, time.FixedZone("west", -9*3600)): "2026-01-01T09:00:00.100Z",
+	} {
+		if got := contractKeys(nil, slog.Time(slog.TimeKey, at)); got.Key != "timestamp" || got.Value.String() != want {
+			t.Errorf("%v: %v, want %s", at, got, want)
+		}
+	}
+}
+
+// TestLogLevels: a level lets through itself and what is graver.
+func TestLogLevels(t *testing.T) {
+	levels := []slog.Level{levelTrace, slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}
+	for i, level := range levels {
+		for j, line := range levels {
+			var out bytes.Buffer
+			newLogger(&out, level).Log(context.Background(), line, "x")
+			if got := out.Len() > 0; got != (j >= i) {
+				t.Errorf("at level %v, a line of %v is written: %t", level, line, got)
+			}
+		}
+	}
+}
+
+func TestParseLevel(t *testing.T) {
+	for _, row := range []struct {
+		word string
+		want slog.Level
+		ok   bool
+	}{
+		{"error", slog.LevelError, true}, {"warn", slog.LevelWarn, true}, {"info", slog.LevelInfo, true}, {"debug", slog.LevelDebug, true}, {"trace", levelTrace, true},
+		{"ERROR", slog.LevelError, true}, {"Trace", levelTrace, true}, {"dEbUg", slog.LevelDebug, true}, {"", slog.LevelInfo, true},
+		{"warning", slog.LevelInfo, false}, {"off", slog.LevelInfo, false}, {" info", slog.LevelInfo, false}, {"-8", slog.LevelInfo, false},
+	} {
+		if level, ok := parseLevel(row.word); level != row.want || ok != row.ok {
+			t.Errorf("parseLevel(%q) = %v, %t; want %v, %t", row.word, level, ok, row.want, row.ok)
+		}
+	}
+}
