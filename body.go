@@ -248,19 +248,3 @@ func (g *uploadGuard) verdict(ctx context.Context, err error) error {
 		return errMalformedBody
 	}
 }
-
-// rollingDeadline keeps a deadline at least timeout ahead of the newest use. It is moved only when
-// an eighth of that has passed, since moving it costs more than reading a chunk.
-type rollingDeadline struct {
-	set     func(time.Time) error
-	timeout time.Duration
-	moved   time.Time
-}
-
-// extend moves the deadline ahead of the read or write that comes next.
-func (d *rollingDeadline) extend() {
-	if now := time.Now(); now.Sub(d.moved) > d.timeout/8 {
-		d.set(now.Add(d.timeout + d.timeout/8))
-		d.moved = now
-	}
-}
