@@ -106,8 +106,9 @@ let
       throw "body_memory_mb = ${toString settings.proxy.body_memory_mb} does not fit the proxy's memory limit: GOMEMLIMIT is ${toString goMemoryLimitMi}MiB";
 
   # kubelet stops the proxy first, which drains for at most so long, and then the sidecar, which
-  # logs its node out of the tailnet (tailscaled gives that 5 s) and exits.
-  sidecarStopSecs = 10;
+  # logs its node out of the tailnet (tailscaled gives that 5 s) and exits. After heavy load its SIGTERM
+  # was seen to come 9 s late; a sidecar that is killed before it logs out leaves its name behind.
+  sidecarStopSecs = 25;
   gracePeriodSecs = settings.proxy.drain_timeout_secs + sidecarStopSecs;
 
   # A proxy that finds no tailnet exits by itself, after 31 s (1 + 2 + 4 + 8 + 16), and says why. The
@@ -447,14 +448,14 @@ let
     );
 
   # What a pod needs, whoever makes it. An overlay in k8s/ can't refer to k8s/ itself: kustomize calls
-  # that a cycle.
-  common = {
+  # that a cycle. The folder and the workload are for those who edit there.
+  common = folder: workload: {
     "namespace.yaml" = file [ ] namespaceObject;
     "serviceaccount.yaml" = file [ "The pod never talks to the API server: no token is mounted." ] serviceAccount;
     "configmap.yaml" = file [
-      "README.md explains the keys. After an edit here: kubectl apply -k k8s/, then"
-      "kubectl -n ${namespace} rollout restart deployment/${name}."
-      "drain_timeout_secs and the port are also in deployment.yaml: change those in nix/manifests.nix."
+      "README.md explains the keys. After an edit here: kubectl apply -k ${folder}, then"
+      "kubectl -n ${namespace} rollout restart ${workload}."
+      "drain_timeout_secs and the port are also in the pod: change those in nix/manifests.nix."
     ] configMap;
     "networkpolicy.yaml" = file [
       "In: Prometheus, from the namespace ${prometheusNamespace}. Out: DNS, HTTPS, HTTP, and UDP for WireGuard."
@@ -462,7 +463,7 @@ let
   };
 in
 directory "" { } (
-  common
+  common "k8s/" "deployment/${name}"
   // {
     "deployment.yaml" = file [
       "The auth key comes from the Secret ${authKeySecret} (key ${authKeyEntry}), which is yours to create."
@@ -476,7 +477,7 @@ directory "" { } (
   "dashboard.json" = monitoring.dashboard;
 }
 // directory "overlays/scale-out/" { } (
-  common
+  common "k8s/overlays/scale-out/" "statefulset/${scaleOut.statefulSet.metadata.name}"
   // {
     "poddisruptionbudget.yaml" = file [ ] scaleOut.disruptionBudget;
     "service.yaml" = file [ ] scaleOut.service;

@@ -5,13 +5,15 @@
 // if anything failed.
 //
 //	go -C e2e run ./cluster -kubeconfig ~/.kube/config \
-//	    -proxy-image anthropic-oauth-proxy:0.1.0 -sidecar-image ghcr.io/tailscale/tailscale:v1.102.5
+//	    -proxy-image anthropic-oauth-proxy:0.1.0 -sidecar-image ghcr.io/tailscale/tailscale:v1.102.5 \
+//	    -crds prometheus-operator/example/prometheus-operator-crd
 //
 // The cluster must be a throw-away one that has both images, and this program
 // has to run on its only node, or at least at an address (-host) that pods
 // reach: the control server, the DERP relay, the second tailnet node and the
 // fake upstream are in this process or its children. Killing a container's
-// process needs that node's /proc. Needs kubectl in PATH.
+// process needs that node's /proc. Needs kubectl, prometheus and
+// promtool in PATH.
 package main
 
 import (
@@ -22,7 +24,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/tailnet"
 )
 
 // options is the command line.
@@ -32,7 +37,10 @@ type options struct {
 	manifests    string
 	proxyImage   string
 	sidecarImage string
+	crds         string
+	only         string
 	keep         bool
+	prepare      bool
 }
 
 func main() {
@@ -42,15 +50,25 @@ func main() {
 	flag.StringVar(&o.manifests, "manifests", "../k8s", "`folder` with the manifests, from e2e")
 	flag.StringVar(&o.proxyImage, "proxy-image", "", "`reference` of the proxy's image, on the node already")
 	flag.StringVar(&o.sidecarImage, "sidecar-image", "", "`reference` of the sidecar's image, on the node already")
+	flag.StringVar(&o.crds, "crds", "", "`folder` with the Prometheus operator's CRDs (its example/prometheus-operator-crd)")
+	flag.BoolVar(&o.prepare, "prepare", false, "only build what a cluster without a network can't: the tailnet's programs")
+	flag.StringVar(&o.only, "run", "", "hold only the criteria that match this `regexp`, and the first, on which all others rely")
 	flag.BoolVar(&o.keep, "keep", false, "leave everything in the cluster at the end, to look at it")
 	flag.Parse()
-	if flag.NArg() > 0 || o.kubeconfig == "" || o.proxyImage == "" || o.sidecarImage == "" {
-		fmt.Fprintln(flag.CommandLine.Output(), "cluster: -kubeconfig, -proxy-image and -sidecar-image are needed")
+	if flag.NArg() > 0 || !o.prepare && !o.complete() {
+		fmt.Fprintln(flag.CommandLine.Output(), "cluster: -kubeconfig, -proxy-image, -sidecar-image and -crds are needed")
 		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	if o.prepare {
+		if _, err := tailnet.Build(ctx, os.Stderr); err != nil {
+			fmt.Fprintln(os.Stderr, "cluster:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	failed, err := run(ctx, o, os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
@@ -60,16 +78,27 @@ func main() {
 	}
 }
 
+func (o options) complete() bool {
+	return o.kubeconfig != "" && o.proxyImage != "" && o.sidecarImage != "" && o.crds != ""
+}
+
 // run holds all criteria against the cluster and returns how many failed. An
 // error means that the test itself could not be set up or taken down.
 func run(ctx context.Context, o options, out io.Writer) (failed int, err error) {
+	only, err := regexp.Compile(o.only)
+	if err != nil {
+		return 0, fmt.Errorf("-run: %w", err)
+	}
 	w, err := newWorld(ctx, o)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
 	r := &report{out: out}
-	for _, c := range criteria {
+	for i, c := range criteria {
+		if i > 0 && !only.MatchString(c.name) {
+			continue
+		}
 		if r.check(ctx, w, c); ctx.Err() != nil {
 			break
 		}
@@ -102,14 +131,28 @@ var criteria = []criterion{
 	{"a rollout keeps the tailnet name, and logs the old node out", rolloutKeepsName},
 	{"SIGKILL of tailscaled: the sidecar restarts, the proxy stays", tailscaledKilled},
 	{"SIGKILL of the proxy: the proxy restarts, the sidecar stays", proxyKilled},
+	{"-check fails at tailscaled when the socket is gone", doctorNoSocket},
 	{"a wrong auth key: CrashLoopBackOff, named TailnetAuth", wrongAuthKey},
 	{"rotating the auth key as in the runbook heals it", rotatedAuthKey},
 	{"machine approval pending: named, healed by the approval alone", machineApproval},
 	{"load over the tailnet: what the sidecar's limits allow", tailnetLoad},
 	{"128Mi: a thousand concurrent streams", thousandStreams},
 	{"128Mi: more 10 MiB uploads than the body budget holds", manyUploads},
+	{"monitoring: the operator's CRDs accept the component", monitoringApplied},
+	{"monitoring: promtool finds nothing in /metrics", metricsLint},
+	{"monitoring: Prometheus scrapes the pod and records the quantiles", scraped},
+	{"monitoring: every expression of the dashboard has data", dashboardExpressions},
+	{"monitoring: TailnetDisconnected, with a daemon that hangs", tailnetAlert},
+	{"monitoring: KeyExpires, with a key that ends in three days", keyAlert},
+	{"monitoring: UpstreamErrors, with an upstream that refuses", errorsAlert},
+	{"monitoring: Slow, with an answer of 32 s", slowAlert},
+	{"monitoring: Queue, with one place and two requests", queueAlert},
+	{"monitoring: ScrapeMissing, without a pod", scrapeAlert},
 	{"the node drains", nodeDrain},
 	{"the namespace is deleted", namespaceDeleted},
+	{"scale-out: two pods are two tailnet nodes, and each serves", scaledOut},
+	{"scale-out: a deleted pod returns as the same node, while the other serves", replicaReturns},
+	{"scale-out: the namespace is deleted", scaleOutDeleted},
 }
 
 // patience bounds every criterion, with slack for slow machines.

@@ -25,6 +25,8 @@ type overlay struct {
 	loginServer  string
 	upstream     string
 	authority    string            // PEM
+	scaleOut     bool              // on top of the overlay of that name instead of k8s/
+	monitoring   bool              // with the component of that name
 	config       map[string]string // replaced text of config.toml, old to new
 }
 
@@ -38,6 +40,9 @@ func (o overlay) with(old, new string) overlay {
 	return o
 }
 
+// replica is the name of the StatefulSet, whose pods have a number behind it.
+const replica = name + "-replica"
+
 type object = map[string]any
 
 // authorityDir is where the pod finds the upstream's authority.
@@ -49,7 +54,7 @@ func (o overlay) write(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	base, err := filepath.Rel(dir, o.manifests) // kustomize refuses absolute paths
+	base, err := filepath.Rel(dir, o.base()) // kustomize refuses absolute paths
 	if err != nil {
 		return "", err
 	}
@@ -57,16 +62,20 @@ func (o overlay) write(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	kustomization := object{
+		"apiVersion": "kustomize.config.k8s.io/v1beta1",
+		"kind":       "Kustomization",
+		"resources":  []string{base, "authority.yaml"},
+		"patches":    []object{{"path": "configmap.yaml"}, {"path": "workload.yaml"}},
+	}
+	if o.monitoring {
+		kustomization["components"] = []string{filepath.Join(base, "components/monitoring")}
+	}
 	files := map[string]any{
-		"authority.yaml":  object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": "upstream-ca", "namespace": name}, "data": object{"ca.pem": o.authority}},
-		"configmap.yaml":  configMap,
-		"deployment.yaml": o.deployment(),
-		"kustomization.yaml": object{
-			"apiVersion": "kustomize.config.k8s.io/v1beta1",
-			"kind":       "Kustomization",
-			"resources":  []string{base, "authority.yaml"},
-			"patches":    []object{{"path": "configmap.yaml"}, {"path": "deployment.yaml"}},
-		},
+		"authority.yaml":     object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": "upstream-ca", "namespace": name}, "data": object{"ca.pem": o.authority}},
+		"configmap.yaml":     configMap,
+		"workload.yaml":      o.workload(),
+		"kustomization.yaml": kustomization,
 	}
 	for file, content := range files {
 		text, err := json.Marshal(content) // JSON is YAML
@@ -80,8 +89,20 @@ func (o overlay) write(dir string) (string, error) {
 	return dir, nil
 }
 
-// deployment is the patch of the Deployment.
-func (o overlay) deployment() object {
+// base is the folder that the overlay lies on.
+func (o overlay) base() string {
+	if o.scaleOut {
+		return filepath.Join(o.manifests, "overlays/scale-out")
+	}
+	return o.manifests
+}
+
+// workload is the patch of what makes the pods.
+func (o overlay) workload() object {
+	kind, workload := "Deployment", name
+	if o.scaleOut {
+		kind, workload = "StatefulSet", replica
+	}
 	spec := object{
 		"initContainers": []object{{
 			"name":  "tailscaled",
@@ -98,8 +119,8 @@ func (o overlay) deployment() object {
 	}
 	return object{
 		"apiVersion": "apps/v1",
-		"kind":       "Deployment",
-		"metadata":   object{"name": name, "namespace": name},
+		"kind":       kind,
+		"metadata":   object{"name": workload, "namespace": name},
 		"spec":       object{"template": object{"spec": spec}},
 	}
 }
