@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,21 +18,33 @@ const (
 	slowUploadBytes  = 10 * 8 << 10
 )
 
-// maxSegment bounds the pieces in which a body of undeclared length is buffered: nothing is copied
-// while it grows, and no more than that is reserved in vain.
-const maxSegment = 256 << 10
+// segmentSize bounds the pieces in which a body is buffered: nothing is copied while it grows, and full pieces
+// are used again, since fresh memory costs as much as all else that is done for a large body.
+const segmentSize = 256 << 10
+
+var fullSegments = sync.Pool{New: func() any { return new([segmentSize]byte) }}
+
+// newSegment returns an empty piece with room for n bytes, segmentSize at most.
+func newSegment(n int64) []byte {
+	if n == segmentSize {
+		return fullSegments.Get().(*[segmentSize]byte)[:0]
+	}
+	return make([]byte, 0, n)
+}
 
 // requestBody is a request body in memory, so that an attempt can be repeated. Its bytes count
 // against the budget from reservation until nothing can need them any more.
 type requestBody struct {
-	segments [][]byte // one, if the length was declared
+	segments [][]byte
+	first    [1][]byte // the room for one, which is enough for most
 	size     int64
 	budget   *gate
 
 	mu       sync.Mutex
 	reserved int64
-	readers  int  // attempts that still read the segments
-	done     bool // no further attempt will start
+	reader   *bodyReader // the newest
+	readers  int         // attempts that still read the segments
+	done     bool        // no further attempt will start
 }
 
 // open returns a reader of the whole body for one attempt. Closing it more than once is fine.
@@ -42,7 +52,15 @@ func (b *requestBody) open() *bodyReader {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.readers++
-	return &bodyReader{body: b, rest: b.segments}
+	b.reader = &bodyReader{body: b, rest: b.segments}
+	return b.reader
+}
+
+// begun reports whether the newest attempt has read any of the body.
+func (b *requestBody) begun() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reader.begun
 }
 
 // finish says that no further attempt will be made. The memory is given back as soon as the
@@ -58,6 +76,12 @@ func (b *requestBody) finish() {
 func (b *requestBody) settle() {
 	needed := b.size
 	if b.done && b.readers == 0 {
+		for i, segment := range b.segments {
+			if cap(segment) == segmentSize {
+				fullSegments.Put((*[segmentSize]byte)(segment[:segmentSize]))
+			}
+			b.segments[i] = nil
+		}
 		needed, b.segments = 0, nil
 	}
 	if excess := b.reserved - needed; excess > 0 {
@@ -66,19 +90,25 @@ func (b *requestBody) settle() {
 	}
 }
 
-// bodyReader reads a requestBody for one attempt.
+// bodyReader reads a requestBody for one attempt. net/http may close it in the middle of a Read: body.mu keeps
+// the segments until that is over.
 type bodyReader struct {
 	body   *requestBody
 	rest   [][]byte // segments not yet read to their end
 	offset int      // read so far of the first of them
-	begun  atomic.Bool
-	done   sync.Once
+	begun  bool
+	closed bool
 }
 
 // Read implements io.Reader. With the last byte the reader is done: over HTTP/2, net/http closes it
 // only at the end of the answer.
 func (r *bodyReader) Read(p []byte) (n int, err error) {
-	r.begun.Store(true)
+	r.body.mu.Lock()
+	defer r.body.mu.Unlock()
+	r.begun = true
+	if r.closed && len(r.rest) > 0 {
+		return 0, io.ErrClosedPipe
+	}
 	for len(r.rest) > 0 && n < len(p) {
 		copied := copy(p[n:], r.rest[0][r.offset:])
 		n += copied
@@ -88,7 +118,7 @@ func (r *bodyReader) Read(p []byte) (n int, err error) {
 		}
 	}
 	if len(r.rest) == 0 {
-		r.Close()
+		r.close()
 		return n, io.EOF
 	}
 	return n, nil
@@ -96,13 +126,19 @@ func (r *bodyReader) Read(p []byte) (n int, err error) {
 
 // Close implements io.Closer.
 func (r *bodyReader) Close() error {
-	r.done.Do(func() {
-		r.body.mu.Lock()
-		defer r.body.mu.Unlock()
+	r.body.mu.Lock()
+	defer r.body.mu.Unlock()
+	r.close()
+	return nil
+}
+
+// close lets go of the segments. The caller holds body.mu.
+func (r *bodyReader) close() {
+	if !r.closed {
+		r.closed = true
 		r.body.readers--
 		r.body.settle()
-	})
-	return nil
+	}
 }
 
 // readBody reserves memory for the request's body and reads it: nil if there is none. It waits in
@@ -118,7 +154,8 @@ func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 	if err := p.waitInLine(x, p.bodyBudget, reserve); err != nil {
 		return nil, err
 	}
-	body := &requestBody{budget: p.bodyBudget, reserved: reserve}
+	body := &x.body
+	body.budget, body.reserved, body.segments = p.bodyBudget, reserve, body.first[:0]
 	whole := false
 	defer func() {
 		if !whole { // a panic included
@@ -139,109 +176,93 @@ func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 
 // upload reads the request's body into b.
 func (p *proxy) upload(x *exchange, b *requestBody) error {
-	guard := p.guardUpload(x)
-	defer guard.stop()
+	guard := &x.guard
+	x.alarm.set(guard, guard.begin(x.conn, p.bodyBudget, p.cfg.timeout))
 	var segment []byte
 	for {
 		if len(segment) == cap(segment) {
-			// One byte more than is allowed, to see whether there is one.
-			room := p.cfg.maxBody + 1 - b.size
-			if declared := x.r.ContentLength; declared >= 0 && b.size == 0 {
-				room = min(room, declared)
-			} else {
-				room = min(room, max(b.size, bytes.MinRead), maxSegment)
+			room := max(x.r.ContentLength-b.size, 1)
+			if x.r.ContentLength < 0 {
+				// One byte more than is allowed, to see whether there is one.
+				room = min(p.cfg.maxBody+1-b.size, max(b.size, bytes.MinRead))
 			}
-			segment = make([]byte, 0, room)
+			segment = newSegment(min(room, segmentSize))
 			b.segments = append(b.segments, nil)
 		}
-		guard.extend(b.size)
 		n, err := x.r.Body.Read(segment[len(segment):cap(segment)])
+		guard.progress(n)
 		segment = segment[:len(segment)+n]
 		b.segments[len(b.segments)-1] = segment
 		b.size += int64(n)
 		if b.size > p.cfg.maxBody {
+			x.alarm.clear()
 			return errBodyTooLarge(p.cfg.maxBody)
 		}
 		// net/http reports io.EOF together with the last byte of a declared length: no second
 		// segment is made just to learn that nothing follows.
 		if err != nil {
+			x.alarm.clear()
 			return guard.verdict(x.r.Context(), err)
 		}
 	}
 }
 
-// uploadGuard bounds the silence within one upload and, while others wait for memory, its slowness.
+// uploadGuard is the step of receiving a body. It ends uploads that fall silent and, while others wait
+// for memory, slow ones.
 type uploadGuard struct {
-	control *http.ResponseController
+	conn    net.Conn
 	budget  *gate
+	timeout time.Duration // of silence
+	start   time.Time
 
-	mu       sync.Mutex
-	silence  rollingDeadline
-	received int64 // bytes so far
-	counted  int64 // received at the beginning of the present window
-	slow     bool  // given up for slowness
-	stopped  bool
-	window   *time.Timer
+	received atomic.Int64 // bytes so far
+	latest   atomic.Int64 // when the latest of them came, after start
+
+	windowEnd time.Time
+	counted   int64    // received at the beginning of the window
+	failure   *failure // why the upload was ended; nil if it wasn't
 }
 
-// guardUpload starts watching x's upload.
-func (p *proxy) guardUpload(x *exchange) *uploadGuard {
-	g := &uploadGuard{control: http.NewResponseController(x.w), budget: p.bodyBudget}
-	g.silence = rollingDeadline{set: g.control.SetReadDeadline, timeout: p.cfg.timeout}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.window = time.AfterFunc(slowUploadWindow, g.endWindow)
-	return g
+// begin prepares the guard for an upload over conn and returns when to look first.
+func (g *uploadGuard) begin(conn net.Conn, budget *gate, timeout time.Duration) time.Duration {
+	g.conn, g.budget, g.timeout, g.start = conn, budget, timeout, time.Now()
+	g.windowEnd = g.start.Add(slowUploadWindow)
+	return min(slowUploadWindow, timeout)
 }
 
-// endWindow gives the upload up if it was slow in the window that ends and others wait.
-func (g *uploadGuard) endWindow() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.stopped {
-		return
+// progress says that n bytes have come.
+func (g *uploadGuard) progress(n int) {
+	g.received.Add(int64(n))
+	g.latest.Store(int64(time.Since(g.start)))
+}
+
+func (g *uploadGuard) overdue(now time.Time) time.Duration {
+	silentAt := g.start.Add(time.Duration(g.latest.Load()) + g.timeout)
+	if !now.Before(g.windowEnd) {
+		received := g.received.Load()
+		if received-g.counted < slowUploadBytes && g.budget.contended() {
+			g.failure = errSlowUpload
+		}
+		g.counted, g.windowEnd = received, now.Add(slowUploadWindow)
 	}
-	if g.received-g.counted < slowUploadBytes && g.budget.contended() {
-		g.slow = true
-		g.control.SetReadDeadline(time.Unix(1, 0)) // ends the read that waits
-		return
+	if !now.Before(silentAt) {
+		g.failure = errSilentUpload
 	}
-	g.counted = g.received
-	g.window.Reset(slowUploadWindow)
-}
-
-// extend allows for one more read after received bytes.
-func (g *uploadGuard) extend(received int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.received = received
-	if !g.slow {
-		g.silence.extend()
+	if g.failure != nil {
+		g.conn.SetReadDeadline(time.Unix(1, 0)) // ends the read that waits
+		return 0
 	}
-}
-
-// stop ends the watch. The connection is left without a read deadline, since net/http reads on to
-// learn of the client's departure.
-func (g *uploadGuard) stop() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.stopped = true
-	g.window.Stop()
-	g.control.SetReadDeadline(time.Time{})
+	return min(g.windowEnd.Sub(now), silentAt.Sub(now))
 }
 
 // verdict says what the end of the upload means: nil for io.EOF.
 func (g *uploadGuard) verdict(ctx context.Context, err error) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	_, network := errors.AsType[net.Error](err)
 	switch {
 	case err == io.EOF:
 		return nil
-	case g.slow:
-		return errSlowUpload
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return errSilentUpload
+	case g.failure != nil:
+		return g.failure
 	case errors.Is(err, io.ErrUnexpectedEOF), network, ctx.Err() != nil:
 		return departure(ctx)
 	default:

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -263,7 +264,7 @@ func uploaded(t *testing.T, content io.Reader, declared, limit int64) (*requestB
 // TestUploadAnyPieces: whatever pieces a body comes in, every attempt reads exactly it, and little more memory is held.
 func TestUploadAnyPieces(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	for _, size := range []int{1, 511, 512, 513, 4096, maxSegment, maxSegment + 1, 1<<20 - 1, 1 << 20} {
+	for _, size := range []int{1, 511, 512, 513, 4096, segmentSize, segmentSize + 1, 1<<20 - 1, 1 << 20} {
 		content := make([]byte, size)
 		for i := range content {
 			content[i] = byte(random.Uint32())
@@ -280,7 +281,7 @@ func TestUploadAnyPieces(t *testing.T) {
 				for _, segment := range b.segments {
 					held += cap(segment)
 				}
-				if limit := size + min(maxSegment, max(size, bytes.MinRead)); held > limit || declared >= 0 && name == "end with the last byte" && held != size {
+				if limit := size + min(segmentSize, max(size, bytes.MinRead)); held > limit || declared >= 0 && name == "end with the last byte" && held != size {
 					t.Errorf("%d bytes, %s, declared %d: %d bytes are held in %d segments", size, name, declared, held, len(b.segments))
 				}
 				for range 2 { // attempts
@@ -296,6 +297,37 @@ func TestUploadAnyPieces(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestBodyClosedMidway: net/http closes a body that it still reads when the upstream answers early. What the reader
+// gets is this body or an error, never memory that another request has filled.
+func TestBodyClosedMidway(t *testing.T) {
+	for range 200 {
+		b := &requestBody{budget: newGate(1)}
+		for range 3 {
+			segment := newSegment(segmentSize)[:segmentSize]
+			for i := range segment {
+				segment[i] = 'a'
+			}
+			b.segments, b.size = append(b.segments, segment), b.size+segmentSize
+		}
+		reader := b.open()
+		var others sync.WaitGroup
+		others.Go(func() {
+			b.finish()
+			reader.Close()
+			other := newSegment(segmentSize)[:segmentSize]
+			for i := range other {
+				other[i] = 'b'
+			}
+			fullSegments.Put((*[segmentSize]byte)(other))
+		})
+		got, err := io.ReadAll(iotest.HalfReader(reader))
+		if err != nil && err != io.ErrClosedPipe || len(got) != bytes.Count(got, []byte("a")) {
+			t.Fatalf("%d bytes, %d of them this body's, %v", len(got), bytes.Count(got, []byte("a")), err)
+		}
+		others.Wait()
 	}
 }
 
@@ -339,25 +371,37 @@ func TestRequestBodyReleases(t *testing.T) {
 	}
 }
 
-// TestRollingDeadline: at least timeout ahead, moved rarely.
+// deadlineRecorder is a connection that counts how often its write deadline is moved.
+type deadlineRecorder struct {
+	net.Conn
+	deadline time.Time
+	moves    int
+}
+
+func (r *deadlineRecorder) SetWriteDeadline(at time.Time) error {
+	r.deadline = at
+	r.moves++
+	return nil
+}
+
+// TestRollingDeadline: at least timeout ahead, moved rarely, whoever uses the connection in turn.
 func TestRollingDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var deadline time.Time
-		moves := 0
-		d := rollingDeadline{timeout: 8 * time.Second, set: func(at time.Time) error {
-			deadline = at
-			moves++
-			return nil
-		}}
-		for range 1000 {
-			d.extend()
-			if ahead := time.Until(deadline); ahead < 8*time.Second || ahead > 9*time.Second {
-				t.Fatalf("the deadline is %v ahead, want 8 to 9s", ahead)
+		var conn deadlineRecorder
+		var d rollingDeadline
+		for i := range 1000 {
+			timeout := 8 * time.Second
+			if i%2 == 1 {
+				timeout = 4 * time.Second
+			}
+			d.extend(&conn, timeout)
+			if ahead := time.Until(conn.deadline); ahead < timeout || ahead > 9*time.Second {
+				t.Fatalf("the deadline is %v ahead, want %v to 9s", ahead, timeout)
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if moves > 11 {
-			t.Errorf("it was moved %d times in 10 s, want once a second", moves)
+		if conn.moves > 11 {
+			t.Errorf("it was moved %d times in 10 s, want once a second", conn.moves)
 		}
 	})
 }
@@ -367,18 +411,18 @@ func TestVerdict(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		err  error
-		slow bool
+		gave *failure // why the guard has ended the upload
 		want *failure
 	}{
 		{name: "end", err: io.EOF},
-		{name: "end, though slow", err: io.EOF, slow: true},
-		{name: "slow", err: os.ErrDeadlineExceeded, slow: true, want: errSlowUpload},
-		{name: "silent", err: os.ErrDeadlineExceeded, want: errSilentUpload},
+		{name: "end, though slow", err: io.EOF, gave: errSlowUpload},
+		{name: "slow", err: os.ErrDeadlineExceeded, gave: errSlowUpload, want: errSlowUpload},
+		{name: "silent", err: os.ErrDeadlineExceeded, gave: errSilentUpload, want: errSilentUpload},
 		{name: "cut off", err: io.ErrUnexpectedEOF, want: errClientGone},
 		{name: "no HTTP", err: errors.New("invalid byte in chunk length"), want: errMalformedBody},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if got := asFailure((&uploadGuard{slow: row.slow}).verdict(t.Context(), row.err)); got != row.want {
+			if got := asFailure((&uploadGuard{failure: row.gave}).verdict(t.Context(), row.err)); got != row.want {
 				t.Errorf("%v, want %v", got, row.want)
 			}
 		})
@@ -392,8 +436,8 @@ func BenchmarkBody(b *testing.B) {
 	b.SetBytes(int64(len(content)))
 	r := httptest.NewRequest("POST", "/", nil)
 	r.ContentLength = int64(len(content))
-	x := &exchange{w: httptest.NewRecorder(), r: r}
 	for b.Loop() {
+		x := &exchange{w: httptest.NewRecorder(), r: r, conn: new(clientConn)}
 		r.Body = io.NopCloser(iotest.DataErrReader(bytes.NewReader(content))) // as net/http does
 		body, err := p.readBody(x)
 		if err != nil {

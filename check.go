@@ -147,7 +147,7 @@ func (d *doctor) tls(ctx context.Context) (string, error) {
 func (d *doctor) http(ctx context.Context) (string, error) {
 	req := (&http.Request{
 		Method: http.MethodGet,
-		URL:    upstreamURL(d.cfg.upstream, "/", "", false, d.upstream.absolute),
+		URL:    upstreamURL(d.cfg.upstream, target{path: "/"}, d.upstream.absolute),
 		Host:   d.cfg.upstream.Host,
 		Header: http.Header{},
 	}).WithContext(ctx)

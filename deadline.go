@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"io"
+	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -10,68 +12,128 @@ import (
 // No request has a limit on its whole time: what is bounded here is how long nothing happens, towards the client and
 // towards the upstream.
 
-// rollingDeadline keeps a deadline at least timeout ahead of the newest use. It is moved only when
-// an eighth of that has passed, since moving it costs more than reading a chunk.
-type rollingDeadline struct {
-	set     func(time.Time) error
-	timeout time.Duration
-	moved   time.Time
+// alarm is a request's only timer. The step that the request is at sets it, and clears it before the next one begins.
+type alarm struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	rings time.Time // when the timer fires; zero if it doesn't
+	due   time.Time // when the step is overdue: never before the timer fires
+	step  step      // nil while there is nothing to wait for
 }
 
-// extend moves the deadline ahead of the read or write that comes next.
-func (d *rollingDeadline) extend() {
-	if now := time.Now(); now.Sub(d.moved) > d.timeout/8 {
-		d.set(now.Add(d.timeout + d.timeout/8))
-		d.moved = now
+// step is what a request waits for: its body, response headers, more of the answer.
+type step interface {
+	// overdue is called when the time that was set has passed. It returns how much longer to wait; 0 says
+	// that it has ended the step.
+	overdue(now time.Time) time.Duration
+}
+
+// set has s told once it has lasted for d.
+func (a *alarm) set(s step, d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.step, a.due = s, time.Now().Add(d)
+	if a.rings.IsZero() || a.due.Before(a.rings) { // else it moves itself when it fires
+		a.arm(d)
 	}
 }
 
-// silenceWatch cancels an answer when a single read of its body takes longer than limit. The time
-// that the client takes to read does not count.
-type silenceWatch struct {
+// arm has the timer fire when the step is due, after d. The caller holds a.mu.
+func (a *alarm) arm(d time.Duration) {
+	a.rings = a.due
+	if a.timer == nil {
+		a.timer = time.AfterFunc(d, a.ring)
+	} else {
+		a.timer.Reset(d)
+	}
+}
+
+// ring is the timer's function. It may come in the time of a later step than the one that set it.
+func (a *alarm) ring() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.rings = time.Time{}
+	if a.step == nil {
+		return
+	}
+	now := time.Now()
+	left := a.due.Sub(now)
+	if left <= 0 {
+		if left = a.step.overdue(now); left == 0 {
+			a.step = nil
+			return
+		}
+		a.due = now.Add(left)
+	}
+	a.arm(left)
+}
+
+// clear ends the wait. inTime is false if overdue has ended it before.
+func (a *alarm) clear() (inTime bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	inTime = a.step != nil
+	a.step = nil
+	return inTime
+}
+
+// stop gives the timer back.
+func (a *alarm) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.step = nil
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+}
+
+// headerWait is the step of waiting for response headers.
+type headerWait struct{ cancel context.CancelCauseFunc }
+
+func (h *headerWait) overdue(time.Time) time.Duration {
+	h.cancel(errHeaderTimeout)
+	return 0
+}
+
+// silence is the step of passing an answer on: it cancels the answer when a single read of its body takes
+// longer than limit. The time that the client takes to read does not count.
+type silence struct {
 	limit  time.Duration
 	cancel context.CancelCauseFunc
 	start  time.Time
 	since  atomic.Int64 // when the present read began, after start; betweenReads if there is none
-	silent atomic.Bool
-	timer  *time.Timer
 }
 
 const betweenReads = -1
 
-// watchSilence starts watching an answer that cancel cancels.
-func watchSilence(limit time.Duration, cancel context.CancelCauseFunc) *silenceWatch {
-	s := &silenceWatch{limit: limit, cancel: cancel, start: time.Now()}
-	s.since.Store(betweenReads)
-	s.timer = time.AfterFunc(maxPatience, s.check)
-	s.timer.Reset(limit)
-	return s
-}
-
 // read reads from body into buf.
-func (s *silenceWatch) read(body io.Reader, buf []byte) (int, error) {
+func (s *silence) read(body io.Reader, buf []byte) (int, error) {
 	s.since.Store(int64(time.Since(s.start)))
 	n, err := body.Read(buf)
 	s.since.Store(betweenReads)
 	return n, err
 }
 
-// check runs when a read that began when the timer was set would have taken too long.
-func (s *silenceWatch) check() {
+func (s *silence) overdue(now time.Time) time.Duration {
 	left := s.limit
 	if since := s.since.Load(); since != betweenReads {
-		left -= time.Since(s.start) - time.Duration(since)
+		left -= now.Sub(s.start) - time.Duration(since)
 	}
 	if left > 0 {
-		s.timer.Reset(left)
-		return
+		return left
 	}
-	s.silent.Store(true)
 	s.cancel(errSilence)
+	return 0
 }
 
-// broken reports whether the answer was cancelled.
-func (s *silenceWatch) broken() bool { return s.silent.Load() }
+// rollingDeadline keeps the write deadline of a connection ahead of the newest write. It is moved only
+// when an eighth of the time has passed, since moving it costs more than writing an event.
+type rollingDeadline struct{ at time.Time }
 
-// stop ends the watch.
-func (s *silenceWatch) stop() { s.timer.Stop() }
+// extend gives the write that comes next at least timeout.
+func (d *rollingDeadline) extend(conn net.Conn, timeout time.Duration) {
+	if now := time.Now(); d.at.Sub(now) < timeout {
+		d.at = now.Add(timeout + timeout/8)
+		conn.SetWriteDeadline(d.at)
+	}
+}

@@ -28,38 +28,36 @@ func isForgeable(key string) bool {
 		strings.HasPrefix(key, "X-Forwarded-") || strings.HasPrefix(key, "Tailscale-")
 }
 
-// requestHeader returns the headers to send upstream: the client's, without those that end here,
-// and with the injected ones. Values are shared with in, which is left as it is.
-func requestHeader(in http.Header, injected []header) http.Header {
-	out := make(http.Header, len(in)+len(injected)+1)
-	for key, values := range in {
+// rewriteRequestHeader makes of a client's headers those to send upstream: without those that end here,
+// and with the injected ones, whose values are shared and never written to.
+func rewriteRequestHeader(h http.Header, injected []header) {
+	removeNamed(h, h["Connection"])
+	for key := range h {
 		switch {
 		case isHopByHop(key), isForgeable(key):
+			delete(h, key)
 		case key == "Content-Length", key == "Expect": // net/http's to send, and answered here
-		default:
-			out[key] = values
+			delete(h, key)
 		}
 	}
-	removeNamed(out, in["Connection"])
-	if _, ok := out["User-Agent"]; !ok {
-		out["User-Agent"] = nil // or else net/http invents one
+	if _, ok := h["User-Agent"]; !ok {
+		h["User-Agent"] = nil // or else net/http invents one
 	}
-	for _, h := range injected {
-		if h.name == betaHeader {
-			out[betaHeader] = mergeList(out[betaHeader], h.values)
+	for _, add := range injected {
+		if add.name == betaHeader {
+			h[betaHeader] = mergeList(h[betaHeader], add.values)
 		} else {
-			out[h.name] = h.values
+			h[add.name] = add.values
 		}
 	}
 	for _, key := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
-		if values, ok := out[key]; ok {
+		if values, ok := h[key]; ok {
 			// In small letters net/http does not recognise it, and so does not take it as leave to
 			// send again what the upstream may have read already.
-			delete(out, key)
-			out[strings.ToLower(key)] = values
+			delete(h, key)
+			h[strings.ToLower(key)] = values
 		}
 	}
-	return out
 }
 
 // copyResponseHeader adds an upstream's headers to dst, without those that end here.
@@ -85,21 +83,23 @@ func removeNamed(h http.Header, connection []string) {
 }
 
 // mergeList returns the list header values joined into one line, with those tokens of add
-// appended that it lacks. Order is kept.
+// appended that it lacks. Order is kept, and values reused.
 func mergeList(values, add []string) []string {
-	joined := strings.Join(values, ",")
-	if len(values) == 1 {
-		joined = values[0]
+	if len(values) == 0 {
+		values = []string{""}
+	} else if len(values) > 1 {
+		values = []string{strings.Join(values, ",")}
 	}
 	for _, token := range add {
-		if !containsToken(joined, token) {
-			if joined != "" {
-				joined += ","
-			}
-			joined += token
+		switch list := values[0]; {
+		case containsToken(list, token):
+		case list == "":
+			values[0] = token
+		default:
+			values[0] = list + "," + token
 		}
 	}
-	return []string{joined}
+	return values
 }
 
 // containsToken reports whether the comma-separated list has the element token.
@@ -112,26 +112,33 @@ func containsToken(list, token string) bool {
 	return false
 }
 
-// requestTarget splits the request line's target into the path and query that the client wrote,
-// byte for byte. r.URL can't be used: it decodes and re-encodes. For the absolute form
-// (RFC 9112, 3.2.2) scheme and authority are cut off; hasQuery tells "/a?" from "/a".
-func requestTarget(r *http.Request) (path, query string, hasQuery bool) {
-	target := r.RequestURI
-	if !strings.HasPrefix(target, "/") && target != "*" {
-		_, rest, _ := strings.Cut(target, "://") // none in CONNECT's authority form, which has no path
-		target = rest[strings.IndexAny(rest+"/", "/?"):]
-		if !strings.HasPrefix(target, "/") {
-			target = "/" + target
-		}
-	}
-	return strings.Cut(target, "?")
+// target is what a request asks for, byte for byte as the client wrote it. r.URL can't be used for
+// that: it decodes and re-encodes.
+type target struct {
+	path, query string
+	hasQuery    bool // tells "/a?" from "/a"
 }
 
-// upstreamURL returns the URL that net/http renders as exactly the given target below base.
-// absolute asks for the absolute form, which a forward proxy needs for plain http.
-func upstreamURL(base *url.URL, path, query string, hasQuery, absolute bool) *url.URL {
-	u := &url.URL{Scheme: base.Scheme, Host: base.Host, RawQuery: query, ForceQuery: hasQuery}
-	asterisk := path == "*"
+// requestTarget splits the request line's target into path and query. Of the absolute form
+// (RFC 9112, 3.2.2) scheme and authority are cut off.
+func requestTarget(r *http.Request) (t target) {
+	whole := r.RequestURI
+	if !strings.HasPrefix(whole, "/") && whole != "*" {
+		_, rest, _ := strings.Cut(whole, "://") // none in CONNECT's authority form, which has no path
+		whole = rest[strings.IndexAny(rest+"/", "/?"):]
+		if !strings.HasPrefix(whole, "/") {
+			whole = "/" + whole
+		}
+	}
+	t.path, t.query, t.hasQuery = strings.Cut(whole, "?")
+	return t
+}
+
+// upstreamURL returns the URL that net/http renders as exactly t below base. absolute asks for the
+// absolute form, which a forward proxy needs for plain http.
+func upstreamURL(base *url.URL, t target, absolute bool) *url.URL {
+	u := &url.URL{Scheme: base.Scheme, Host: base.Host, RawQuery: t.query, ForceQuery: t.hasQuery}
+	path, asterisk := t.path, t.path == "*"
 	if !asterisk {
 		path = base.EscapedPath() + path
 	}

@@ -20,7 +20,9 @@ type health struct {
 
 // serveOwn answers a request for an endpoint of our own, which take GET and HEAD only.
 func serveOwn(w http.ResponseWriter, r *http.Request, answer func() (status int, contentType string, body []byte)) {
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(ownWriteTimeout))
+	if conn := connOf(r); conn != nil {
+		conn.writeDeadline.extend(conn, ownWriteTimeout)
+	}
 	status, contentType, body := http.StatusMethodNotAllowed, "text/plain; charset=utf-8", []byte("only GET and HEAD are allowed here\n")
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		status, contentType, body = answer()

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -285,4 +286,14 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	w.Write(body)
+}
+
+// requestHeader returns what in becomes on its way upstream, and leaves it as it is.
+func requestHeader(in http.Header, injected []header) http.Header {
+	out := maps.Clone(in)
+	for key, values := range out {
+		out[key] = slices.Clone(values)
+	}
+	rewriteRequestHeader(out, injected)
+	return out
 }

@@ -32,7 +32,8 @@ type identity struct {
 // while it lasts.
 type clientConn struct {
 	net.Conn
-	known atomic.Pointer[identity] // nil until tailscaled has given an answer
+	writeDeadline rollingDeadline
+	known         atomic.Pointer[identity] // nil until tailscaled has given an answer
 
 	mu      sync.Mutex
 	pending chan struct{} // closed when the lookup under way ends; nil if there is none

@@ -3,11 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func TestLogFormat(t *testing.T) {
@@ -22,8 +25,8 @@ func TestLogFormat(t *testing.T) {
 		{name: "warn", write: func(log *slog.Logger) { log.Warn("—") }, want: `{` + stamp + `"level":"WARN","message":"—"}`},
 		{name: "debug", write: func(log *slog.Logger) { log.Debug("x") }, want: `{` + stamp + `"level":"DEBUG","message":"x"}`},
 		{name: "trace", write: func(log *slog.Logger) { log.Log(context.Background(), levelTrace, "x") }, want: `{` + stamp + `"level":"TRACE","message":"x"}`},
-		{name: "keys within a group are left alone", write: func(log *slog.Logger) { log.WithGroup("g").Info("x", "time", 1, "msg", 2) },
-			want: `{` + stamp + `"level":"INFO","message":"x","g":{"time":1,"msg":2}}`},
+		{name: "a group", write: func(log *slog.Logger) { log.WithGroup("g").Info("x", "time", 1, "msg", 2) },
+			want: `{` + stamp + `"level":"INFO","message":"x","g.time":1,"g.msg":2}`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -43,10 +46,37 @@ func TestLogTimestamp(t *testing.T) {
 		time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("east", 3600)):              "2026-01-02T02:04:05.000Z",
 		time.Date(2026, 1, 1, 0, 0, 0, 100_000_000, time.FixedZone("west", -9*3600)): "2026-01-01T09:00:00.100Z",
 	} {
-		if got := contractKeys(nil, slog.Time(slog.TimeKey, at)); got.Key != "timestamp" || got.Value.String() != want {
-			t.Errorf("%v: %v, want %s", at, got, want)
+		var out bytes.Buffer
+		newLogger(&out, levelTrace).Handler().Handle(t.Context(), slog.NewRecord(at, slog.LevelInfo, "x", 0))
+		if !strings.HasPrefix(out.String(), `{"timestamp":"`+want+`",`) {
+			t.Errorf("%v: %s, want %s", at, &out, want)
 		}
 	}
+}
+
+// FuzzLogLine: whatever a line says, it is one line of JSON that says just that.
+func FuzzLogLine(f *testing.F) {
+	for _, s := range []string{"", "plain", "\"quoted\" \\ /", "\x00\n\r\t\x1f\x7f", "é — 世界 😀", "\u2028\u2029", "\xff\xc3(", "<&>"} {
+		f.Add(s, s, s)
+	}
+	f.Fuzz(func(t *testing.T, message, key, value string) {
+		var out bytes.Buffer
+		newLogger(&out, levelTrace).With("with", value).Info(message, "."+key, value, "count", 7, "yes", true)
+		line, rest, _ := strings.Cut(out.String(), "\n")
+		if rest != "" || !utf8.ValidString(line) {
+			t.Fatalf("not one line of UTF-8: %q", out.String())
+		}
+		var got map[string]any
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		valid := func(s string) string { return string([]rune(s)) } // what is not UTF-8 is replaced, byte by byte
+		for key, want := range map[string]any{"message": valid(message), "with": valid(value), "." + valid(key): valid(value), "count": 7.0, "yes": true} {
+			if got[key] != want {
+				t.Errorf("%q is %q, want %q: %s", key, got[key], want, line)
+			}
+		}
+	})
 }
 
 // TestLogLevels: a level lets through itself and what is graver.

@@ -31,6 +31,14 @@ func (x *exchange) repeat() bool {
 	return first
 }
 
+// repeatBody is a request's GetBody, by which net/http asks for a repetition.
+func (x *exchange) repeatBody() (io.ReadCloser, error) {
+	if x.body.begun() && !x.repeat() {
+		return nil, errRefused
+	}
+	return x.body.open(), nil
+}
+
 // limitSends is the same for a request without a body over HTTP/2, which net/http sends again, when it was
 // refused, without asking for a body: cancel ends the attempt before it is sent for the third time.
 func limitSends(ctx context.Context, cancel context.CancelCauseFunc) context.Context {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -67,11 +66,12 @@ func newUpstream(cfg *config) *upstream {
 // send makes attempts until one brings response headers, and returns that answer. Its body must be
 // closed, and x.cancel called after that.
 func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
-	header := requestHeader(x.r.Header, p.cfg.headers)
 	wait, retries := p.patience(x.r.Header)
+	rewriteRequestHeader(x.r.Header, p.cfg.headers)
+	url := upstreamURL(p.upstream.base, x.target, p.upstream.absolute)
 	timeouts := 0
 	for {
-		resp, err := p.attempt(x, header, body, wait)
+		resp, err := p.attempt(x, url, body, wait)
 		switch {
 		case err == nil:
 			x.ttfb = time.Since(x.start)
@@ -114,12 +114,13 @@ func (p *proxy) patience(h http.Header) (wait time.Duration, retries int) {
 
 // attempt sends the request once and waits for response headers. On success x.cancel
 // ends the rest of the answer.
-func (p *proxy) attempt(x *exchange, header http.Header, body *requestBody, wait time.Duration) (*http.Response, error) {
+func (p *proxy) attempt(x *exchange, url *url.URL, body *requestBody, wait time.Duration) (*http.Response, error) {
 	x.attempts++
 	ctx, cancel := context.WithCancelCause(x.r.Context())
-	timer := time.AfterFunc(wait, func() { cancel(errHeaderTimeout) })
-	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, header, body))
-	inTime := timer.Stop()
+	x.waiting.cancel = cancel
+	x.alarm.set(&x.waiting, wait)
+	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, url, body))
+	inTime := x.alarm.clear()
 	switch {
 	case err == nil && inTime && resp.StatusCode < 200:
 		err = errInterim
@@ -144,13 +145,12 @@ func (p *proxy) attempt(x *exchange, header http.Header, body *requestBody, wait
 }
 
 // request builds what one attempt sends.
-func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, header http.Header, body *requestBody) *http.Request {
-	path, query, hasQuery := requestTarget(x.r)
+func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, url *url.URL, body *requestBody) *http.Request {
 	req := &http.Request{
 		Method: x.r.Method,
-		URL:    upstreamURL(u.base, path, query, hasQuery, u.absolute),
+		URL:    url,
 		Host:   u.base.Host,
-		Header: header,
+		Header: x.r.Header,
 		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	idempotent := false
@@ -160,17 +160,10 @@ func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, 
 	}
 	switch {
 	case body != nil && body.size > 0:
-		reader := body.open()
-		req.Body = reader
+		req.Body = body.open()
 		req.ContentLength = body.size
 		if !idempotent {
-			req.GetBody = func() (io.ReadCloser, error) {
-				if reader.begun.Load() && !x.repeat() {
-					return nil, errRefused
-				}
-				reader = body.open()
-				return reader, nil
-			}
+			req.GetBody = x.repeatBody
 		}
 	case !u.dialer.http1.Load():
 		ctx = limitSends(ctx, cancel)

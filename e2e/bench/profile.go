@@ -96,8 +96,12 @@ func (p *profiled) written() ([]byte, error) {
 	}
 }
 
-// profileCPU writes a CPU profile of the proxy under the work that it is there
-// for: small requests, and event streams. It serves as default.pgo.
+// profiledWork is what the proxy is there for, and profiled under: small requests
+// and event streams.
+var profiledWork = []string{"small32", streamsName(500)}
+
+// profileCPU writes a CPU profile of the proxy under profiledWork, or what o asks
+// for. It serves as default.pgo.
 func profileCPU(ctx context.Context, o options, up *upstream) (err error) {
 	p, err := startProfiled(ctx, o, up, "BENCH_CPUPROFILE")
 	if err != nil {
@@ -107,9 +111,12 @@ func profileCPU(ctx context.Context, o options, up *upstream) (err error) {
 	if err := p.signal(); err != nil {
 		return err
 	}
+	if o.work == nil {
+		o.work = profiledWork
+	}
 	for range o.rounds {
-		for _, run := range []runner{measureRequests(small(32)), measureStreams(500)} {
-			if _, err := run(ctx, p.target, o.duration); err != nil {
+		for _, w := range chosenWorkloads(o) {
+			if _, err := w.run(ctx, p.target, o.duration); err != nil {
 				return p.explain(err)
 			}
 		}
