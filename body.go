@@ -42,16 +42,18 @@ type requestBody struct {
 
 	mu       sync.Mutex
 	reserved int64
-	reader   *bodyReader // the newest
-	readers  int         // attempts that still read the segments
+	reader   *bodyReader // the newest, the only one that may be open
 	done     bool        // no further attempt will start
 }
 
-// open returns a reader of the whole body for one attempt. Closing it more than once is fine.
+// open returns a reader of the whole body for one attempt. It closes the one before, of an attempt that has failed:
+// net/http forgets to close a body that it has asked for when the connection that it was for is gone.
 func (b *requestBody) open() *bodyReader {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.readers++
+	if b.reader != nil {
+		b.reader.closed = true
+	}
 	b.reader = &bodyReader{body: b, rest: b.segments}
 	return b.reader
 }
@@ -61,6 +63,15 @@ func (b *requestBody) begun() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.reader.begun
+}
+
+// abandon says that the newest attempt has failed.
+func (b *requestBody) abandon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reader != nil {
+		b.reader.closed = true
+	}
 }
 
 // finish says that no further attempt will be made. The memory is given back as soon as the
@@ -75,7 +86,7 @@ func (b *requestBody) finish() {
 // settle shrinks the reservation to what is still needed. The caller holds b.mu.
 func (b *requestBody) settle() {
 	needed := b.size
-	if b.done && b.readers == 0 {
+	if b.done && (b.reader == nil || b.reader.closed) {
 		for i, segment := range b.segments {
 			if cap(segment) == segmentSize {
 				fullSegments.Put((*[segmentSize]byte)(segment[:segmentSize]))
@@ -134,11 +145,8 @@ func (r *bodyReader) Close() error {
 
 // close lets go of the segments. The caller holds body.mu.
 func (r *bodyReader) close() {
-	if !r.closed {
-		r.closed = true
-		r.body.readers--
-		r.body.settle()
-	}
+	r.closed = true
+	r.body.settle()
 }
 
 // readBody reserves memory for the request's body and reads it: nil if there is none. It waits in

@@ -333,36 +333,40 @@ func TestBodyClosedMidway(t *testing.T) {
 
 // TestRequestBodyReleases: the reservation goes back exactly once, when nothing can need it any more.
 func TestRequestBodyReleases(t *testing.T) {
-	type step func(b *requestBody, readers []*bodyReader)
+	type step func(b *requestBody, older, newest *bodyReader)
 	var (
-		finish  = func(b *requestBody, _ []*bodyReader) { b.finish() }
-		close0  = func(_ *requestBody, r []*bodyReader) { r[0].Close() }
-		close1  = func(_ *requestBody, r []*bodyReader) { r[1].Close() }
-		read0   = func(_ *requestBody, r []*bodyReader) { io.Copy(io.Discard, r[0]) }
-		partial = func(_ *requestBody, r []*bodyReader) { r[0].Read(make([]byte, 2)) }
+		finish  = func(b *requestBody, _, _ *bodyReader) { b.finish() }
+		abandon = func(b *requestBody, _, _ *bodyReader) { b.abandon() }
+		again   = func(b *requestBody, _, _ *bodyReader) { b.open() }
+		older   = func(_ *requestBody, r, _ *bodyReader) { r.Close() }
+		newest  = func(_ *requestBody, _, r *bodyReader) { r.Close() }
+		whole   = func(_ *requestBody, _, r *bodyReader) { io.Copy(io.Discard, r) }
+		partial = func(_ *requestBody, _, r *bodyReader) { r.Read(make([]byte, 2)) }
 	)
 	for _, row := range []struct {
 		name  string
 		steps []step
 		want  int64 // reserved in the end
 	}{
-		{name: "no more attempts, both closed", steps: []step{close0, close1, finish}},
-		{name: "closed late", steps: []step{finish, close0, close1}},
-		{name: "closed twice", steps: []step{close0, close0, finish, finish, close1, close1}},
-		{name: "read to the end counts as closed", steps: []step{finish, close1, read0}},
-		{name: "read to the end, then closed", steps: []step{read0, close0, finish, close1}},
-		{name: "one still reads", steps: []step{finish, close1, partial}, want: 4},
-		{name: "closed once is not both", steps: []step{finish, close0, close0}, want: 4},
-		{name: "another attempt may come", steps: []step{close0, close1}, want: 4},
+		{name: "no more attempts, both closed", steps: []step{older, newest, finish}},
+		{name: "closed late", steps: []step{finish, newest}},
+		{name: "closed twice", steps: []step{older, older, finish, finish, newest, newest}},
+		{name: "read to the end counts as closed", steps: []step{finish, whole}},
+		{name: "read to the end, then closed", steps: []step{whole, newest, finish}},
+		{name: "still read", steps: []step{finish, partial}, want: 4},
+		{name: "an attempt that failed does not count", steps: []step{finish, older}, want: 4},
+		{name: "another attempt may come", steps: []step{older, newest}, want: 4},
+		{name: "failed, never closed", steps: []step{partial, abandon, finish}},
+		{name: "another attempt, never closed", steps: []step{partial, again, abandon, finish}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			g := newGate(100)
 			g.tryAcquire(10)
 			b := &requestBody{segments: [][]byte{[]byte("ab"), []byte("cd")}, size: 4, reserved: 10, budget: g}
-			readers := []*bodyReader{b.open(), b.open()}
+			older, newest := b.open(), b.open()
 			b.settle()
 			for _, step := range row.steps {
-				step(b, readers)
+				step(b, older, newest)
 			}
 			if taken, _ := g.load(); taken != row.want {
 				t.Errorf("%d bytes are reserved in the end, want %d", taken, row.want)

@@ -131,6 +131,9 @@ func (p *proxy) attempt(x *exchange, url *url.URL, body *requestBody, wait time.
 	if resp != nil {
 		resp.Body.Close()
 	}
+	if body != nil {
+		body.abandon()
+	}
 	cause := context.Cause(ctx)
 	cancel(nil)
 	switch {
