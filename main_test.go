@@ -6,10 +6,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -194,5 +196,35 @@ func TestSignalName(t *testing.T) {
 		if got := signalName(sig); got != want {
 			t.Errorf("%d is %s, want %s", sig, got, want)
 		}
+	}
+}
+
+// TestTuneGC: the environment's word is final; else GOGC is ours, and a soft limit keeps it from wasting memory.
+func TestTuneGC(t *testing.T) {
+	oldPercent, oldLimit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
+	t.Cleanup(func() {
+		debug.SetGCPercent(oldPercent)
+		debug.SetMemoryLimit(oldLimit)
+	})
+	cfg := &config{bodyMemory: 48 << 20, maxConnections: 1000}
+	for _, row := range []struct {
+		name, gogc, gomemlimit string
+		percent                int
+		limit                  int64
+	}{
+		{name: "nothing set", percent: 400, limit: 32<<20 + 48<<20 + 1000*64<<10},
+		{name: "GOGC", gogc: "50", percent: 100, limit: 32<<20 + 48<<20 + 1000*64<<10},
+		{name: "GOMEMLIMIT", gomemlimit: "100MiB", percent: 400, limit: math.MaxInt64},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Setenv("GOGC", row.gogc)
+			t.Setenv("GOMEMLIMIT", row.gomemlimit)
+			debug.SetGCPercent(100)
+			debug.SetMemoryLimit(math.MaxInt64)
+			tuneGC(cfg)
+			if percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); percent != row.percent || limit != row.limit {
+				t.Errorf("GOGC %d and limit %d, want %d and %d", percent, limit, row.percent, row.limit)
+			}
+		})
 	}
 }

@@ -11,7 +11,8 @@ import (
 )
 
 // TestSize keeps the program as small as it was promised to be on this kind of
-// machine. (The race detector's build is another program.)
+// machine: 8.0 MB, and 0.4 more for a profile that pays. (The race detector's build
+// is another program.)
 func TestSize(t *testing.T) {
 	t.Parallel()
 	path, err := proxytest.Build()
@@ -23,7 +24,7 @@ func TestSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes", info.Size())
-	if limit := int64(8_000_000); info.Size() > limit && !proxytest.Raced() {
+	if limit := int64(8_400_000); info.Size() > limit && !proxytest.Raced() {
 		t.Errorf("the binary has %d bytes, want at most %d", info.Size(), limit)
 	}
 }

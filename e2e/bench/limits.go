@@ -30,7 +30,7 @@ func limits() []limit {
 		{work: "small32", column: p99, than: reverseProxy, bound: 1, grain: 10},
 		{work: "post10", column: megabytes, than: nginx, bound: 0.8, atLeast: true},
 		{work: processName, column: idleRSS, bound: 12},
-		{work: processName, column: binarySize, bound: 8.0},
+		{work: processName, column: binarySize, bound: 8.4},
 	}
 	for _, n := range streamCounts {
 		work := streamsName(n)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	_ "embed"
@@ -16,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/google/pprof/profile"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
@@ -124,11 +127,22 @@ func profileCPU(ctx context.Context, o options, up *upstream) (err error) {
 	if err := p.signal(); err != nil {
 		return err
 	}
-	profile, err := p.written()
+	written, err := p.written()
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(o.cpuProfile, profile, 0o644)
+	parsed, err := profile.ParseData(written)
+	if err != nil {
+		return err
+	}
+	for _, m := range parsed.Mapping {
+		m.File = filepath.Base(m.File) // where this machine had the program is of no use to others
+	}
+	var out bytes.Buffer
+	if err := parsed.Write(&out); err != nil {
+		return err
+	}
+	return os.WriteFile(o.cpuProfile, out.Bytes(), 0o644)
 }
 
 // counts are numbers of allocated objects, by owner and place.

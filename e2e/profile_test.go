@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/pprof/profile"
+)
+
+// TestProfile shows that default.pgo, which the compiler optimises the program by,
+// is of the program as it is: a profile of functions that are gone optimises nothing.
+func TestProfile(t *testing.T) {
+	t.Parallel()
+	file, err := os.Open("../default.pgo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	profiled, err := profile.Parse(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := declaredFunctions(t)
+	seen := 0
+	for _, f := range profiled.Function {
+		name, ours := strings.CutPrefix(f.Name, "main.")
+		if !ours || strings.HasPrefix(name, "init") {
+			continue
+		}
+		// What stands in a function has a name that begins with its: (*proxy).serve.func1, find-range1.
+		parts := strings.FieldsFunc(name, func(c rune) bool { return strings.ContainsRune("(*).-", c) })
+		function, method := parts[0], strings.Join(parts[:min(2, len(parts))], ".")
+		if seen++; !declared[function] && !declared[method] && !strings.HasPrefix(name, "bench") {
+			t.Errorf("default.pgo has %s, which the program no longer has: run go -C e2e run ./bench -cpuprofile ../default.pgo", f.Name)
+		}
+	}
+	if seen < 20 {
+		t.Errorf("default.pgo has %d functions of the program, want 20 at least: it is of another program", seen)
+	}
+}
+
+// declaredFunctions returns the names of the program's functions and, behind that of
+// their type and a dot, methods.
+func declaredFunctions(t *testing.T) map[string]bool {
+	t.Helper()
+	noTests := func(info fs.FileInfo) bool { return !strings.HasSuffix(info.Name(), "_test.go") }
+	packages, err := parser.ParseDir(token.NewFileSet(), "..", noTests, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := map[string]bool{}
+	for _, file := range packages["main"].Files {
+		for _, d := range file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			name := f.Name.Name
+			if f.Recv != nil {
+				receiver := f.Recv.List[0].Type
+				if pointer, ok := receiver.(*ast.StarExpr); ok {
+					receiver = pointer.X
+				}
+				name = receiver.(*ast.Ident).Name + "." + name
+			}
+			declared[name] = true
+		}
+	}
+	return declared
+}
