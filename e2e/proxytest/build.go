@@ -14,30 +14,49 @@ import (
 // tailscale client out that the proxy never calls.
 const Tags = "ts_omit_debugeventbus,ts_omit_syspolicy"
 
-// build compiles the proxy on the first call only.
-var build = sync.OnceValues(compile)
+// Each build is made on the first demand only.
+var (
+	buildReleased = sync.OnceValues(func() (string, error) { return compile(false) })
+	buildRaced    = sync.OnceValues(func() (string, error) { return compile(true) })
+)
 
 // Build compiles the program from the parent module, once per process, and
 // returns the binary's path. It is built as it is released, unless the
-// environment has E2E_RACE=1: then with the race detector, which needs cgo and
-// makes it larger and slower. [Cleanup] removes it.
-func Build() (string, error) { return build() }
+// environment has E2E_RACE=1: then it is that of [BuildRaced]. [Cleanup] removes it.
+func Build() (string, error) {
+	if Raced() {
+		return buildRaced()
+	}
+	return buildReleased()
+}
+
+// BuildRaced is [Build] with the race detector, which needs cgo and makes the
+// program larger and slower.
+func BuildRaced() (string, error) { return buildRaced() }
 
 // Raced reports whether [Build] adds the race detector, so that tests of size
 // and speed can tell that theirs is not the released program.
 func Raced() bool { return os.Getenv("E2E_RACE") == "1" }
 
-// Cleanup removes what Build left behind. Call it last: a process that still
-// runs is not harmed, one that is started later is not found.
-func Cleanup() error {
-	path, err := build()
-	if err != nil {
-		return nil // nothing was left
-	}
-	return os.RemoveAll(filepath.Dir(path))
+// built are the folders of the builds so far.
+var built struct {
+	sync.Mutex
+	dirs []string
 }
 
-func compile() (path string, err error) {
+// Cleanup removes what the builds left behind. Call it last: a process that still
+// runs is not harmed, one that is started later is not found.
+func Cleanup() error {
+	built.Lock()
+	defer built.Unlock()
+	var errs []error
+	for _, dir := range built.dirs {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+func compile(race bool) (path string, err error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
@@ -46,15 +65,13 @@ func compile() (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("making a folder for the binary: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
+	built.Lock()
+	built.dirs = append(built.dirs, dir)
+	built.Unlock()
 
 	path = filepath.Join(dir, "anthropic-oauth-proxy")
 	args, cgo := []string{"-trimpath", "-ldflags", "-s -w"}, "CGO_ENABLED=0"
-	if Raced() {
+	if race {
 		args, cgo = []string{"-race"}, "CGO_ENABLED=1"
 	}
 	args = append([]string{"build", "-C", root, "-tags", Tags, "-o", path}, args...)

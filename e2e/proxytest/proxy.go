@@ -38,6 +38,7 @@ type Options struct {
 	Args   []string // after the config flag, if there is one
 	Env    []string // all of it, as KEY=VALUE: nothing is inherited
 	Config string   // TOML; if not empty it is written to a file and named by -config
+	Binary string   // the program to run; if empty, that of [Build]
 }
 
 // A Proxy is a running, or ended, proxy process.
@@ -63,9 +64,12 @@ type Proxy struct {
 // is killed when this one dies, so that nothing outlives an aborted test, but
 // call [Proxy.Stop] in the ordinary case.
 func Start(o Options) (*Proxy, error) {
-	binary, err := Build()
-	if err != nil {
-		return nil, err
+	binary := o.Binary
+	if binary == "" {
+		var err error
+		if binary, err = Build(); err != nil {
+			return nil, err
+		}
 	}
 	dir, err := os.MkdirTemp("", "proxytest-")
 	if err != nil {
