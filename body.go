@@ -187,6 +187,7 @@ func (p *proxy) upload(x *exchange, b *requestBody) error {
 	guard := &x.guard
 	x.alarm.set(guard, guard.begin(x.conn, p.bodyBudget, p.cfg.timeout))
 	var segment []byte
+	var unwatch func() bool
 	for {
 		if len(segment) == cap(segment) {
 			room := max(x.r.ContentLength-b.size, 1)
@@ -211,6 +212,10 @@ func (p *proxy) upload(x *exchange, b *requestBody) error {
 		if err != nil {
 			x.alarm.clear()
 			return guard.verdict(x.r.Context(), err)
+		}
+		if unwatch == nil { // not the first read: it may wait, when the process is about to end too
+			unwatch = context.AfterFunc(x.r.Context(), guard.interrupt)
+			defer unwatch()
 		}
 	}
 }
@@ -257,11 +262,14 @@ func (g *uploadGuard) overdue(now time.Time) time.Duration {
 		g.failure = errSilentUpload
 	}
 	if g.failure != nil {
-		g.conn.SetReadDeadline(time.Unix(1, 0)) // ends the read that waits
+		g.interrupt()
 		return 0
 	}
 	return min(g.windowEnd.Sub(now), silentAt.Sub(now))
 }
+
+// interrupt ends the read that waits.
+func (g *uploadGuard) interrupt() { g.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // verdict says what the end of the upload means: nil for io.EOF.
 func (g *uploadGuard) verdict(ctx context.Context, err error) error {

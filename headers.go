@@ -73,11 +73,13 @@ func copyResponseHeader(dst, upstream http.Header) {
 	}
 }
 
-// removeNamed deletes from h the headers that the values of a Connection header name.
+// removeNamed deletes from h the headers that the values of a peer's Connection header name, but for our own Connection.
 func removeNamed(h http.Header, connection []string) {
 	for _, value := range connection {
 		for name := range strings.SplitSeq(value, ",") {
-			delete(h, textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name)))
+			if key := textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name)); key != "Connection" {
+				delete(h, key)
+			}
 		}
 	}
 }

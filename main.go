@@ -368,18 +368,21 @@ func (l *life) shutDown(signals <-chan os.Signal) {
 	l.server.SetKeepAlivesEnabled(false)
 	remaining := l.proxy.drain(impatient, l.cfg.drainTimeout)
 	switch {
-	case impatient.Err() != nil:
-		return
-	case remaining > 0:
-		l.log.Warn("drain timeout exceeded, forcing shutdown", "remaining", remaining, "drain_timeout_secs", seconds(l.cfg.drainTimeout))
-		l.cut(errShuttingDown)
-		l.proxy.drain(impatient, lastBytes) // for their log lines
-	default:
+	case remaining == 0:
 		l.log.Info("all in-flight requests drained")
+	case impatient.Err() == nil:
+		l.log.Warn("drain timeout exceeded, forcing shutdown", "remaining", remaining, "drain_timeout_secs", seconds(l.cfg.drainTimeout))
+		fallthrough
+	default:
+		l.cut(errShuttingDown)
+		l.proxy.drain(context.Background(), lastBytes) // for their answers and log lines
 	}
-	grace, cancel := context.WithTimeout(impatient, lastBytes)
+	grace, cancel := context.WithTimeout(context.Background(), lastBytes)
 	defer cancel()
 	l.server.Shutdown(grace)
+	if impatient.Err() != nil {
+		return
+	}
 	l.proxy.logging.Wait()
 	l.log.Info("shutdown complete")
 }

@@ -364,7 +364,7 @@ func TestShutDown(t *testing.T) {
 		{name: "queued requests are sent away at once", settings: "max_connections = 1", requests: []string{"2s", "1s", "1s"},
 			want: []moment{{0, signalled}, {2 * time.Second, drained}, {2 * time.Second, complete}}, answers: []string{"200 after 2s", "503 after 0s", "503 after 0s"}},
 		{name: "second signal", requests: []string{"1h"}, again: 2 * time.Second,
-			want: []moment{{0, signalled}, {2 * time.Second, "received SIGINT again, exiting at once"}}, answers: []string{"cut after 2s"}},
+			want: []moment{{0, signalled}, {2 * time.Second, "received SIGINT again, exiting at once"}}, answers: []string{"503 after 2s"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

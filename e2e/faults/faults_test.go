@@ -39,6 +39,7 @@ var groups = []struct {
 	{"Upstream", upstreamFaults},
 	{"Upstream over HTTP/2", http2Faults},
 	{"Upstream's certificate", tlsFaults},
+	{"Life cycle", lifeCycleFaults},
 }
 
 func TestMain(m *testing.M) {
