@@ -1,0 +1,149 @@
+package main
+
+import (
+	"bufio"
+	"net/http"
+	"net/textproto"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The rules for headers once more, written from the specification and not from headers.go: as names in small
+// letters, in which a header is compared.
+
+// endsHere are the headers that never pass, in either direction (RFC 9110, 7.6.1, and the older ones of its kind).
+var endsHere = regexp.MustCompile(`^(connection|http2-settings|keep-alive|proxy-(authenticate|authorization|connection)|te|trailer|transfer-encoding|upgrade)$`)
+
+// clientsEndHere are those that do not pass from a client: what is forgeable, and what is answered here.
+var clientsEndHere = regexp.MustCompile(`^(forwarded|x-forwarded-.*|x-real-ip|tailscale-.*|content-length|expect)$`)
+
+// upstreamsEndHere are those that do not pass from the upstream.
+var upstreamsEndHere = regexp.MustCompile(`^alt-svc$`)
+
+// lowered returns h with names in small letters. A name that h has twice fails the test.
+func lowered(t *testing.T, h http.Header) map[string][]string {
+	t.Helper()
+	lower := map[string][]string{}
+	for name, values := range h {
+		key := strings.ToLower(name)
+		if _, twice := lower[key]; twice {
+			t.Errorf("%q is there in two spellings", key)
+		}
+		lower[key] = values
+	}
+	return lower
+}
+
+// passing returns what may pass of h: all but what ends here and what its Connection header names.
+func passing(t *testing.T, h http.Header, alsoEndsHere *regexp.Regexp) map[string][]string {
+	t.Helper()
+	pass := lowered(t, h)
+	named := elements(strings.ToLower(strings.Join(pass["connection"], ",")))
+	for name := range pass {
+		if endsHere.MatchString(name) || alsoEndsHere.MatchString(name) || slices.Contains(named, name) {
+			delete(pass, name)
+		}
+	}
+	return pass
+}
+
+// elements returns the elements of a comma-separated list (RFC 9110, 5.6.1), without empty ones.
+func elements(list string) (all []string) {
+	for element := range strings.SplitSeq(list, ",") {
+		if element = strings.Trim(element, " \t"); element != "" {
+			all = append(all, element)
+		}
+	}
+	return all
+}
+
+// readHeader reads header lines as net/http does; ok is false for what it refuses.
+func readHeader(lines string) (h http.Header, ok bool) {
+	parsed, err := textproto.NewReader(bufio.NewReader(strings.NewReader(lines + "\r\n\r\n"))).ReadMIMEHeader()
+	for name := range parsed {
+		if !fieldName.MatchString(name) {
+			return nil, false
+		}
+	}
+	return http.Header(parsed), err == nil
+}
+
+// fieldName is a token (RFC 9110, 5.6.2).
+var fieldName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+
+// FuzzRequestHeader: what is sent upstream is exactly what the client sent, without what ends here, and with what
+// is injected.
+func FuzzRequestHeader(f *testing.F) {
+	for _, seed := range []string{
+		"", "Anthropic-Beta: a,ours-1\nAnthropic-Beta:\n", "Anthropic-Beta: ,\nanthropic-beta: ours-2,ours-2\n", "Connection: a, ,b\nA: 1\nB: 2\n",
+		"TE: x\nTailscale-X: y\nX-Forwarded-For: z\n", "tailscale-user-login: x\nFORWARDED: x\nx-real-ip: x\n", "Connection: connection\nUser-Agent: x\n",
+		"Connection: anthropic-beta, x-injected\nAnthropic-Beta: a\nX-Injected: theirs\n", "Connection: \tX-Injected\t\nconnection: USER-AGENT\nUser-Agent: x\n",
+		"Idempotency-Key: x\nX-IDEMPOTENCY-KEY: y\nExpect: y\nContent-Length: 1\n", "Connection: idempotency-key\nIdempotency-Key: x\n",
+		"x y: 1\n", "é: ü\n", "A:\t1 \n  2\n", "Transfer-Encoding: chunked\ntransfer-encoding: x\nTrailer: A\nUpgrade: h2c\nHTTP2-Settings: x\n",
+	} {
+		f.Add(seed)
+	}
+	ours := []string{"ours-1", "ours-2"}
+	f.Fuzz(func(t *testing.T, lines string) {
+		in, ok := readHeader(lines)
+		if !ok {
+			return
+		}
+		want := passing(t, in, clientsEndHere)
+		theirs := strings.Join(want["anthropic-beta"], ",")
+		betas := elements(theirs)
+		for _, beta := range ours {
+			if !slices.Contains(betas, beta) {
+				betas = append(betas, beta)
+			}
+		}
+		want["x-injected"] = []string{"ours"}
+		if _, ok := want["user-agent"]; !ok {
+			want["user-agent"] = nil // keeps net/http from inventing one
+		}
+
+		got := lowered(t, requestHeader(in, []header{{betaHeader, ours}, {"X-Injected", []string{"ours"}}}))
+		if list := got["anthropic-beta"]; len(list) != 1 || !strings.HasPrefix(list[0], theirs) || !slices.Equal(elements(list[0]), betas) {
+			t.Errorf("betas %q, want one line with %q; the client's were %q", list, betas, theirs)
+		}
+		want["anthropic-beta"] = got["anthropic-beta"]
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("sent upstream: %q\nwant:          %q", got, want)
+		}
+	})
+}
+
+// FuzzResponseHeader: what the client gets is exactly what the upstream sent, without what ends here, and beside what the
+// proxy itself says.
+func FuzzResponseHeader(f *testing.F) {
+	for _, seed := range []string{
+		"", "Content-Type: x\nAlt-Svc: h3\n", "Connection: close, X-Hop\nX-Hop: 1\nKeep-Alive: 1\n", "Connection: content-type\nContent-Type: x\n",
+		"Set-Cookie: a\nset-cookie: b\nRequest-Id: x\nRetry-After: 1\n", "Transfer-Encoding: chunked\nTrailer: A\nUpgrade: h2c\n", "X-Forwarded-For: x\nTailscale-X: y\n",
+		"Connection: connection\n", "Proxy-Authenticate: x\nWWW-Authenticate: y\n",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, lines string) {
+		upstream, ok := readHeader(lines)
+		if !ok {
+			return
+		}
+		before := upstream.Clone()
+		want := passing(t, upstream, upstreamsEndHere)
+		want["connection"] = []string{"close"}
+		if _, ok := want["content-type"]; !ok {
+			want["content-type"] = nil // keeps net/http from guessing one
+		}
+		answer := http.Header{"Connection": {"close"}} // as for a request whose length is in doubt
+		copyResponseHeader(answer, upstream)
+		if got := lowered(t, answer); !reflect.DeepEqual(got, want) {
+			t.Errorf("sent to the client: %q\nwant:               %q", got, want)
+		}
+		if !reflect.DeepEqual(upstream, before) {
+			t.Errorf("the upstream's headers have become %q", upstream)
+		}
+	})
+}
