@@ -39,7 +39,9 @@ var groups = []struct {
 	{"Upstream", upstreamFaults},
 	{"Upstream over HTTP/2", http2Faults},
 	{"Upstream's certificate", tlsFaults},
+	{"Resources", resourceFaults},
 	{"Life cycle", lifeCycleFaults},
+	{"Configuration", limitFaults},
 }
 
 func TestMain(m *testing.M) {

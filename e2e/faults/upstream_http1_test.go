@@ -182,7 +182,7 @@ var upstreamFaults = []fault{
 		const slow = "slowly"
 		u := s.upstream(func(p *peer) {
 			p.request()
-			p.say("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+			p.say("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n")
 			for _, c := range slow {
 				time.Sleep(600 * time.Millisecond) // with timeout_secs = 1
 				p.say(string(c))
