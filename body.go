@@ -36,7 +36,8 @@ func newSegment(n int64) []byte {
 // against the budget from reservation until nothing can need them any more.
 type requestBody struct {
 	segments [][]byte
-	first    [1][]byte // the room for one, which is enough for most
+	first    [1][]byte  // the room for one, which is enough for most
+	attempt  bodyReader // the room for the first attempt's
 	size     int64
 	budget   *gate
 
@@ -51,10 +52,13 @@ type requestBody struct {
 func (b *requestBody) open() *bodyReader {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.reader != nil {
+	if b.reader == nil {
+		b.reader = &b.attempt
+	} else {
 		b.reader.closed = true
+		b.reader = new(bodyReader)
 	}
-	b.reader = &bodyReader{body: b, rest: b.segments}
+	b.reader.body, b.reader.rest = b, b.segments
 	return b.reader
 }
 
@@ -185,7 +189,7 @@ func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 // upload reads the request's body into b.
 func (p *proxy) upload(x *exchange, b *requestBody) error {
 	guard := &x.guard
-	x.alarm.set(guard, guard.begin(x.conn, p.bodyBudget, p.cfg.timeout))
+	x.conn.alarm.set(guard, guard.begin(x.conn, p.bodyBudget, p.cfg.timeout))
 	var segment []byte
 	var unwatch func() bool
 	for {
@@ -204,13 +208,13 @@ func (p *proxy) upload(x *exchange, b *requestBody) error {
 		b.segments[len(b.segments)-1] = segment
 		b.size += int64(n)
 		if b.size > p.cfg.maxBody {
-			x.alarm.clear()
+			x.conn.alarm.clear()
 			return errBodyTooLarge(p.cfg.maxBody)
 		}
 		// net/http reports io.EOF together with the last byte of a declared length: no second
 		// segment is made just to learn that nothing follows.
 		if err != nil {
-			x.alarm.clear()
+			x.conn.alarm.clear()
 			return guard.verdict(x.r.Context(), err)
 		}
 		if unwatch == nil { // not the first read: it may wait, when the process is about to end too

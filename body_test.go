@@ -258,7 +258,7 @@ func uploaded(t *testing.T, content io.Reader, declared, limit int64) (*requestB
 	r := httptest.NewRequest("POST", "/", content)
 	r.ContentLength = declared
 	b := &requestBody{budget: p.bodyBudget}
-	return b, p.upload(&exchange{w: httptest.NewRecorder(), r: r}, b)
+	return b, p.upload(&exchange{w: httptest.NewRecorder(), r: r, conn: new(clientConn)}, b)
 }
 
 // TestUploadAnyPieces: whatever pieces a body comes in, every attempt reads exactly it, and little more memory is held.

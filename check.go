@@ -145,9 +145,10 @@ func (d *doctor) tls(ctx context.Context) (string, error) {
 
 // http sends one request without credentials: whatever status comes back, the way is open.
 func (d *doctor) http(ctx context.Context) (string, error) {
+	url := upstreamURL(d.cfg.upstream, target{path: "/"}, d.upstream.absolute)
 	req := (&http.Request{
 		Method: http.MethodGet,
-		URL:    upstreamURL(d.cfg.upstream, target{path: "/"}, d.upstream.absolute),
+		URL:    &url,
 		Host:   d.cfg.upstream.Host,
 		Header: http.Header{},
 	}).WithContext(ctx)

@@ -12,7 +12,8 @@ import (
 // No request has a limit on its whole time: what is bounded here is how long nothing happens, towards the client and
 // towards the upstream.
 
-// alarm is a request's only timer. The step that the request is at sets it, and clears it before the next one begins.
+// alarm is a connection's only timer, which its requests use one after the other. The step that a request is at sets it, and
+// clears it before the next one begins.
 type alarm struct {
 	mu    sync.Mutex
 	timer *time.Timer
@@ -77,11 +78,11 @@ func (a *alarm) clear() (inTime bool) {
 	return inTime
 }
 
-// stop gives the timer back.
+// stop gives the timer back; it can be set again.
 func (a *alarm) stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.step = nil
+	a.step, a.rings = nil, time.Time{}
 	if a.timer != nil {
 		a.timer.Stop()
 	}

@@ -29,8 +29,8 @@ func isForgeable(key string) bool {
 }
 
 // rewriteRequestHeader makes of a client's headers those to send upstream: without those that end here,
-// and with the injected ones, whose values are shared and never written to.
-func rewriteRequestHeader(h http.Header, injected []header) {
+// and with the injected ones, whose values are shared and never written to. betas are the connection's.
+func rewriteRequestHeader(h http.Header, injected []header, betas *mergedList) {
 	removeNamed(h, h["Connection"])
 	for key := range h {
 		switch {
@@ -45,7 +45,7 @@ func rewriteRequestHeader(h http.Header, injected []header) {
 	}
 	for _, add := range injected {
 		if add.name == betaHeader {
-			h[betaHeader] = mergeList(h[betaHeader], add.values)
+			h[betaHeader] = betas.merge(h[betaHeader], add.values)
 		} else {
 			h[add.name] = add.values
 		}
@@ -82,6 +82,22 @@ func removeNamed(h http.Header, connection []string) {
 			}
 		}
 	}
+}
+
+// mergedList is the latest list header that was merged. A client sends mostly the same one again.
+type mergedList struct{ theirs, merged string }
+
+// merge is mergeList, whose add must always be the same.
+func (m *mergedList) merge(values, add []string) []string {
+	if len(values) != 1 {
+		return mergeList(values, add)
+	}
+	if values[0] != m.theirs || m.merged == "" {
+		m.theirs = values[0]
+		m.merged = mergeList(values, add)[0]
+	}
+	values[0] = m.merged
+	return values
 }
 
 // mergeList returns the list header values joined into one line, with those tokens of add
@@ -138,8 +154,8 @@ func requestTarget(r *http.Request) (t target) {
 
 // upstreamURL returns the URL that net/http renders as exactly t below base. absolute asks for the
 // absolute form, which a forward proxy needs for plain http.
-func upstreamURL(base *url.URL, t target, absolute bool) *url.URL {
-	u := &url.URL{Scheme: base.Scheme, Host: base.Host, RawQuery: t.query, ForceQuery: t.hasQuery}
+func upstreamURL(base *url.URL, t target, absolute bool) url.URL {
+	u := url.URL{Scheme: base.Scheme, Host: base.Host, RawQuery: t.query, ForceQuery: t.hasQuery}
 	path, asterisk := t.path, t.path == "*"
 	if !asterisk {
 		path = base.EscapedPath() + path

@@ -8,6 +8,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -106,8 +107,8 @@ func parseHeader(t testing.TB, lines string) http.Header {
 func TestRequestHeaderShares(t *testing.T) {
 	injected := []header{{betaHeader, []string{"b"}}, {"X-B", []string{"2"}}}
 	for _, in := range []http.Header{{}, {"Anthropic-Beta": {"a"}}, {"Anthropic-Beta": {""}}} {
-		rewriteRequestHeader(in, injected)
-		rewriteRequestHeader(in, []header{{betaHeader, []string{"c"}}})
+		rewriteRequestHeader(in, injected, new(mergedList))
+		rewriteRequestHeader(in, []header{{betaHeader, []string{"c"}}}, new(mergedList))
 		if got := in.Get(betaHeader); !strings.HasSuffix(got, "b,c") {
 			t.Errorf("the betas are %q", got)
 		}
@@ -116,11 +117,23 @@ func TestRequestHeaderShares(t *testing.T) {
 		t.Error("what is shared was written to")
 	}
 	in := http.Header{"Anthropic-Beta": {"a"}, "User-Agent": {"x"}, "X-B": nil}
+	var betas mergedList
 	if allocs := testing.AllocsPerRun(100, func() {
 		in["Anthropic-Beta"][0] = "a"
-		rewriteRequestHeader(in, injected)
-	}); allocs > 1 {
-		t.Errorf("%v allocations, want 1 at most", allocs)
+		rewriteRequestHeader(in, injected, &betas)
+	}); allocs > 0 {
+		t.Errorf("%v allocations for a client that sends the same betas again, want none", allocs)
+	}
+}
+
+// TestMergedList: what a connection remembers of the latest betas changes nothing for the next ones.
+func TestMergedList(t *testing.T) {
+	var betas mergedList
+	for _, values := range [][]string{{"a"}, {"a"}, {"b"}, {"ours"}, {"ours"}, nil, {""}, {""}, {"a", "b"}, {"b"}, {"a, ours"}, nil, {"a, ours"}, {"a,b"}, {"a", "b"}} {
+		want := mergeList(slices.Clone(values), []string{"ours"})
+		if got := betas.merge(slices.Clone(values), []string{"ours"}); !slices.Equal(got, want) {
+			t.Errorf("%q becomes %q, want %q", values, got, want)
+		}
 	}
 }
 
@@ -166,7 +179,8 @@ func sentTarget(t testing.TB, method, target, base string, absolute bool) (sent 
 		return "", false
 	}
 	cfg := testConfig(t, "", overrides{upstream: base})
-	out := &http.Request{Method: method, URL: upstreamURL(cfg.upstream, requestTarget(r), absolute), Host: cfg.upstream.Host, Header: http.Header{}}
+	url := upstreamURL(cfg.upstream, requestTarget(r), absolute)
+	out := &http.Request{Method: method, URL: &url, Host: cfg.upstream.Host, Header: http.Header{}}
 	var wire bytes.Buffer
 	if absolute {
 		err = out.WriteProxy(&wire)
@@ -266,7 +280,8 @@ func TestUpstreamURLOverHTTP2(t *testing.T) {
 		{"//x", "q", "//x?q"},
 		{"*", "", "*?"},
 	} {
-		if got := upstreamURL(base, target{row.path, row.query, true}, false).RequestURI(); got != row.want {
+		url := upstreamURL(base, target{row.path, row.query, true}, false)
+		if got := url.RequestURI(); got != row.want {
 			t.Errorf("%s: %s, want %s", row.path, got, row.want)
 		}
 	}
@@ -278,12 +293,12 @@ func BenchmarkRequestHeader(b *testing.B) {
 		"Anthropic-Version: 2023-06-01\nAuthorization: Bearer x\nConnection: keep-alive\nContent-Type: application/json\nUser-Agent: claude-cli/2.1\n"+
 		"X-App: cli\nX-Stainless-Arch: x64\nX-Stainless-Lang: js\nX-Stainless-Os: Linux\nX-Stainless-Retry-Count: 0\nX-Stainless-Timeout: 600\n"+
 		"Accept-Encoding: gzip, deflate, br, zstd\nContent-Length: 49000\n")
-	fresh, betas := maps.Clone(in), in.Get(betaHeader)
+	fresh, betas, merged := maps.Clone(in), in.Get(betaHeader), new(mergedList)
 	b.ReportAllocs()
 	for b.Loop() {
 		maps.Copy(fresh, in)
 		fresh[betaHeader][0] = betas
-		rewriteRequestHeader(fresh, oauthBeta)
+		rewriteRequestHeader(fresh, oauthBeta, merged)
 	}
 }
 

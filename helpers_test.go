@@ -294,6 +294,6 @@ func requestHeader(in http.Header, injected []header) http.Header {
 	for key, values := range out {
 		out[key] = slices.Clone(values)
 	}
-	rewriteRequestHeader(out, injected)
+	rewriteRequestHeader(out, injected, new(mergedList))
 	return out
 }

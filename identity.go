@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -28,13 +29,17 @@ type identity struct {
 	user string // login name; for a tagged node, which has no user, its tags
 }
 
-// clientConn is a client's TCP connection and, once asked for, who is behind it: that can't change
-// while it lasts.
+// clientConn is a client's TCP connection, with what its requests, which come one after the other, share.
 type clientConn struct {
 	net.Conn
+	alarm         alarm
 	writeDeadline rollingDeadline
-	known         atomic.Pointer[identity] // nil until tailscaled has given an answer
+	betas         mergedList
+	exchange      *exchange                     // being served; nil between two requests
+	repeatBody    func() (io.ReadCloser, error) // of that exchange: a method value of each would be an allocation more
 
+	// Who is behind it can't change while it lasts.
+	known   atomic.Pointer[identity] // nil until tailscaled has given an answer
 	mu      sync.Mutex
 	pending chan struct{} // closed when the lookup under way ends; nil if there is none
 }
@@ -44,7 +49,9 @@ type connKey struct{}
 
 // withConn is an http.Server's ConnContext.
 func withConn(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, &clientConn{Conn: conn})
+	c := &clientConn{Conn: conn}
+	c.repeatBody = func() (io.ReadCloser, error) { return c.exchange.repeatBody() }
+	return context.WithValue(ctx, connKey{}, c)
 }
 
 // connOf returns the connection that r came over; nil without [withConn].

@@ -82,21 +82,48 @@ func (h *lineHandler) Handle(_ context.Context, r slog.Record) error {
 	return err
 }
 
+// fieldAppender is a value that is many fields of a line. It writes them itself: a [slog.Record] allocates for
+// more than five.
+type fieldAppender interface {
+	// appendFields appends them to a JSON object that has a member already.
+	appendFields(b []byte) []byte
+}
+
 // appendAttr appends a to a JSON object that has a member already.
 func appendAttr(b []byte, group string, a slog.Attr) []byte {
-	b = append(b, ',')
-	b = appendJSONString(b, group+a.Key)
-	b = append(b, ':')
+	key := group + a.Key
 	switch v := a.Value.Resolve(); v.Kind() {
 	case slog.KindInt64:
-		return strconv.AppendInt(b, v.Int64(), 10)
+		return appendInt(b, key, v.Int64())
 	case slog.KindUint64:
-		return strconv.AppendUint(b, v.Uint64(), 10)
+		return strconv.AppendUint(appendKey(b, key), v.Uint64(), 10)
 	case slog.KindBool:
-		return strconv.AppendBool(b, v.Bool())
+		return strconv.AppendBool(appendKey(b, key), v.Bool())
+	case slog.KindAny:
+		if fields, ok := v.Any().(fieldAppender); ok {
+			return fields.appendFields(b)
+		}
+		return appendString(b, key, v.String())
 	default:
-		return appendJSONString(b, v.String())
+		return appendString(b, key, v.String())
 	}
+}
+
+// appendString appends a member of a JSON object, as appendAttr does.
+func appendString(b []byte, key, value string) []byte {
+	return appendJSONString(appendKey(b, key), value)
+}
+
+// appendInt appends a member of a JSON object, as appendAttr does.
+func appendInt(b []byte, key string, value int64) []byte {
+	return strconv.AppendInt(appendKey(b, key), value, 10)
+}
+
+// appendKey appends a member's name, and what goes around it.
+func appendKey(b []byte, key string) []byte {
+	b = append(b, ',')
+	b = appendJSONString(b, key)
+	return append(b, ':')
 }
 
 // appendJSONString appends s as a JSON string. What is not UTF-8 becomes U+FFFD.

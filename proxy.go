@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -55,19 +56,19 @@ func newProxy(cfg *config, tn *tailnet, log *slog.Logger) *proxy {
 }
 
 // exchange is one proxied request and its answer, as far as they have come. Its parts are values: one
-// allocation makes them all.
+// allocation makes them all. A timer and what else can be used again are its connection's.
 type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	conn   *clientConn
-	id     string
+	id     [1]string // an array, as a header's values are a slice
 	target target
+	url    url.URL // upstream
 	start  time.Time
 	cancel context.CancelCauseFunc // ends the attempt whose answer is being streamed
 
 	body     requestBody
-	alarm    alarm // of guard, waiting and silence, in turn
-	guard    uploadGuard
+	guard    uploadGuard // the steps that the connection's alarm is set for, in turn
 	waiting  headerWait
 	silence  silence
 	out      clientWriter
@@ -80,6 +81,8 @@ type exchange struct {
 	ttfb              time.Duration
 	bytesIn, bytesOut int64
 	upstreamRequestID string
+	latency           time.Duration
+	caller            identity
 	err               error
 }
 
@@ -89,10 +92,9 @@ const requestIDHeader = "X-Proxy-Request-Id"
 // ServeHTTP implements http.Handler. It matches the path that the client wrote: a mux would clean
 // paths and redirect.
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	id := newRequestID()
-	w.Header()[requestIDHeader] = []string{id}
-	target := requestTarget(r)
-	switch target.path {
+	x := &exchange{w: w, r: r, conn: connOf(r), id: [1]string{newRequestID()}, target: requestTarget(r), start: time.Now()}
+	w.Header()[requestIDHeader] = x.id[:]
+	switch x.target.path {
 	case "/health":
 		serveOwn(w, r, p.serveHealth)
 	case "/livez":
@@ -100,7 +102,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/metrics":
 		serveOwn(w, r, p.serveMetrics)
 	default:
-		p.serve(&exchange{w: w, r: r, conn: connOf(r), id: id, target: target, start: time.Now()})
+		p.serve(x)
 	}
 }
 
@@ -108,11 +110,15 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *proxy) serve(x *exchange) {
 	p.active.Add(1)
 	defer p.depart()
-	defer x.alarm.stop()
+	x.conn.exchange = x
+	defer func() {
+		x.conn.alarm.stop()
+		x.conn.exchange = nil
+	}()
 	defer func() {
 		if v := recover(); v != nil {
 			x.err = errInternal(fmt.Errorf("panic: %v", v))
-			p.log.Error("panic in a request: this is a bug, please report it", "request_id", x.id, "stack", string(debug.Stack()))
+			p.log.Error("panic in a request: this is a bug, please report it", "request_id", x.id[0], "stack", string(debug.Stack()))
 		}
 		p.finish(x)
 	}()
@@ -142,6 +148,7 @@ func (p *proxy) relay(x *exchange) error {
 		return err
 	}
 	defer x.cancel(nil)
+	x.r.Header, resp.Request = nil, nil // sent, and of no use to anybody: 2.6 KB of the 39 that a stream holds
 	defer resp.Body.Close()
 	if body != nil {
 		body.finish()
@@ -204,7 +211,7 @@ func (p *proxy) stream(x *exchange, resp *http.Response) error {
 		return err
 	}
 	x.silence.limit, x.silence.cancel, x.silence.start = p.cfg.timeout, x.cancel, time.Now()
-	x.alarm.set(&x.silence, p.cfg.timeout)
+	x.conn.alarm.set(&x.silence, p.cfg.timeout)
 	buf := eventBuffers.Get().(*[]byte)
 	defer func() { buffersOf(*buf).Put(buf) }()
 	for {
@@ -219,7 +226,7 @@ func (p *proxy) stream(x *exchange, resp *http.Response) error {
 		switch {
 		case x.r.Context().Err() != nil:
 			return departure(x.r.Context())
-		case err != nil && !x.alarm.clear():
+		case err != nil && !x.conn.alarm.clear():
 			return errResponseRead(fmt.Errorf("%w for %v", errSilence, p.cfg.timeout))
 		case err == io.EOF:
 			for name, values := range resp.Trailer {
@@ -319,18 +326,18 @@ func (p *proxy) finish(x *exchange) {
 		x.status = statusClientGone
 	case !x.answered:
 		x.status = f.status
-		x.w.Header()["Request-Id"] = []string{x.id} // the only place where some SDKs look
+		x.w.Header()["Request-Id"] = x.id[:] // the only place where some SDKs look
 		if x.attempts == 0 && x.r.ContentLength != 0 {
 			leaveUnread(x.w)
 		}
-		f.writeTo(x.w, x.id)
+		f.writeTo(x.w, x.id[0])
 	}
 	if f != nil && f.errorType != "" {
 		p.metrics.upstreamError(f.errorType)
 	}
-	elapsed := time.Since(x.start)
-	p.metrics.requestDone(x.status, x.r.Method, elapsed)
-	p.logDone(x, elapsed)
+	x.latency = time.Since(x.start)
+	p.metrics.requestDone(x.status, x.r.Method, x.latency)
+	p.logDone(x)
 	if f != nil && (x.answered || x.status == statusClientGone) {
 		if x.answered && x.bytesOut == 0 {
 			x.out.control.Flush() // the headers, which may still wait for the first bytes
@@ -341,48 +348,49 @@ func (p *proxy) finish(x *exchange) {
 
 // logDone writes x's log line: at once, or, while tailscaled is still being asked who the caller
 // is, as soon as it says. The caller's next request does not wait for that.
-func (p *proxy) logDone(x *exchange, elapsed time.Duration) {
+func (p *proxy) logDone(x *exchange) {
 	if !p.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	now := time.Now()
-	who, pending := x.conn.caller()
+	ended := time.Now()
+	caller, pending := x.conn.caller()
 	if pending == nil {
-		p.logLine(x, now, elapsed, who)
+		x.caller = caller
+		p.logLine(x, ended)
 		return
 	}
 	p.logging.Go(func() {
 		<-pending
-		who, _ := x.conn.caller()
-		p.logLine(x, now, elapsed, who)
+		x.caller, _ = x.conn.caller()
+		p.logLine(x, ended)
 	})
 }
 
-// logLine writes x's log line, as of now.
-func (p *proxy) logLine(x *exchange, now time.Time, elapsed time.Duration, who identity) {
-	attrs := [...]slog.Attr{
-		slog.String("request_id", x.id),
-		slog.String("method", x.r.Method),
-		slog.String("path", x.target.path),
-		slog.Int("status", x.status),
-		slog.Int64("latency_ms", elapsed.Milliseconds()),
-		slog.Int64("ttfb_ms", x.ttfb.Milliseconds()),
-		slog.Int("attempts", x.attempts),
-		slog.Int64("bytes_in", x.bytesIn),
-		slog.Int64("bytes_out", x.bytesOut),
-		slog.String("upstream_request_id", x.upstreamRequestID),
-		slog.String("tailnet_node", who.node),
-		slog.String("tailnet_user", who.user),
-		{},
-	}
-	fields := attrs[:len(attrs)-1]
-	if x.err != nil {
-		fields = attrs[:]
-		fields[len(attrs)-1] = slog.String("error", describe(x.err))
-	}
-	record := slog.NewRecord(now, slog.LevelInfo, "request completed", 0)
-	record.AddAttrs(fields...)
+// logLine writes x's log line, as of the time it ended.
+func (p *proxy) logLine(x *exchange, ended time.Time) {
+	record := slog.NewRecord(ended, slog.LevelInfo, "request completed", 0)
+	record.AddAttrs(slog.Any("", x))
 	p.log.Handler().Handle(context.Background(), record)
+}
+
+// appendFields implements [fieldAppender], with what a log line tells of x.
+func (x *exchange) appendFields(b []byte) []byte {
+	b = appendString(b, "request_id", x.id[0])
+	b = appendString(b, "method", x.r.Method)
+	b = appendString(b, "path", x.target.path)
+	b = appendInt(b, "status", int64(x.status))
+	b = appendInt(b, "latency_ms", x.latency.Milliseconds())
+	b = appendInt(b, "ttfb_ms", x.ttfb.Milliseconds())
+	b = appendInt(b, "attempts", int64(x.attempts))
+	b = appendInt(b, "bytes_in", x.bytesIn)
+	b = appendInt(b, "bytes_out", x.bytesOut)
+	b = appendString(b, "upstream_request_id", x.upstreamRequestID)
+	b = appendString(b, "tailnet_node", x.caller.node)
+	b = appendString(b, "tailnet_user", x.caller.user)
+	if x.err != nil {
+		b = appendString(b, "error", describe(x.err))
+	}
+	return b
 }
 
 // depart counts x's end; the last one to leave after the signal ends the drain.

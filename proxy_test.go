@@ -514,7 +514,7 @@ func TestLogLevelHidesRequests(t *testing.T) {
 		p := localProxy(t)
 		var out bytes.Buffer
 		p.log = newLogger(&out, level)
-		x := &exchange{w: httptest.NewRecorder(), r: httptest.NewRequest("CONNECT", "/", nil), id: "req_1", target: target{path: "/"}}
+		x := &exchange{w: httptest.NewRecorder(), r: httptest.NewRequest("CONNECT", "/", nil), id: [1]string{"req_1"}, target: target{path: "/"}, conn: new(clientConn)}
 		p.serve(x)
 		if out.Len() > 0 != want {
 			t.Errorf("at %v: %s", level, &out)
@@ -562,10 +562,10 @@ func TestErrorBodyNamesRequest(t *testing.T) {
 func BenchmarkLogDone(b *testing.B) {
 	p := localProxy(b)
 	p.log = newLogger(io.Discard, slog.LevelInfo)
-	x := &exchange{r: httptest.NewRequest("POST", "/v1/messages", nil), id: newRequestID(), target: target{path: "/v1/messages"}, status: 200, attempts: 1, upstreamRequestID: "req_1"}
+	x := &exchange{r: httptest.NewRequest("POST", "/v1/messages", nil), id: [1]string{newRequestID()}, latency: time.Second, target: target{path: "/v1/messages"}, status: 200, attempts: 1, upstreamRequestID: "req_1"}
 	b.ReportAllocs()
 	for b.Loop() {
-		p.logDone(x, time.Second)
+		p.logDone(x)
 	}
 }
 

@@ -67,11 +67,11 @@ func newUpstream(cfg *config) *upstream {
 // closed, and x.cancel called after that.
 func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 	wait, retries := p.patience(x.r.Header)
-	rewriteRequestHeader(x.r.Header, p.cfg.headers)
-	url := upstreamURL(p.upstream.base, x.target, p.upstream.absolute)
+	rewriteRequestHeader(x.r.Header, p.cfg.headers, &x.conn.betas)
+	x.url = upstreamURL(p.upstream.base, x.target, p.upstream.absolute)
 	timeouts := 0
 	for {
-		resp, err := p.attempt(x, url, body, wait)
+		resp, err := p.attempt(x, body, wait)
 		switch {
 		case err == nil:
 			x.ttfb = time.Since(x.start)
@@ -86,7 +86,7 @@ func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 			return nil, err
 		}
 		p.metrics.retries.Add(1)
-		p.log.Debug("attempt failed, trying again", "request_id", x.id, "attempt", x.attempts, "error", describe(err))
+		p.log.Debug("attempt failed, trying again", "request_id", x.id[0], "attempt", x.attempts, "error", describe(err))
 		select {
 		case <-time.After(retryPause):
 		case <-x.r.Context().Done():
@@ -114,13 +114,13 @@ func (p *proxy) patience(h http.Header) (wait time.Duration, retries int) {
 
 // attempt sends the request once and waits for response headers. On success x.cancel
 // ends the rest of the answer.
-func (p *proxy) attempt(x *exchange, url *url.URL, body *requestBody, wait time.Duration) (*http.Response, error) {
+func (p *proxy) attempt(x *exchange, body *requestBody, wait time.Duration) (*http.Response, error) {
 	x.attempts++
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	x.waiting.cancel = cancel
-	x.alarm.set(&x.waiting, wait)
-	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, url, body))
-	inTime := x.alarm.clear()
+	x.conn.alarm.set(&x.waiting, wait)
+	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, body))
+	inTime := x.conn.alarm.clear()
 	switch {
 	case err == nil && inTime && resp.StatusCode < 200:
 		err = errInterim
@@ -148,10 +148,10 @@ func (p *proxy) attempt(x *exchange, url *url.URL, body *requestBody, wait time.
 }
 
 // request builds what one attempt sends.
-func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, url *url.URL, body *requestBody) *http.Request {
+func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, body *requestBody) *http.Request {
 	req := &http.Request{
 		Method: x.r.Method,
-		URL:    url,
+		URL:    &x.url,
 		Host:   u.base.Host,
 		Header: x.r.Header,
 		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -166,7 +166,7 @@ func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, 
 		req.Body = body.open()
 		req.ContentLength = body.size
 		if !idempotent {
-			req.GetBody = x.repeatBody
+			req.GetBody = x.conn.repeatBody
 		}
 	case !u.dialer.http1.Load():
 		ctx = limitSends(ctx, cancel)
