@@ -3,24 +3,19 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/testca"
 )
 
 // serverName is what the upstream's certificate is for, beside 127.0.0.1. Not
@@ -55,16 +50,22 @@ var clock = time.Now()
 type upstream struct {
 	server *httptest.Server
 	addr   string
-	caFile string // PEM, of what verifies the server
+	caFile string         // PEM, of what verifies the server
+	roots  *x509.CertPool // the same
 }
 
 // startUpstream starts it; http2 has it offer HTTP/2 beside HTTP/1.1.
 func startUpstream(http2 bool) (*upstream, error) {
-	certificate, err := newCertificate()
+	authority, err := testca.New()
 	if err != nil {
 		return nil, fmt.Errorf("making the upstream's certificate: %w", err)
 	}
-	u := &upstream{}
+	certificate, err := authority.Certificate(nil)
+	if err != nil {
+		return nil, fmt.Errorf("making the upstream's certificate: %w", err)
+	}
+	u := &upstream{roots: x509.NewCertPool()}
+	u.roots.AppendCertsFromPEM(authority.PEM)
 	mux := http.NewServeMux()
 	mux.HandleFunc(smallPath, answer(bytes.Repeat([]byte("x"), smallAnswerSize), "application/json"))
 	mux.HandleFunc(largePath, answer(bytes.Repeat([]byte("x"), largeAnswerSize), "application/octet-stream"))
@@ -83,8 +84,7 @@ func startUpstream(http2 bool) (*upstream, error) {
 	}
 	u.caFile = f.Name()
 	defer f.Close()
-	err = pem.Encode(f, &pem.Block{Type: "CERTIFICATE", Bytes: u.server.Certificate().Raw})
-	if err == nil {
+	if _, err = f.Write(authority.PEM); err == nil {
 		err = f.Chmod(0o644)
 	}
 	if err != nil {
@@ -92,30 +92,6 @@ func startUpstream(http2 bool) (*upstream, error) {
 		return nil, fmt.Errorf("writing the certificate: %w", err)
 	}
 	return u, nil
-}
-
-// newCertificate makes a certificate that is its own authority. Its key is on an
-// elliptic curve, as the API's is: 2,000 handshakes with httptest's RSA key keep
-// the machine busy for seconds.
-func newCertificate() (tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "bench"},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(24 * time.Hour),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		DNSNames:              []string{serverName},
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
 // close cuts all connections.

@@ -9,6 +9,7 @@ package fakeanthropic
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,8 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+
+	"anthropic-oauth-proxy/e2e/testca"
 )
 
 // Protocol is what a server speaks.
@@ -97,9 +100,13 @@ func (s *Server) start(address string, protocol Protocol) error {
 }
 
 // secure makes a certificate authority and lets the server speak the protocol
-// over TLS only.
+// over TLS only. Its certificate is for the address ip too.
 func (s *Server) secure(protocol Protocol, ip net.IP) error {
-	authority, config, err := newAuthority(ip)
+	authority, err := testca.New()
+	if err != nil {
+		return err
+	}
+	certificate, err := authority.Certificate(func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, ip) })
 	if err != nil {
 		return err
 	}
@@ -108,11 +115,11 @@ func (s *Server) secure(protocol Protocol, ip net.IP) error {
 	}
 	s.URL = "https" + s.URL[len("http"):]
 	s.CAFile = filepath.Join(s.dir, "ca.pem")
-	s.http.TLSConfig = config
+	s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}}
 	s.http.Protocols = new(http.Protocols)
 	s.http.Protocols.SetHTTP1(protocol == HTTP1)
 	s.http.Protocols.SetHTTP2(protocol == HTTP2)
-	return os.WriteFile(s.CAFile, authority, 0o644)
+	return os.WriteFile(s.CAFile, authority.PEM, 0o644)
 }
 
 // Env returns what a client's environment needs in order to trust the server.
