@@ -92,8 +92,18 @@ const requestIDHeader = "X-Proxy-Request-Id"
 // ServeHTTP implements http.Handler. It matches the path that the client wrote: a mux would clean
 // paths and redirect.
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor != 1 {
+		// The preface of HTTP/2 is the one request of another version that net/http leaves to its handlers.
+		http.Error(w, "505 HTTP Version Not Supported", http.StatusHTTPVersionNotSupported)
+		return
+	}
 	x := &exchange{w: w, r: r, conn: connOf(r), id: [1]string{newRequestID()}, target: requestTarget(r), start: time.Now()}
 	w.Header()[requestIDHeader] = x.id[:]
+	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
+		// net/http accepts Content-Length beside Transfer-Encoding, and takes no notice of the latter in HTTP/1.0; the
+		// connection must then be closed after the answer (RFC 9112, 6.1), and which it was can't be told here.
+		w.Header().Set("Connection", "close")
+	}
 	switch x.target.path {
 	case "/health":
 		serveOwn(w, r, p.serveHealth)
@@ -158,11 +168,6 @@ func (p *proxy) relay(x *exchange) error {
 
 // check refuses what can be refused before the request takes a place.
 func (p *proxy) check(x *exchange) error {
-	if len(x.r.TransferEncoding) > 0 {
-		// net/http accepts Content-Length beside Transfer-Encoding; the connection must then be
-		// closed after the answer (RFC 9112, 6.1), and which it was can't be told here.
-		x.w.Header().Set("Connection", "close")
-	}
 	switch {
 	case p.draining.Err() != nil:
 		return errShuttingDown

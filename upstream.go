@@ -85,10 +85,10 @@ func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 		default:
 			return nil, err
 		}
-		p.metrics.retries.Add(1)
 		p.log.Debug("attempt failed, trying again", "request_id", x.id[0], "attempt", x.attempts, "error", describe(err))
 		select {
 		case <-time.After(retryPause):
+			p.metrics.retries.Add(1)
 		case <-x.r.Context().Done():
 			return nil, departure(x.r.Context())
 		}
