@@ -20,7 +20,15 @@ type alarm struct {
 	rings time.Time // when the timer fires; zero if it doesn't
 	due   time.Time // when the step is overdue: never before the timer fires
 	step  step      // nil while there is nothing to wait for
+	late  bool      // the process was stopped when the step became due, and has time to catch up
 }
+
+// A timer that is not punctual tells that the process was stopped, alone or with its machine. What has come meanwhile is
+// still to be read, and the silence of a process that can't listen is nobody's fault: so a step gets some time to catch up.
+const (
+	punctual = 100 * time.Millisecond
+	catchUp  = time.Second
+)
 
 // step is what a request waits for: its body, response headers, more of the answer.
 type step interface {
@@ -33,7 +41,7 @@ type step interface {
 func (a *alarm) set(s step, d time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.step, a.due = s, time.Now().Add(d)
+	a.step, a.due, a.late = s, time.Now().Add(d), false
 	if a.rings.IsZero() || a.due.Before(a.rings) { // else it moves itself when it fires
 		a.arm(d)
 	}
@@ -59,13 +67,18 @@ func (a *alarm) ring() {
 	}
 	now := time.Now()
 	left := a.due.Sub(now)
-	if left <= 0 {
+	switch {
+	case left > 0:
+	case left < -punctual && !a.late:
+		a.late, left = true, catchUp
+	default:
 		if left = a.step.overdue(now); left == 0 {
 			a.step = nil
 			return
 		}
-		a.due = now.Add(left)
+		a.late = false
 	}
+	a.due = now.Add(left)
 	a.arm(left)
 }
 
@@ -130,6 +143,9 @@ func (s *silence) overdue(now time.Time) time.Duration {
 // rollingDeadline keeps the write deadline of a connection ahead of the newest write. It is moved only
 // when an eighth of the time has passed, since moving it costs more than writing an event.
 type rollingDeadline struct{ at time.Time }
+
+// begin forgets the deadline of the answer before, which net/http has taken away.
+func (d *rollingDeadline) begin() { d.at = time.Time{} }
 
 // extend gives the write that comes next at least timeout.
 func (d *rollingDeadline) extend(conn net.Conn, timeout time.Duration) {

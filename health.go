@@ -21,6 +21,7 @@ type health struct {
 // serveOwn answers a request for an endpoint of our own, which take GET and HEAD only.
 func serveOwn(w http.ResponseWriter, r *http.Request, answer func() (status int, contentType string, body []byte)) {
 	if conn := connOf(r); conn != nil {
+		conn.writeDeadline.begin()
 		conn.writeDeadline.extend(conn, ownWriteTimeout)
 	}
 	status, contentType, body := http.StatusMethodNotAllowed, "text/plain; charset=utf-8", []byte("only GET and HEAD are allowed here\n")

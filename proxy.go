@@ -227,13 +227,15 @@ func (p *proxy) stream(x *exchange, resp *http.Response) error {
 			}
 		}
 		buf = refit(buf, n)
-		// Before io.EOF: an upstream that sees its stream cancelled may end it as if it were complete.
-		switch {
-		case x.r.Context().Err() != nil:
+		switch gone := x.r.Context().Err() != nil; {
+		case gone && x.out.whole():
+			return nil
+		case gone: // before io.EOF: an upstream that sees its stream cancelled may end it as if it were complete
 			return departure(x.r.Context())
 		case err != nil && !x.conn.alarm.clear():
 			return errResponseRead(fmt.Errorf("%w for %v", errSilence, p.cfg.timeout))
 		case err == io.EOF:
+			x.conn.writeDeadline.extend(x.conn, p.cfg.timeout) // for what net/http sends at the end
 			for name, values := range resp.Trailer {
 				header[http.TrailerPrefix+name] = values
 			}
@@ -289,6 +291,7 @@ type clientWriter struct {
 // With a declared length they go together with the first bytes, which saves a tenth of a small request's time.
 func (c *clientWriter) begin(resp *http.Response) error {
 	c.missing = resp.ContentLength
+	c.x.conn.writeDeadline.begin()
 	c.x.conn.writeDeadline.extend(c.x.conn, c.timeout)
 	c.x.w.WriteHeader(resp.StatusCode)
 	if c.missing >= 0 || resp.Body == http.NoBody {
@@ -309,6 +312,10 @@ func (c *clientWriter) write(chunk []byte) error {
 	}
 	return writeFailed(err)
 }
+
+// whole reports whether all of a declared length was written: a client may leave then, before the upstream has said
+// that this was the end.
+func (c *clientWriter) whole() bool { return c.missing == 0 && c.x.bytesOut > 0 }
 
 // writeFailed says what an error of writing to the client means.
 func writeFailed(err error) error {

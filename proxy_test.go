@@ -123,9 +123,14 @@ func TestSlowReader(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const size = 64 << 10
-				r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, size)) })
+				r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path != "/small" {
+						w.Write(make([]byte, size))
+					}
+				})
 				req, _ := http.NewRequest("GET", "http://proxy/", nil)
 				r.client.ReadBufferSize = 1 // nothing is read ahead
+				r.do("GET", "/small", "")   // after an answer net/http takes the connection's deadline away
 				resp, err := r.client.RoundTrip(req)
 				if err != nil {
 					t.Fatal(err)
@@ -141,8 +146,12 @@ func TestSlowReader(t *testing.T) {
 					t.Errorf("%d of %d bytes, then %v", n, size, err)
 				}
 				synctest.Wait()
-				if got := r.log.one(t, "request completed")["status"]; (got == 200.0) != row.complete || !row.complete && got != 499.0 {
+				line := r.log.lines(t, "request completed")[1]
+				if got := line["status"]; (got == 200.0) != row.complete || !row.complete && got != 499.0 {
 					t.Errorf("status %v", got)
+				}
+				if took := line["latency_ms"]; !row.complete && took != 67_500.0 {
+					t.Errorf("given up after %v ms, want nine eighths of timeout_secs", took)
 				}
 				if counts := r.proxy.errorCounts(); len(counts) > 0 {
 					t.Errorf("errors %v", counts)

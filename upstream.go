@@ -80,7 +80,6 @@ func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 			return resp, nil
 		case errors.Is(err, errHeaderTimeout) && timeouts < retries:
 			timeouts++
-			p.upstream.transport.CloseIdleConnections() // they may be as dead as this one
 		case isUnsent(err) && x.repeat():
 		default:
 			return nil, err
@@ -91,6 +90,10 @@ func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
 			p.metrics.retries.Add(1)
 		case <-x.r.Context().Done():
 			return nil, departure(x.r.Context())
+		}
+		if errors.Is(err, errHeaderTimeout) {
+			// They may be as dead as this attempt's, which is one of them by now: over HTTP/2 it was not before the pause.
+			p.upstream.transport.CloseIdleConnections()
 		}
 	}
 }
