@@ -11,7 +11,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,33 +27,6 @@ import (
 //go:embed overlay/profile.go.txt
 var profileSource []byte
 
-// buildProfiled builds the proxy as it is released, but with its symbols and with
-// profileSource, in dir.
-func buildProfiled(ctx context.Context, dir string) (string, error) {
-	gomod, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
-	if err != nil {
-		return "", fmt.Errorf("asking go for the e2e module: %w", err)
-	}
-	root := filepath.Dir(filepath.Dir(strings.TrimSpace(string(gomod))))
-	source, overlay := filepath.Join(dir, "profile.go"), filepath.Join(dir, "overlay.json")
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{
-		filepath.Join(root, "zz_profile.go"): source,
-	}})
-	if err != nil {
-		return "", err
-	}
-	if err := errors.Join(os.WriteFile(source, profileSource, 0o644), os.WriteFile(overlay, replace, 0o644)); err != nil {
-		return "", fmt.Errorf("preparing the profiled build: %w", err)
-	}
-	path := filepath.Join(dir, "anthropic-oauth-proxy")
-	cmd := exec.CommandContext(ctx, "go", "build", "-C", root, "-trimpath", "-tags", proxytest.Tags, "-overlay", overlay, "-o", path, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the proxy for profiling: %w\n%s", err, out)
-	}
-	return path, nil
-}
-
 // profiled is a profiled build of the proxy that runs.
 type profiled struct {
 	*target
@@ -64,14 +36,14 @@ type profiled struct {
 
 // startProfiled builds and starts it; variable names the kind of profile. What it
 // returns has to be closed, unless there is an error.
-func startProfiled(ctx context.Context, o options, up *upstream, variable string) (*profiled, error) {
+func startProfiled(o options, up *upstream, variable string) (*profiled, error) {
 	dir, err := os.MkdirTemp("", "bench-profile-")
 	if err != nil {
 		return nil, fmt.Errorf("making a folder for the profiled build: %w", err)
 	}
 	p := &profiled{dir: dir, file: filepath.Join(dir, "profile")}
 	c := all()[0]
-	if c.binary, err = buildProfiled(ctx, dir); err == nil {
+	if c.binary, err = proxytest.BuildWith(dir, map[string][]byte{"zz_profile.go": profileSource}); err == nil {
 		p.target, err = start(c, up, append(slices.Clone(o.env), variable+"="+p.file))
 	}
 	if err != nil {
@@ -106,7 +78,7 @@ var profiledWork = []string{"small32", streamsName(500)}
 // profileCPU writes a CPU profile of the proxy under profiledWork, or what o asks
 // for. It serves as default.pgo.
 func profileCPU(ctx context.Context, o options, up *upstream) (err error) {
-	p, err := startProfiled(ctx, o, up, "BENCH_CPUPROFILE")
+	p, err := startProfiled(o, up, "BENCH_CPUPROFILE")
 	if err != nil {
 		return err
 	}
@@ -151,7 +123,7 @@ type counts map[string]map[string]int64
 // countAllocs prints how many objects the proxy allocates for one small request,
 // by owner: "main" is the program, together with what other packages do for it.
 func countAllocs(ctx context.Context, o options, up *upstream, stdout io.Writer) (err error) {
-	p, err := startProfiled(ctx, o, up, "BENCH_ALLOCS")
+	p, err := startProfiled(o, up, "BENCH_ALLOCS")
 	if err != nil {
 		return err
 	}

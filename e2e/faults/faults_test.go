@@ -39,7 +39,10 @@ var groups = []struct {
 	{"Upstream", upstreamFaults},
 	{"Upstream over HTTP/2", http2Faults},
 	{"Upstream's certificate", tlsFaults},
+	{"Client", clientFaults},
+	{"Network", networkFaults},
 	{"Resources", resourceFaults},
+	{"Clock", clockFaults},
 	{"Life cycle", lifeCycleFaults},
 	{"Configuration", limitFaults},
 }

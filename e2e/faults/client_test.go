@@ -1,0 +1,581 @@
+//go:build faults
+
+package faults
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+// clientFaults are what clients do to the proxy, by accident or on purpose.
+var clientFaults = []fault{
+	{name: "sends half a header", outcome: "its connection is closed after 30 s; meanwhile it takes no place, and it counts nowhere", run: halfHeader},
+	{name: "sends a body a byte at a time", outcome: "served: only silence for `timeout_secs` ends an upload", run: drippingBody},
+	{name: "stops in the middle of a body", outcome: "408 `request_timeout` after `timeout_secs`; the upstream hears nothing", run: silentBody},
+	{name: "reads an answer slowly", outcome: "gets all of it: only a standstill for `timeout_secs` ends an answer", run: slowReader},
+	{name: "reads an answer at 1 KiB/s, or not at all", run: stoppedReader,
+		outcome: "cut when the kernel's buffer, of some MiB, has had no room for `timeout_secs`: 499 in the log, and the upstream's answer is cancelled"},
+	{name: "vanishes in the middle of a header", outcome: "counts nowhere; the upstream hears nothing", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		const half = "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Half: "
+		s.dialAndSay(half).reset()
+		c := s.dialAndSay(half)
+		c.CloseWrite()
+		c.turnedAway(400)
+		e.got(0)
+	}},
+	{name: "vanishes in the middle of a body", outcome: "499 in the log; its memory is free, and the upstream hears nothing", run: vanishesUploading},
+	{name: "vanishes from the queue", outcome: "499 in the log; its place goes to the next one, and the upstream hears nothing", run: vanishesQueued},
+	{name: "vanishes while it waits for an answer", outcome: "499 in the log; the upstream's request is cancelled", run: func(s *scene) {
+		s.vanishes(func(p *peer) { p.request() }, func(*rawClient) {})
+	}},
+	{name: "vanishes in the middle of a stream", outcome: "499 in the log; the upstream's stream is cancelled, a silent one too", run: func(s *scene) {
+		s.vanishes(func(p *peer) {
+			p.request()
+			p.say(chunked(event))
+		}, func(c *rawClient) {
+			for line := ""; !strings.HasPrefix(line, "data: "); {
+				var err error
+				if line, err = c.r.ReadString('\n'); err != nil {
+					s.Fatal(err)
+				}
+			}
+		})
+	}},
+	{name: "vanishes just before an attempt is repeated", outcome: "499 in the log; it is not repeated", run: vanishesBetweenAttempts},
+	{name: "sends requests ahead of the answers", outcome: "each is answered in order, and reaches the upstream once", run: pipelines},
+	{name: "declares two lengths", outcome: "400 from net/http; the upstream hears nothing", run: func(s *scene) {
+		s.allTurnedAway(400, map[string]string{
+			"two headers":         message("Content-Length: 2", "Content-Length: 3", "", "{}"),
+			"a list":              message("Content-Length: 2, 3", "", "{}"),
+			"two folded into one": message("Content-Length: 2", " 3", "", "{}"),
+			"a sign":              message("Content-Length: +2", "", "{}"),
+			"less than nothing":   message("Content-Length: -2", "", "{}"),
+			"hexadecimal":         message("Content-Length: 0x2", "", "{}"),
+			"more than 64 bits":   message("Content-Length: 18446744073709551618", "", "{}"),
+		})
+	}},
+	{name: "declares a length and sends chunks", outcome: "the chunks hold, and the connection is closed after the answer: what follows is never read", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		c := s.dialAndSay(message("Content-Length: 4", "Transfer-Encoding: chunked", "", "5\r\nhello\r\n0\r\n\r\n") + smuggled)
+		s.passed(c.answer(), 200, "POST /v1/messages hello", 1)
+		c.closed()
+		e.only()
+	}},
+	{name: "sends chunks over HTTP/1.0, which has none", outcome: "the declared length holds, and the connection is closed after the answer", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		c := s.dialAndSay("POST /v1/messages HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n" +
+			"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled)
+		s.passed(c.answer(), 200, "POST /v1/messages 0\r\n\r\n", 1)
+		c.closed()
+		e.got(1)
+	}},
+	{name: "names transfer codings other than chunked", outcome: "501 from net/http; the upstream hears nothing", run: func(s *scene) {
+		const chunks = "2\r\n{}\r\n0\r\n\r\n"
+		s.allTurnedAway(501, map[string]string{
+			"two":         message("Transfer-Encoding: gzip, chunked", "", chunks),
+			"two headers": message("Transfer-Encoding: chunked", "Transfer-Encoding: chunked", "", chunks),
+			"identity":    message("Transfer-Encoding: identity", "Content-Length: 2", "", "{}"),
+			"a parameter": message("Transfer-Encoding: chunked;q=1", "", chunks),
+			"quotes":      message(`Transfer-Encoding: "chunked"`, "", chunks),
+		})
+	}},
+	{name: "folds a header line", outcome: "the upstream gets one line", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		s.passed(s.dialAndSay(message("X-Folded: one", " two", "\tthree", "Content-Length: 2", "", "{}")).answer(), 200, "POST /v1/messages {}", 1)
+		if got := e.only().Header.Get("X-Folded"); got != "one two three" {
+			s.Errorf("the upstream got X-Folded: %q, want %q", got, "one two three")
+		}
+	}},
+	{name: "ends lines with LF alone", outcome: "understood; the upstream gets CRLF", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		request := strings.ReplaceAll(message("X-Header: a", "Content-Length: 2", "", "{}"), "\r\n", "\n")
+		s.passed(s.dialAndSay(request).answer(), 200, "POST /v1/messages {}", 1)
+		if got := e.only().Header.Get("X-Header"); got != "a" {
+			s.Errorf("the upstream got X-Header: %q, want a", got)
+		}
+	}},
+	{name: "sends header lines that are none", outcome: "400 from net/http; the upstream hears nothing", run: func(s *scene) {
+		s.allTurnedAway(400, map[string]string{
+			"a space before the colon": message("Transfer-Encoding : chunked", "", "0\r\n\r\n"),
+			"no colon":                 message("X-Header", "", ""),
+			"no name":                  message(": a", "", ""),
+			"a name that is no token":  message("X(Header): a", "", ""),
+			"CR in a value":            message("X-Header: a\rTransfer-Encoding: chunked", "", ""),
+			"CR before CRLF":           message("X-Header: a\r", "", ""),
+			"a vertical tab":           message("Transfer-Encoding: \vchunked", "", "0\r\n\r\n"),
+			"NUL":                      message("X-Header: a\x00b", "", ""),
+			"a fold before any header": "GET / HTTP/1.1\r\n Host: x\r\n\r\n",
+			"no host":                  "GET / HTTP/1.1\r\n\r\n",
+			"a host that is none":      "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+			"two hosts":                "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+		})
+	}},
+	{name: "sends a header of 1 MB", outcome: "431 from net/http", run: func(s *scene) {
+		s.allTurnedAway(431, map[string]string{
+			"a value":    message(strings.TrimSpace(header("X-Large", mib)), "", ""),
+			"a name":     message(strings.Repeat("x", mib)+": a", "", ""),
+			"the target": "GET /" + strings.Repeat("x", mib) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+			"no line":    strings.Repeat("x", mib),
+		})
+	}},
+	{name: "sends 100,000 headers, over 100 connections at once", release: true,
+		outcome: "431 from net/http; a container of 128 MiB is large enough", run: manyHeaders},
+	{name: "sends broken chunks", outcome: "400 `invalid_request`; the upstream hears nothing, and what follows is never read", run: func(s *scene) {
+		s.allRefused(map[string]string{
+			"a size that is no number":   "zz\r\nhello\r\n0\r\n\r\n",
+			"a sign":                     "-5\r\nhello\r\n0\r\n\r\n",
+			"a size as in programs":      "0x5\r\nhello\r\n0\r\n\r\n",
+			"no size":                    "\r\nhello\r\n0\r\n\r\n",
+			"a size of 68 bits":          "FFFFFFFFFFFFFFFFF\r\nhello\r\n0\r\n\r\n",
+			"more than the size":         "5\r\nhello, world\r\n0\r\n\r\n",
+			"LF alone after the size":    "5\nhello\r\n0\r\n\r\n",
+			"CR alone after the size":    "5\rhello\r\n0\r\n\r\n",
+			"an extension of 64 KiB":     "5;" + strings.Repeat("x", 64<<10) + "\r\nhello\r\n0\r\n\r\n",
+			"a thousand long extensions": strings.Repeat("1;"+strings.Repeat("x", 1000)+"\r\nh\r\n", 1000) + "0\r\n\r\n",
+		})
+	}},
+	{name: "sends a trailer of 1 MB, or a broken one", outcome: "400 `invalid_request`; the upstream hears nothing", run: func(s *scene) {
+		s.allRefused(map[string]string{
+			"large":   "5\r\nhello\r\n0\r\n" + header("X-Trailer", mib) + "\r\n",
+			"no line": "5\r\nhello\r\n0\r\n" + strings.Repeat("x", mib),
+			"broken":  "5\r\nhello\r\n0\r\nX-Trailer\r\n\r\n",
+		})
+	}},
+	{name: "names another server in the target", outcome: "the configured upstream gets it, with its own name and no other", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		c := s.dialAndSay("GET http://elsewhere.invalid:81/v1/models?limit=1 HTTP/1.1\r\nHost: elsewhere.invalid:81\r\n\r\n")
+		s.passed(c.answer(), 200, "GET /v1/models?limit=1 ", 1)
+		e.only()
+	}},
+	{name: "sends CONNECT", outcome: "405; nothing is connected to", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		for _, target := range []string{"elsewhere.invalid:443", strings.TrimPrefix(e.url(), "http://")} {
+			a := s.dialAndSay("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n").answer()
+			s.refused(a, 405, "method_not_allowed", 0, "method_not_allowed")
+			if allow := a.Header.Get("Allow"); !strings.Contains(allow, "POST") || strings.Contains(allow, "CONNECT") {
+				s.Errorf("the client got Allow: %q, want what is allowed", allow)
+			}
+		}
+		e.got(0)
+	}},
+	{name: "asks for a WebSocket", outcome: "served as if it had not: the wish ends here", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		a := s.dialAndSay("GET /socket HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n" +
+			"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n").answer()
+		s.passed(a, 200, "GET /socket ", 1)
+		got := e.only().Header
+		for _, name := range []string{"Connection", "Upgrade"} {
+			if got[name] != nil || a.Header[name] != nil {
+				s.Errorf("%s: the upstream got %q, and the client %q, want none", name, got[name], a.Header[name])
+			}
+		}
+	}},
+	{name: "waits for 100 Continue", outcome: "gets it from the proxy, but for a body that is too large; other expectations: 417 from net/http", run: expectations},
+	{name: "speaks HTTP/0.9, or a version to come", outcome: "400 or 505 from net/http", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		s.dialAndSay("GET /\r\n\r\n").turnedAway(400)
+		s.dialAndSay("GET / HTTP/0.9\r\nHost: x\r\n\r\n").turnedAway(505)
+		s.dialAndSay("GET / HTTP/2.0\r\nHost: x\r\n\r\n").turnedAway(505)
+		s.dialAndSay("GET / HTTP/11.1\r\nHost: x\r\n\r\n").turnedAway(400)
+		e.got(0)
+	}},
+	{name: "speaks HTTP/2 without having asked", outcome: "505; the upstream hears nothing", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		const preface, settings = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+		s.dialAndSay(preface + settings).turnedAway(505)
+		e.got(0)
+	}},
+	{name: "speaks TLS", outcome: "400 from net/http, in the clear: clients say so", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		err := tls.Client(s.dial(), &tls.Config{ServerName: "x"}).HandshakeContext(s.Context())
+		record, ok := errors.AsType[tls.RecordHeaderError](err)
+		if !ok || string(record.RecordHeader[:]) != "HTTP/" {
+			s.Errorf("the handshake ends with %v, want an answer in plain HTTP", err)
+		}
+		e.got(0)
+	}},
+}
+
+// smuggled is a request that nobody has sent, hidden behind another one.
+const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+// message is a Messages request with these lines; the one after an empty one is the body.
+func message(lines ...string) string {
+	return "POST /v1/messages HTTP/1.1\r\nHost: x\r\n" + strings.Join(lines, "\r\n")
+}
+
+// allTurnedAway shows that net/http itself refuses all of these.
+func (s *scene) allTurnedAway(status int, requests map[string]string) {
+	s.Helper()
+	e := s.echo()
+	s.start(e.url(), quick)
+	for name, request := range requests {
+		s.Log(name)
+		s.dialAndSay(request).turnedAway(status)
+	}
+	e.got(0)
+}
+
+// allRefused shows that the proxy refuses requests with these bodies.
+func (s *scene) allRefused(bodies map[string]string) {
+	s.Helper()
+	e := s.echo()
+	s.start(e.url(), quick)
+	for name, body := range bodies {
+		s.Log(name)
+		c := s.dialAndSay(message("Transfer-Encoding: chunked", "", body) + smuggled)
+		s.refused(c.answer(), 400, "invalid_request", 0, "broken chunked encoding")
+		c.closed()
+	}
+	e.got(0)
+}
+
+func halfHeader(s *scene) {
+	const half = "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Half: "
+	const given = 30 * time.Second // readHeaderTimeout
+	e := s.echo()
+	s.start(e.url(), "[proxy]\nmax_connections = 1\n")
+	second := s.dialAndSay("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	s.passed(second.answer(), 200, "GET / ", 1)
+
+	began := time.Now()
+	second.say(half)
+	dripping := s.dialAndSay(half)
+	var waiting sync.WaitGroup
+	for name, c := range map[string]*rawClient{
+		"nothing":                                s.dial(),
+		"half a header":                          s.dialAndSay(half),
+		"half a header, after a request":         second,
+		"half a header, then a byte each second": dripping,
+	} {
+		waiting.Go(func() {
+			c.closed()
+			if took := time.Since(began); took < given-time.Second || took > given+5*time.Second {
+				s.Errorf("%s: given up after %v, want about %v", name, took, given)
+			}
+		})
+	}
+	waiting.Go(func() {
+		for time.Since(began) < given {
+			time.Sleep(time.Second)
+			dripping.say("x")
+		}
+	})
+	s.passed(s.post(), 200, `POST /v1/messages {"model":"claude"}`, 1) // over the only place
+	waiting.Wait()
+	e.got(2)
+}
+
+func drippingBody(s *scene) {
+	const pace, body = 400 * time.Millisecond, "slowly" // with timeout_secs = 1
+	e := s.echo()
+	s.start(e.url(), quick)
+	declared := s.dialAndSay(message(fmt.Sprintf("Content-Length: %d", len(body)), "", ""))
+	chunks := s.dialAndSay(message("Transfer-Encoding: chunked", "", ""))
+	for _, c := range body {
+		time.Sleep(pace)
+		declared.say(string(c))
+		chunks.say(chunk(string(c)))
+	}
+	chunks.say("0\r\n\r\n")
+	for _, c := range []*rawClient{declared, chunks} {
+		s.passed(c.answer(), 200, "POST /v1/messages "+body, 1)
+	}
+	e.got(2)
+}
+
+func silentBody(s *scene) {
+	e := s.echo()
+	s.start(e.url(), quick)
+	for name, text := range map[string]string{
+		"of a declared length": message("Content-Length: 100", "", "half"),
+		"in chunks":            message("Transfer-Encoding: chunked", "", "4\r\nhalf\r\n"),
+		"in a chunk":           message("Transfer-Encoding: chunked", "", "64\r\nhalf"),
+		"before its beginning": message("Content-Length: 100", "", ""),
+	} {
+		s.Log(name)
+		began := time.Now()
+		c := s.dialAndSay(text)
+		s.refused(c.answer(), 408, "request_timeout", 0, "the request body stopped arriving")
+		if took := time.Since(began); took < time.Second {
+			s.Errorf("given up after %v, want 1 s at least", took)
+		}
+		c.closed()
+	}
+	e.got(0)
+}
+
+// flood is the length of an answer that is more than all the kernel's buffers on its
+// way hold.
+const flood = 64 * mib
+
+// flooding runs an upstream that answers with a flood. The channel tells whether all
+// of it could be sent.
+func (s *scene) flooding() (u *rawUpstream, sent <-chan bool) {
+	s.Helper()
+	ends := make(chan bool, 1)
+	u = s.upstream(func(p *peer) {
+		for p.request() != nil {
+			ok := p.say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", flood))
+			piece := strings.Repeat("x", mib)
+			for n := 0; ok && n < flood; n += mib {
+				ok = p.say(piece)
+			}
+			ends <- ok
+		}
+	})
+	return u, ends
+}
+
+// begin reads the header of an answer and returns the rest, of which little is in
+// the client's own buffers.
+func (c *rawClient) begin() *http.Response {
+	c.s.Helper()
+	c.SetReadBuffer(32 << 10)
+	c.say(message("Content-Length: 2", "", "{}"))
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		c.s.Fatalf("the client got no answer: %v", err)
+	}
+	return resp
+}
+
+func slowReader(s *scene) {
+	const pace, lasting = 4 * mib, 5 * time.Second // each second, with timeout_secs = 1
+	u, sent := s.flooding()
+	s.start(u.url(), quick)
+	c := s.dial()
+	resp := c.begin()
+	read := int64(0)
+	for began := time.Now(); time.Since(began) < lasting; time.Sleep(time.Second / 8) {
+		n, err := io.CopyN(io.Discard, resp.Body, pace/8)
+		if read += n; err != nil {
+			s.Fatalf("the client got %d KiB in %v, and then %v", read>>10, time.Since(began), err)
+		}
+	}
+	select {
+	case <-sent:
+		s.Error("all of the answer is in buffers: nothing was shown")
+	default:
+	}
+	n, err := io.Copy(io.Discard, resp.Body)
+	if read+n != flood || err != nil {
+		s.Errorf("the client got %d bytes (%v), want %d", read+n, err, flood)
+	}
+	s.expect(line{status: 200, attempts: 1})
+}
+
+func stoppedReader(s *scene) {
+	u, sent := s.flooding()
+	s.start(u.url(), quick)
+	for _, pace := range []int64{1 << 10, 0} { // bytes each second, with timeout_secs = 1
+		c := s.dialAndSay("GET /plain HTTP/1.1\r\nHost: x\r\n\r\n")
+		s.passed(c.answer(), 200, "plain", 1)
+		resp := c.begin() // a second answer, for which net/http has taken the deadline of the first away
+		began, read, whole := time.Now(), int64(0), false
+		for cut := false; !cut; {
+			select {
+			case whole = <-sent:
+				cut = true
+			case <-time.After(time.Second):
+				n, err := io.CopyN(io.Discard, resp.Body, pace)
+				if read += n; err != nil || time.Since(began) > proxytest.Timeout {
+					s.Fatalf("after %v the client got %d bytes more (%v), and the upstream goes on", time.Since(began), n, err)
+				}
+			}
+		}
+		if took := time.Since(began); took < time.Second || whole {
+			s.Errorf("the upstream could send all of its answer: %v, after %v, want it cancelled after 1 s at least", whole, took)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		if read+n >= flood || err == nil {
+			s.Errorf("the client got %d bytes and then %v, want less than %d and a broken end", read+n, err, flood)
+		}
+		s.expect(line{status: 499, attempts: 1, err: "the client stopped reading the answer"})
+	}
+}
+
+func vanishesUploading(s *scene) {
+	e := s.echo()
+	s.start(e.url(), "[proxy]\nmax_connections = 1\n")
+	for _, text := range []string{
+		message("Content-Length: 100", "", "half"),
+		message("Content-Length: 100", "", ""),
+		message("Transfer-Encoding: chunked", "", "4\r\nhalf\r\n"),
+		message("Transfer-Encoding: chunked", "", "64\r\nhalf"),
+	} {
+		for _, departure := range departures {
+			c := s.dialAndSay(text)
+			s.atWork(1)
+			departure.leave(c)
+			s.atWork(0)
+			s.expect(line{status: 499, attempts: 0, err: "the client left"})
+		}
+	}
+	e.got(0)
+}
+
+func vanishesQueued(s *scene) {
+	release := make(chan struct{})
+	u := s.upstream(func(p *peer) {
+		p.request()
+		<-release
+		p.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+	})
+	s.start(u.url(), "[proxy]\nmax_connections = 1\n")
+	first := s.inBackground("{}")
+	s.reached(u, 1)
+	for _, text := range []string{
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		message("Content-Length: 2", "", "{}"),
+		message("Content-Length: 100", "", "half"),
+		message("Transfer-Encoding: chunked", "", "2\r\n{}\r\n0\r\n\r\n"),
+	} {
+		for _, departure := range departures {
+			c := s.dialAndSay(text)
+			s.gauge("proxy_requests_queued", 1)
+			departure.leave(c)
+			s.gauge("proxy_requests_queued", 0)
+			s.expect(line{status: 499, attempts: 0, err: "the client left"})
+		}
+	}
+	close(release)
+	s.passed(<-first, 200, "ok", 1)
+	u.got(1)
+}
+
+// vanishes shows that the upstream is rid of a request that it has begun to answer,
+// when its client leaves after it has seen the beginning.
+func (s *scene) vanishes(begin func(p *peer), see func(c *rawClient)) {
+	s.Helper()
+	cancelled := make(chan bool)
+	u := s.upstream(func(p *peer) {
+		begin(p)
+		p.untilClosed()
+		cancelled <- true
+	})
+	s.start(u.url(), "") // with time enough: only the departure ends the request
+	for i, departure := range departures {
+		c := s.dialAndSay(message("Content-Length: 2", "", "{}"))
+		s.reached(u, int32(i+1))
+		see(c)
+		departure.leave(c)
+		select {
+		case <-cancelled:
+		case <-time.After(proxytest.Timeout):
+			s.Fatalf("the client has left with a %s; the upstream's request goes on", departure.name)
+		}
+		s.expect(line{status: 499, attempts: 1, err: "the client left"})
+	}
+	u.got(len(departures))
+}
+
+func vanishesBetweenAttempts(s *scene) {
+	u := s.upstream(func(p *peer) {
+		p.request()
+		p.untilClosed()
+	})
+	s.start(u.url(), quick)
+	for _, departure := range departures {
+		attempts := 0
+		for try := 0; attempts != 1 && try < 5; try++ { // a machine that is slow may miss the 100 ms between attempts
+			before := u.requests.Load()
+			c := s.dialAndSay(message("Content-Length: 2", "", "{}"))
+			s.reached(u, before+1)
+			s.until("the end of an attempt", u.idle)
+			departure.leave(c)
+			s.expect(line{status: 499, attempts: -1, err: "the client left"})
+			s.until("its log line", func() bool { return len(s.completed()) == len(s.lines) })
+			attempts = int(s.completed()[len(s.lines)-1].Number("attempts"))
+			if got := u.requests.Load() - before; int(got) > attempts {
+				s.Errorf("the upstream got %d requests in %d attempts", got, attempts)
+			}
+		}
+		if attempts != 1 {
+			s.Errorf("the client has left with a %s before the second attempt; it was made", departure.name)
+		}
+	}
+}
+
+func pipelines(s *scene) {
+	const many = 100
+	e := s.echo()
+	s.start(e.url(), quick)
+	var all strings.Builder
+	for i := range many {
+		fmt.Fprintf(&all, "POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}GET /%d HTTP/1.1\r\nHost: x\r\n\r\n", i, i)
+	}
+	c := s.dialAndSay(all.String())
+	for i := range many {
+		s.passed(c.answer(), 200, fmt.Sprintf("POST /%d {}", i), 1)
+		s.passed(c.answer(), 200, fmt.Sprintf("GET /%d ", i), 1)
+	}
+	e.got(2 * many)
+}
+
+func manyHeaders(s *scene) {
+	const clients, headers = 100, 100_000
+	var request strings.Builder
+	request.WriteString("GET / HTTP/1.1\r\nHost: x\r\n")
+	for i := range headers {
+		fmt.Fprintf(&request, "%d:\r\n", i)
+	}
+	request.WriteString("\r\n")
+	e := s.echo()
+	group := s.cgroup("memory")
+	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
+	s.launch(proxytest.Options{
+		Binary: s.wrapped(group.enter(), ""),
+		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", e.url()},
+		Env:    []string{"GOMEMLIMIT=102MiB"}, // as k8s/deployment.yaml has it
+	})
+	var all []*rawClient
+	for range clients {
+		all = append(all, s.dialAndSay(request.String()))
+	}
+	for _, c := range all {
+		c.turnedAway(431)
+	}
+	s.Logf("at most %d MiB of 128", group.peak())
+	e.got(0)
+}
+
+func expectations(s *scene) {
+	e := s.echo()
+	s.start(e.url(), quick)
+	c := s.dialAndSay(message("Expect: 100-continue", "Content-Length: 2", "", ""))
+	if a := c.answer(); a.StatusCode != 100 {
+		s.Errorf("the client got status %d, want 100", a.StatusCode)
+	}
+	c.say("{}")
+	s.passed(c.answer(), 200, "POST /v1/messages {}", 1)
+	if got := e.only().Header["Expect"]; got != nil {
+		s.Errorf("the upstream got Expect: %q, want none", got)
+	}
+
+	c = s.dialAndSay(message("Expect: 100-continue", fmt.Sprintf("Content-Length: %d", 11*mib), "", ""))
+	s.refused(c.answer(), 400, "invalid_request", 0, "larger than 10 MiB")
+	c.closed()
+	s.dialAndSay(message("Expect: 200-ok", "Content-Length: 2", "", "{}")).turnedAway(417)
+	e.got(1)
+}

@@ -1,0 +1,192 @@
+//go:build faults
+
+package faults
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+// clockFaults are those of time itself.
+var clockFaults = []fault{
+	{name: "the wall clock is set an hour forward, and back by two", release: true,
+		outcome: "nobody notices: no wait ends, requests in the queue and in all phases go on, and durations are what they were", run: wallClockSteps},
+	{name: "the process is stopped for longer than `timeout_secs`, as a container is that freezes", release: true,
+		outcome: "what came meanwhile counts: streams, uploads and waiting requests go on; a wait that is over is over a second later", run: processStops},
+}
+
+// phases hold up streams and waiting requests at the upstream.
+type phases struct {
+	s       *scene
+	events  chan struct{} // each is one more event of a stream; closed at the end of all
+	answers chan struct{} // closed when waiting requests get theirs
+}
+
+// server is an upstream that answers the body "{}" with a stream, "hopeless" never,
+// and others with their length.
+func (p *phases) server() string {
+	p.events, p.answers = make(chan struct{}), make(chan struct{})
+	return p.s.server(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		if string(body) == "{}" {
+			sendEvent(w)
+			for range p.events {
+				sendEvent(w)
+			}
+			return
+		}
+		answers := p.answers
+		if string(body) == "hopeless" {
+			answers = nil
+		}
+		select {
+		case <-answers:
+			fmt.Fprint(w, len(body))
+		case <-r.Context().Done():
+		}
+	})
+}
+
+func wallClockSteps(s *scene) {
+	const timeout = 3 * time.Second
+	began := time.Now()
+	p := &phases{s: s}
+	s.launch(proxytest.Options{
+		Binary: s.steppable(),
+		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", p.server()},
+		Config: "[proxy]\ntimeout_secs = 3\nmax_connections = 3\n",
+	})
+	streaming, waiting := s.stream(), s.patiently("waiting")
+	body, rest := io.Pipe()
+	uploading := s.sendInBackground(body)
+	io.WriteString(rest, "begun")
+	s.atWork(3)
+	queued := s.inBackground("queued")
+	s.gauge("proxy_requests_queued", 1)
+	sent := 0
+	for _, step := range []struct {
+		sig  syscall.Signal
+		hour time.Duration
+	}{{syscall.SIGUSR1, 1}, {syscall.SIGUSR2, 0}, {syscall.SIGUSR2, -1}} {
+		s.stepWall(step.sig, step.hour*time.Hour)
+		for until := time.Now().Add(timeout + timeout/8); time.Now().Before(until); settle() { // every timer fires meanwhile
+			p.events <- struct{}{}
+			io.WriteString(rest, ".")
+			sent++
+		}
+	}
+	close(p.events)
+	rest.Close()
+	close(p.answers)
+	s.passed(<-streaming, 200, strings.Repeat(event, 1+sent), 1)
+	s.passed(<-uploading, 200, fmt.Sprint(len("begun")+sent), 1)
+	s.passed(<-waiting, 200, "7", 1)
+	s.passed(<-queued, 200, "6", 1)
+	s.stepWall(syscall.SIGUSR1, 0)
+	s.stepWall(syscall.SIGUSR1, time.Hour) // idle connections look old
+	s.passed(s.post(), 200, "18", 1)
+	s.checkLines()
+	s.checkDurations(time.Since(began))
+}
+
+// stepWall moves the proxy's wall clock and waits until it is that much ahead.
+func (s *scene) stepWall(sig syscall.Signal, ahead time.Duration) {
+	s.Helper()
+	if err := s.proxy.Signal(sig); err != nil {
+		s.Fatal(err)
+	}
+	s.until(fmt.Sprintf("a clock that is %v ahead", ahead), func() bool {
+		resp, err := s.client.Get(s.proxy.URL() + "/livez")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		date, err := http.ParseTime(resp.Header.Get("Date"))
+		return err == nil && (time.Until(date)-ahead).Abs() < time.Minute
+	})
+}
+
+// checkDurations checks the durations in the log and in the metrics, in a scene
+// that has lasted this long.
+func (s *scene) checkDurations(lasted time.Duration) {
+	s.Helper()
+	var latency, ttfb float64
+	lines := s.completed()
+	for _, l := range lines {
+		total, first := l.Number("latency_ms"), l.Number("ttfb_ms")
+		if first < 0 || total < first || total > float64(lasted.Milliseconds()) {
+			s.Errorf("latency_ms is %v and ttfb_ms %v, in %v", total, first, lasted)
+		}
+		latency, ttfb = latency+total/1e3, ttfb+first/1e3
+	}
+	m := proxytest.Scrape(s.T, s.proxy)
+	for name, want := range map[string]float64{"proxy_request_duration_seconds": latency, "proxy_time_to_first_byte_seconds": ttfb} {
+		var sum float64
+		for _, metric := range m[name].GetMetric() {
+			sum += metric.GetHistogram().GetSampleSum()
+		}
+		if rounding := 0.001 * float64(len(lines)); math.Abs(sum-want) > rounding+1e-6 {
+			s.Errorf("the sum of %s is %v, and that of the log %v", name, sum, want)
+		}
+	}
+	var health struct {
+		Uptime *int64 `json:"uptime_seconds"`
+	}
+	_, body, err := s.proxy.Health()
+	if err == nil {
+		err = json.Unmarshal(body, &health)
+	}
+	if err != nil || health.Uptime == nil || *health.Uptime < 0 || *health.Uptime > int64(lasted.Seconds())+1 {
+		s.Errorf("/health says %s (%v), after %v", body, err, lasted)
+	}
+}
+
+func processStops(s *scene) {
+	const each, stopped = 5, 3500 * time.Millisecond
+	p := &phases{s: s}
+	s.start(p.server(), "[proxy]\ntimeout_secs = 2\ntimeout_retries = 0\n")
+	var streaming, waiting []<-chan answer
+	for range each {
+		streaming = append(streaming, s.stream())
+		waiting = append(waiting, s.inBackground("waiting"))
+	}
+	body, rest := io.Pipe()
+	uploading := s.sendInBackground(body)
+	io.WriteString(rest, "first half, ")
+	hopeless := s.inBackground("hopeless")
+	s.atWork(2*each + 2)
+	if err := s.proxy.Signal(syscall.SIGSTOP); err != nil {
+		s.Fatal(err)
+	}
+	settle()
+	for range each {
+		p.events <- struct{}{}
+	}
+	close(p.answers)
+	io.WriteString(rest, "second half")
+	time.Sleep(stopped)
+	if err := s.proxy.Signal(syscall.SIGCONT); err != nil {
+		s.Fatal(err)
+	}
+	began := time.Now()
+	close(p.events)
+	rest.Close()
+	for i := range each {
+		s.passed(<-streaming[i], 200, event+event, 1)
+		s.passed(<-waiting[i], 200, "7", 1)
+	}
+	s.passed(<-uploading, 200, "23", 1)
+	s.refused(<-hopeless, 504, "timeout", 1, "no response headers in time")
+	s.within("given up", time.Since(began), 0, 5*time.Second)
+}

@@ -1,0 +1,315 @@
+//go:build faults
+
+package faults
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+// A namespace is a network of its own. A thread lives there: what it opens is
+// there too. The kernel takes the namespace away, with all that is in it, when the
+// thread, and the processes and sockets in it, are gone, however this program ends.
+type namespace struct {
+	s    *scene
+	tid  int
+	work chan func()
+	left chan struct{} // closed when the thread may go
+}
+
+func newNamespace(s *scene) *namespace {
+	s.Helper()
+	n := &namespace{s: s, work: make(chan func()), left: make(chan struct{})}
+	entered := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		n.tid = syscall.Gettid()
+		entered <- syscall.Unshare(syscall.CLONE_NEWNET)
+		for {
+			select {
+			case f := <-n.work:
+				f()
+			case <-n.left:
+				return
+			}
+		}
+	}()
+	s.Cleanup(func() { close(n.left) })
+	if err := <-entered; err != nil {
+		s.Fatalf("this fault needs root, for a network namespace: %v", err)
+	}
+	return n
+}
+
+// do runs f on the namespace's thread, if it is still there. f must not end the test.
+func (n *namespace) do(f func()) {
+	done := make(chan struct{})
+	select {
+	case n.work <- func() { defer close(done); f() }:
+		<-done
+	case <-n.left:
+	}
+}
+
+// ip runs these commands of ip(8), one a line.
+func (n *namespace) ip(commands string) {
+	n.s.Helper()
+	n.run(n.s.tool("ip", "iproute2"), commands, "-batch", "-")
+}
+
+// nft runs these commands of nft(8), and returns what they print.
+func (n *namespace) nft(commands string) string {
+	n.s.Helper()
+	return n.run(n.s.tool("nft", "nftables"), commands, "-f", "-")
+}
+
+func (n *namespace) run(program, input string, args ...string) string {
+	n.s.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Stdin = strings.NewReader(input)
+	var out []byte
+	var err error
+	n.do(func() { out, err = cmd.CombinedOutput() })
+	if err != nil {
+		n.s.Fatalf("%s: %v\n%s\nof: %s", program, err, out, input)
+	}
+	return string(out)
+}
+
+// tool finds a program of a package.
+func (s *scene) tool(program, pkg string) (path string) {
+	s.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		s.Fatalf("this fault needs %s: install the package %s", program, pkg)
+	}
+	return path
+}
+
+// enter is a line of shell: what follows it runs in the namespace, and with mounts
+// of its own.
+func (n *namespace) enter() string {
+	n.s.Helper()
+	nsenter, unshare := n.s.tool("nsenter", "util-linux"), n.s.tool("unshare", "util-linux")
+	return fmt.Sprintf(`[ "$INSIDE" ] || exec /usr/bin/env INSIDE=1 '%s' --net=/proc/%d/task/%d/ns/net '%s' --mount "$0" "$@"`,
+		nsenter, os.Getpid(), n.tid, unshare)
+}
+
+// listen opens a listener in the namespace.
+func (n *namespace) listen(addr string) net.Listener {
+	n.s.Helper()
+	var listener net.Listener
+	var err error
+	n.do(func() { listener, err = net.Listen("tcp", addr) })
+	if err != nil {
+		n.s.Fatal(err)
+	}
+	n.s.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+// door lets clients in that are outside: a port of 127.0.0.1 that leads to the same
+// port inside, which it returns.
+func (n *namespace) door() (port string) {
+	n.s.Helper()
+	outside, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		n.s.Fatal(err)
+	}
+	n.s.Cleanup(func() { outside.Close() })
+	go func() {
+		for {
+			client, err := outside.Accept()
+			if err != nil {
+				return // closed
+			}
+			var conn net.Conn
+			n.do(func() { conn, err = net.Dial("tcp", outside.Addr().String()) })
+			if conn == nil || err != nil {
+				client.Close()
+				continue
+			}
+			go pass(client, conn)
+			go pass(conn, client)
+		}
+	}()
+	_, port, _ = net.SplitHostPort(outside.Addr().String())
+	return port
+}
+
+// pass hands on what comes from one connection to the other, and its end.
+func pass(from, to net.Conn) {
+	if _, err := io.Copy(to, from); err != nil {
+		from.Close()
+		to.Close()
+		return
+	}
+	to.(*net.TCPConn).CloseWrite()
+}
+
+// farAddr is where the far end of a wire is.
+const farAddr = "192.0.2.2"
+
+// A wire joins the proxy at its near end to an upstream at its far end, each in a
+// namespace of its own.
+type wire struct {
+	s         *scene
+	near, far *namespace
+}
+
+func newWire(s *scene) *wire {
+	s.Helper()
+	w := &wire{s: s, near: newNamespace(s), far: newNamespace(s)}
+	w.near.ip(fmt.Sprintf(`link set lo up
+link add wire type veth peer name wire netns %d
+addr add 192.0.2.1/24 dev wire
+link set wire up
+`, w.far.tid))
+	w.far.ip("link set lo up\naddr add " + farAddr + "/24 dev wire\nlink set wire up\n")
+	return w
+}
+
+// start runs the proxy at the near end, after these lines of shell.
+func (w *wire) start(lines, upstream, config string, env ...string) {
+	w.s.Helper()
+	w.s.launch(proxytest.Options{
+		Binary: w.s.wrapped(w.near.enter()+"\n"+lines, ""),
+		Args:   []string{"-local", "-listen", "127.0.0.1:" + w.near.door(), "-upstream", upstream},
+		Config: config,
+		Env:    append(env, "GORACE=halt_on_error=1"),
+	})
+}
+
+// lose has both ends lose the packets that arrive and match one of these, without a
+// word to anyone.
+func (w *wire) lose(matches ...string) {
+	w.s.Helper()
+	var rules strings.Builder
+	for _, match := range matches {
+		fmt.Fprintf(&rules, "\t\tiifname wire %s counter name lost drop\n", match)
+	}
+	for _, end := range []*namespace{w.near, w.far} {
+		end.nft(`table inet faults {
+	counter lost { }
+	chain arriving {
+		type filter hook prerouting priority raw;
+` + rules.String() + "\t}\n}\n")
+	}
+}
+
+// cut has both ends lose everything.
+func (w *wire) cut() { w.s.Helper(); w.lose("") }
+
+// forget has both ends lose the packets of the connections that up has now, as when
+// something on the way has forgotten them.
+func (w *wire) forget(up *farServer) {
+	w.s.Helper()
+	ports := strings.Join(up.ports(), ", ")
+	w.lose("th sport { "+ports+" }", "th dport { "+ports+" }")
+}
+
+// lost returns how many packets were lost since the last heal.
+func (w *wire) lost() (packets int) {
+	w.s.Helper()
+	for _, end := range []*namespace{w.near, w.far} {
+		_, count, _ := strings.Cut(end.nft("list counter inet faults lost"), "packets ")
+		n, err := strconv.Atoi(strings.Fields(count)[0])
+		if err != nil {
+			w.s.Fatal(err)
+		}
+		packets += n
+	}
+	return packets
+}
+
+// heal ends every loss.
+func (w *wire) heal() {
+	w.s.Helper()
+	w.near.nft("flush ruleset")
+	w.far.nft("flush ruleset")
+}
+
+// A farServer is an upstream at the far end of a wire.
+type farServer struct {
+	*httptest.Server
+	s        *scene
+	ca       *authority
+	handler  http.HandlerFunc // not to be changed once requests come
+	requests atomic.Int32     // plain ones aside
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+// server runs a farServer that speaks TLS and, in it, this protocol: h2 or http/1.1.
+func (w *wire) server(protocol string, handler http.HandlerFunc) *farServer {
+	w.s.Helper()
+	up := &farServer{s: w.s, ca: newAuthority(w.s), handler: handler, conns: map[net.Conn]bool{}}
+	up.Server = &httptest.Server{
+		Listener:    w.far.listen(farAddr + ":443"),
+		EnableHTTP2: protocol == "h2",
+		TLS:         &tls.Config{Certificates: []tls.Certificate{up.ca.certificate(nil)}},
+		Config: &http.Server{
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/plain" {
+					io.WriteString(w, "plain")
+					return
+				}
+				up.requests.Add(1)
+				up.handler(w, r)
+			}),
+			ConnState: up.note,
+			ErrorLog:  log.New(io.Discard, "", 0),
+		},
+	}
+	up.StartTLS()
+	w.s.Cleanup(up.Close)
+	w.s.hangUp = up.CloseClientConnections
+	return up
+}
+
+// note keeps account of the connections.
+func (u *farServer) note(conn net.Conn, state http.ConnState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		u.conns[conn] = true
+	case http.StateClosed:
+		delete(u.conns, conn)
+	}
+}
+
+// ports returns the proxy's ends of the connections.
+func (u *farServer) ports() (ports []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for conn := range u.conns {
+		_, port, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// got checks how many requests, plain ones aside, have reached the upstream.
+func (u *farServer) got(want int) {
+	u.s.Helper()
+	if got := int(u.requests.Load()); got != want {
+		u.s.Errorf("the upstream got %d requests, want %d", got, want)
+	}
+}

@@ -1,0 +1,352 @@
+//go:build faults
+
+package faults
+
+import (
+	"bytes"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// Protocols of an upstream.
+const (
+	overHTTP1 = "http/1.1"
+	overHTTP2 = "h2"
+)
+
+// pinged is a configuration by which dead connections are found in 4 s, half of
+// timeout_secs. The defaults have 30 s for that.
+const pinged = "[proxy]\ntimeout_secs = 8\n"
+
+// networkFaults are those of what lies between the proxy and its upstream.
+var networkFaults = []fault{
+	{name: "the connection dies without a FIN under a stream, over HTTP/1.1",
+		outcome: "the stream breaks off within `timeout_secs`, as soon as keep-alive probes tell; `response_read`",
+		run:     func(s *scene) { s.deadUnderStream(overHTTP1, "connection timed out") }},
+	{name: "the connection dies without a FIN under a stream, over HTTP/2",
+		outcome: "the stream breaks off within `timeout_secs`, as soon as pings tell; `response_read`",
+		run:     func(s *scene) { s.deadUnderStream(overHTTP2, "connection lost") }},
+	{name: "the connection dies without a FIN before the headers, over HTTP/1.1",
+		outcome: "502 `connection` as soon as keep-alive probes tell, however patient the client is; not sent again",
+		run:     func(s *scene) { s.deadBeforeHeaders(overHTTP1, "connection timed out") }},
+	{name: "the connection dies without a FIN before the headers, over HTTP/2",
+		outcome: "502 `connection` as soon as pings tell, however patient the client is; not sent again",
+		run:     func(s *scene) { s.deadBeforeHeaders(overHTTP2, "connection lost") }},
+	{name: "all idle connections die without a FIN, over HTTP/1.1",
+		outcome: "502 `connection` for requests that they get before keep-alive probes tell, as these may have been processed; then all is well",
+		run:     func(s *scene) { s.deadPool(overHTTP1, 0, lostInPool("connection timed out")) }},
+	{name: "all idle connections die without a FIN, over HTTP/2",
+		outcome: "502 `connection` for requests that they get before pings tell, as these may have been processed; then all is well",
+		run:     func(s *scene) { s.deadPool(overHTTP2, 0, lostInPool("connection lost")) }},
+	{name: "all idle connections die without a FIN, a while before they are needed, over HTTP/1.1",
+		outcome: "nobody notices: keep-alive probes have told",
+		run:     func(s *scene) { s.deadPool(overHTTP1, 6*time.Second, (*scene).passedOnce) }},
+	{name: "all idle connections die without a FIN, a while before they are needed, over HTTP/2",
+		outcome: "nobody notices: pings have told",
+		run:     func(s *scene) { s.deadPool(overHTTP2, 6*time.Second, (*scene).passedOnce) }},
+	{name: "one packet in 20 is lost, over HTTP/1.1", outcome: "slow, and nothing else: all answers and streams are whole",
+		run: func(s *scene) { s.lossy(overHTTP1) }},
+	{name: "one packet in 20 is lost, over HTTP/2", outcome: "slow, and nothing else: all answers and streams are whole",
+		run: func(s *scene) { s.lossy(overHTTP2) }},
+	{name: "large packets vanish, as in a tunnel with a small MTU",
+		outcome: "502 `connection` when the upstream has acknowledged nothing for as long as pings take; not sent again",
+		run:     largePacketsVanish},
+	{name: "no route to the upstream", outcome: "502 `connection` after one repetition", run: func(s *scene) {
+		s.outOfReach(func(w *wire) { w.near.ip("route add unreachable " + farAddr + "\n") },
+			func(w *wire) { w.near.ip("route del unreachable " + farAddr + "\n") }, 2, "no route to host")
+	}},
+	{name: "a router says that the upstream can't be reached", outcome: "502 `connection` after one repetition", run: func(s *scene) {
+		s.outOfReach(func(w *wire) {
+			w.far.nft(`table inet faults {
+	chain entering {
+		type filter hook input priority filter;
+		meta l4proto tcp reject with icmp type host-unreachable
+	}
+}
+`)
+		}, (*wire).heal, 2, "no route to host")
+	}},
+	{name: "the upstream's address is a black hole", outcome: "502 `connection` after `connect_timeout_secs`, tried once", run: func(s *scene) {
+		took := s.outOfReach((*wire).cut, (*wire).heal, 1, "i/o timeout")
+		s.within("given up", took, 5*time.Second, 10*time.Second)
+	}},
+	{name: "DNS fails with SERVFAIL, and heals", outcome: "502 `connection` after one repetition, as long as it fails; then all is well", run: func(s *scene) {
+		s.nameless(dnsmessage.RCodeServerFailure, 2, "server misbehaving")
+	}},
+	{name: "DNS does not know the name, and learns it", outcome: "502 `connection` after one repetition, as long as it does not; then all is well", run: func(s *scene) {
+		s.nameless(dnsmessage.RCodeNameError, 2, "no such host")
+	}},
+	{name: "DNS says nothing, and heals", outcome: "502 `connection` after `connect_timeout_secs`, tried once, as long as it says nothing; then all is well", run: func(s *scene) {
+		took := s.nameless(silentDNS, 1, "i/o timeout")
+		s.within("given up", took, 5*time.Second, 10*time.Second)
+	}},
+}
+
+// stream sends a request and reads the first event of its answer. The whole of it
+// comes later.
+func (s *scene) stream() <-chan answer {
+	s.Helper()
+	resp, err := s.client.Post(s.proxy.URL()+"/v1/messages", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	first := make([]byte, len(event))
+	if _, err := io.ReadFull(resp.Body, first); err != nil {
+		s.Fatal(err)
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		defer resp.Body.Close()
+		rest, err := io.ReadAll(resp.Body)
+		answers <- answer{resp, append(first, rest...), err}
+	}()
+	return answers
+}
+
+// patiently sends a request with this body whose client says that it waits for 600 s;
+// its answer comes later.
+func (s *scene) patiently(body string) <-chan answer {
+	answers := make(chan answer, 1)
+	go func() {
+		a, err := s.send("POST", "/v1/messages", strings.NewReader(body), "X-Stainless-Timeout", "600")
+		if err != nil {
+			s.Error(err)
+			a.Response = &http.Response{} // which no check likes
+		}
+		answers <- a
+	}()
+	return answers
+}
+
+// sendEvent sends an event, if its reader is still there.
+func sendEvent(w http.ResponseWriter) {
+	io.WriteString(w, event)
+	http.NewResponseController(w).Flush()
+}
+
+// within checks how long something took.
+func (s *scene) within(what string, took, least, most time.Duration) {
+	s.Helper()
+	s.Logf("%s after %v", what, took.Round(time.Millisecond))
+	if took < least || took > most {
+		s.Errorf("%s after %v, want %v to %v", what, took, least, most)
+	}
+}
+
+// passedOnce checks that a is the upstream's, in one attempt.
+func (s *scene) passedOnce(a answer) { s.Helper(); s.passed(a, 200, "2", 1) }
+
+// lostInPool checks that a says that the connection was lost.
+func lostInPool(err string) func(s *scene, a answer) {
+	return func(s *scene, a answer) { s.Helper(); s.refused(a, 502, "connection", 1, err) }
+}
+
+func (s *scene) deadUnderStream(protocol, err string) {
+	s.Helper()
+	w := newWire(s)
+	up := w.server(protocol, func(w http.ResponseWriter, r *http.Request) {
+		sendEvent(w)
+		<-r.Context().Done()
+	})
+	w.start("", up.URL, pinged, up.ca.env())
+	pending := s.stream()
+	began := time.Now()
+	w.cut()
+	s.broken(<-pending, event, err)
+	s.within("broken off", time.Since(began), 2*time.Second, 8*time.Second)
+	w.heal()
+	up.got(1)
+}
+
+func (s *scene) deadBeforeHeaders(protocol, err string) {
+	s.Helper()
+	w := newWire(s)
+	arrived := make(chan struct{})
+	up := w.server(protocol, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		close(arrived)
+		<-r.Context().Done()
+	})
+	w.start("", up.URL, quick, up.ca.env())
+	pending := s.patiently("{}")
+	<-arrived
+	began := time.Now()
+	w.cut()
+	s.refused(<-pending, 502, "connection", 1, err)
+	s.within("given up", time.Since(began), time.Second, 10*time.Second)
+	w.heal()
+	up.got(1)
+}
+
+// deadPool fills the proxy's pool of idle connections, lets all of them die and
+// sends requests after a while, which get what check wants. New connections work all
+// the time.
+func (s *scene) deadPool(protocol string, while time.Duration, check func(*scene, answer)) {
+	s.Helper()
+	const requests = 5
+	w := newWire(s)
+	var together sync.WaitGroup
+	together.Add(requests)
+	up := w.server(protocol, nil)
+	up.handler = func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		if sent := up.requests.Load(); 1 < sent && sent <= 1+requests { // each needs a connection, or a stream, of its own
+			together.Done()
+			together.Wait()
+		}
+		fmt.Fprint(w, n)
+	}
+	w.start("", up.URL, pinged, up.ca.env())
+	round := func(check func(*scene, answer)) (served int) {
+		s.Helper()
+		var pending []<-chan answer
+		for range requests {
+			pending = append(pending, s.inBackground("{}"))
+		}
+		for _, answers := range pending {
+			a := <-answers
+			check(s, a)
+			if a.StatusCode == http.StatusOK {
+				served++
+			}
+		}
+		return served
+	}
+	s.passed(s.post(), 200, "18", 1) // before others: one connection is enough for them over HTTP/2
+	served := 1 + round((*scene).passedOnce)
+	if got, want := len(up.ports()), map[string]int{overHTTP1: requests, overHTTP2: 1}[protocol]; got != want {
+		s.Fatalf("the proxy has %d connections, want %d", got, want)
+	}
+	w.forget(up)
+	time.Sleep(while)
+	served += round(check)
+	if w.lost() == 0 {
+		s.Error("no packet was lost")
+	}
+	served += round((*scene).passedOnce)
+	w.heal()
+	up.got(served)
+}
+
+func (s *scene) lossy(protocol string) {
+	s.Helper()
+	const clients, each, events = 8, 6, 20
+	w := newWire(s)
+	up := w.server(protocol, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		switch {
+		case err != nil:
+			panic(http.ErrAbortHandler)
+		case string(body) != "stream":
+			w.Write(body)
+			return
+		}
+		for range events {
+			sendEvent(w)
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	w.start("", up.URL, "", up.ca.env())
+	w.lose("numgen random mod 100 < 5")
+	began := time.Now()
+	var mu sync.Mutex
+	var senders sync.WaitGroup
+	for range clients {
+		senders.Go(func() {
+			for i := range each {
+				body := make([]byte, 64<<10)
+				rand.Read(body)
+				want := string(body)
+				if i%2 == 0 {
+					body, want = []byte("stream"), strings.Repeat(event, events)
+				}
+				a, err := s.send("POST", "/v1/messages", bytes.NewReader(body))
+				mu.Lock()
+				if err != nil {
+					s.Errorf("a request failed: %v", err)
+				} else {
+					s.passed(a, 200, want, 1)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	senders.Wait()
+	lost := w.lost()
+	s.Logf("%d requests in %v, %d packets lost", clients*each, time.Since(began).Round(time.Millisecond), lost)
+	if lost == 0 {
+		s.Error("no packet was lost")
+	}
+	up.got(clients * each)
+	w.heal()
+}
+
+func largePacketsVanish(s *scene) {
+	w := newWire(s)
+	up := w.server(overHTTP2, count)
+	w.start("", up.URL, pinged, up.ca.env())
+	s.passed(s.post(), 200, "18", 1)
+	w.lose("meta length > 1000")
+	s.passed(s.post(), 200, "18", 1)
+	began := time.Now()
+	a, err := s.send("POST", "/v1/messages", zeros(64<<10))
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.refused(a, 502, "connection", 1, "connection:")
+	s.within("given up", time.Since(began), 2*time.Second, 8*time.Second)
+	if w.lost() == 0 {
+		s.Error("no packet was lost")
+	}
+	w.heal()
+}
+
+// outOfReach has connections to the upstream fail with err, and then no more. It
+// returns how long a request has tried.
+func (s *scene) outOfReach(harm, heal func(*wire), attempts int, err string) (took time.Duration) {
+	s.Helper()
+	w := newWire(s)
+	up := w.server(overHTTP2, count)
+	w.start("", up.URL, "", up.ca.env())
+	harm(w)
+	began := time.Now()
+	s.refused(s.post(), 502, "connection", attempts, err)
+	took = time.Since(began)
+	up.got(0)
+	heal(w)
+	s.passed(s.post(), 200, "18", 1)
+	up.got(1)
+	return took
+}
+
+// nameless has the upstream's name lookup fail with err, and then no more. It returns
+// how long a request has tried.
+func (s *scene) nameless(failure dnsmessage.RCode, attempts int, err string) (took time.Duration) {
+	s.Helper()
+	w := newWire(s)
+	up := w.server(overHTTP2, count)
+	names := w.nameserver()
+	names.answer(failure)
+	w.start(names.use(), "https://upstream.test", "", up.ca.env(), pureGo)
+	began := time.Now()
+	s.refused(s.post(), 502, "connection", attempts, err)
+	took = time.Since(began)
+	if names.asked.Load() == 0 {
+		s.Error("nobody has asked the name server")
+	}
+	up.got(0)
+	names.answer(dnsmessage.RCodeSuccess)
+	s.passed(s.post(), 200, "18", 1)
+	names.answer(failure)
+	s.passed(s.post(), 200, "18", 1) // over the connection that there is
+	up.got(2)
+	names.answer(dnsmessage.RCodeSuccess)
+	return took
+}
