@@ -284,6 +284,7 @@ func newLife(cfg *config, listener net.Listener, log *slog.Logger) *life {
 	l.server = &http.Server{
 		Handler:                      l.proxy,
 		ReadHeaderTimeout:            readHeaderTimeout,
+		ReadTimeout:                  2 * readHeaderTimeout, // ServeHTTP lifts it
 		IdleTimeout:                  clientIdle,
 		MaxHeaderBytes:               maxRequestHeader - 4<<10, // net/http grants 4 KiB more than that
 		DisableGeneralOptionsHandler: true,                     // OPTIONS * goes upstream too

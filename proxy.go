@@ -94,11 +94,15 @@ const requestIDHeader = "X-Proxy-Request-Id"
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor != 1 {
 		// The preface of HTTP/2 is the one request of another version that net/http leaves to its handlers.
+		leaveUnread(w)
 		http.Error(w, "505 HTTP Version Not Supported", http.StatusHTTPVersionNotSupported)
 		return
 	}
 	x := &exchange{w: w, r: r, conn: connOf(r), id: [1]string{newRequestID()}, target: requestTarget(r), start: time.Now()}
 	w.Header()[requestIDHeader] = x.id[:]
+	if x.conn != nil {
+		x.conn.SetReadDeadline(time.Time{}) // ReadTimeout is for requests that net/http itself answers
+	}
 	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
 		// net/http accepts Content-Length beside Transfer-Encoding, and takes no notice of the latter in HTTP/1.0; the
 		// connection must then be closed after the answer (RFC 9112, 6.1), and which it was can't be told here.
