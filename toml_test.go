@@ -4,61 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
-
-// TestMain makes the test binary a TOML decoder when TOML_TEST_DECODER is set,
-// so that the oracles in e2e, which cannot import package main, can feed
-// documents to the parser: each decoderRequest on stdin, as JSON, is answered
-// by a decoderResponse on stdout.
-func TestMain(m *testing.M) {
-	if os.Getenv("TOML_TEST_DECODER") == "" {
-		os.Exit(m.Run())
-	}
-	if err := serveDecoder(os.Stdin, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "decoding TOML:", err)
-		os.Exit(1)
-	}
-}
-
-// decoderRequest is a document to decode. JSON carries its bytes in base64.
-type decoderRequest struct {
-	TOML []byte `json:"toml"`
-}
-
-// decoderResponse has the errors of a document or, if there are none, what it
-// says, as toml-test's tagged JSON.
-type decoderResponse struct {
-	Errors   []string `json:"errors"`
-	Document any      `json:"document"`
-}
-
-func serveDecoder(r io.Reader, w io.Writer) error {
-	requests, responses := json.NewDecoder(r), json.NewEncoder(w)
-	for {
-		var request decoderRequest
-		if err := requests.Decode(&request); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		table, errs := parseTOML(request.TOML)
-		response := decoderResponse{Errors: tomlMessages(errs)}
-		if len(errs) == 0 {
-			response.Document = tomlTagged(table)
-		}
-		if err := responses.Encode(response); err != nil {
-			return err
-		}
-	}
-}
 
 // tomlTagged converts a decoded value to toml-test's JSON, in which a scalar
 // is an object that names its type.

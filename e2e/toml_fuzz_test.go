@@ -28,9 +28,9 @@ var laxOracles = map[string]string{
 //     dotted keys made.
 //   - go-toml refuses a byte order mark, and dotted keys into a table that only
 //     the header of a sub-table implied.
-func compareTOML(t *testing.T, decoder *tomlDecoder, doc []byte) (accepted bool) {
+func compareTOML(t *testing.T, parser *served, doc []byte) (accepted bool) {
 	t.Helper()
-	answer := decoder.decode(t, doc)
+	answer := decodeTOML(t, parser, doc)
 	accepted = len(answer.Errors) == 0
 	oracles := map[string]func([]byte, any) error{
 		"BurntSushi/toml": burntsushi.Unmarshal,
@@ -61,8 +61,8 @@ func FuzzTOMLDifferential(f *testing.F) {
 	for _, c := range tomlCases(f) {
 		f.Add(c.doc)
 	}
-	decoder := startTOMLDecoder(f)
-	f.Fuzz(func(t *testing.T, doc []byte) { compareTOML(t, decoder, doc) })
+	parser := startServed(f)
+	f.Fuzz(func(t *testing.T, doc []byte) { compareTOML(t, parser, doc) })
 }
 
 // TestTOMLTables compares the parsers on every document of four lines from the
@@ -73,7 +73,7 @@ func TestTOMLTables(t *testing.T) {
 		"a = 1", "a.b = 1", "a.b.c = 1", "b = 1", "b.c = 1", "b.c.d = 1",
 		"a = {}", "a = {b.c = 1}", "a = [{}]", "b = {}",
 	}
-	decoder := startTOMLDecoder(t)
+	parser := startServed(t)
 	accepted, all := 0, 0
 	for i := range len(lines) * len(lines) * len(lines) * len(lines) {
 		var doc []byte
@@ -81,7 +81,7 @@ func TestTOMLTables(t *testing.T) {
 			doc = append(doc, lines[i%len(lines)]+"\n"...)
 			i /= len(lines)
 		}
-		if compareTOML(t, decoder, doc) {
+		if compareTOML(t, parser, doc) {
 			accepted++
 		}
 		all++

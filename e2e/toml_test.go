@@ -1,14 +1,7 @@
 package e2e
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -45,11 +38,11 @@ var unsupportedTOML = []string{
 // is listed above, call it unsupported.
 func TestTOML(t *testing.T) {
 	cases := tomlCases(t)
-	decoder := startTOMLDecoder(t)
+	parser := startServed(t)
 	valid, invalid := 0, 0
 	var refused []string
 	for _, c := range cases {
-		answer := decoder.decode(t, c.doc)
+		answer := decodeTOML(t, parser, c.doc)
 		switch {
 		case strings.HasPrefix(c.name, "invalid/"):
 			invalid++
@@ -116,14 +109,7 @@ func tomlCases(t testing.TB) []tomlCase {
 	return cases
 }
 
-// tomlDecoder is the test binary of package main in its decoder mode: see
-// TestMain there.
-type tomlDecoder struct {
-	requests  *json.Encoder
-	responses *json.Decoder
-}
-
-// tomlAnswer is what the decoder says of one document.
+// tomlAnswer is what the parser says of one document.
 type tomlAnswer struct {
 	Errors   []string // "LINE:COL: message"
 	Document any      // tagged JSON, if there are no errors
@@ -137,53 +123,12 @@ func (a tomlAnswer) unsupported() bool {
 	})
 }
 
-// startTOMLDecoder builds the decoder and runs it until the test ends.
-func startTOMLDecoder(t testing.TB) *tomlDecoder {
+// decodeTOML asks for one document. It is fatal to the test if the parser
+// crashes.
+func decodeTOML(t testing.TB, parser *served, doc []byte) (answer tomlAnswer) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "root.test")
-	if out, err := exec.Command("go", "test", "-C", "..", "-c", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building the test binary of package main: %v\n%s", err, out)
-	}
-	cmd := exec.Command(path)
-	cmd.Env = append(os.Environ(), "TOML_TEST_DECODER=1")
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting the decoder: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
-			t.Errorf("stopping the decoder: %v", err)
-		}
-	})
-	return &tomlDecoder{json.NewEncoder(stdin), json.NewDecoder(stdout)}
-}
-
-// decode asks for one document. It is fatal to the test if the parser crashes.
-func (d *tomlDecoder) decode(t testing.TB, doc []byte) tomlAnswer {
-	t.Helper()
-	answer, err := d.ask(doc)
-	if err != nil {
+	if err := parser.ask(map[string][]byte{"toml": doc}, &answer); err != nil {
 		t.Fatalf("decoding %.1000q: %v", doc, err)
 	}
 	return answer
-}
-
-func (d *tomlDecoder) ask(doc []byte) (answer tomlAnswer, err error) {
-	if err := d.requests.Encode(map[string][]byte{"toml": doc}); err != nil {
-		return answer, fmt.Errorf("writing to the decoder: %w", err)
-	}
-	if err := d.responses.Decode(&answer); err == io.EOF {
-		return answer, errors.New("the decoder has ended: its output above tells why")
-	} else if err != nil {
-		return answer, fmt.Errorf("reading from the decoder: %w", err)
-	}
-	return answer, nil
 }

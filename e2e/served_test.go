@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// served is the test binary of package main as a server: see TestMain there.
+type served struct {
+	requests  *json.Encoder
+	responses *json.Decoder
+}
+
+// startServed builds the server and runs it until the test ends.
+func startServed(t testing.TB) *served {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "root.test")
+	if out, err := exec.Command("go", "test", "-C", "..", "-c", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("building the test binary of package main: %v\n%s", err, out)
+	}
+	cmd := exec.Command(path)
+	cmd.Env = append(os.Environ(), "SERVE_E2E=1")
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting the test binary of package main: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
+			t.Errorf("stopping the test binary of package main: %v", err)
+		}
+	})
+	return &served{json.NewEncoder(stdin), json.NewDecoder(stdout)}
+}
+
+// ask sends a request and stores its response.
+func (s *served) ask(request, response any) error {
+	if err := s.requests.Encode(request); err != nil {
+		return fmt.Errorf("writing to the test binary of package main: %w", err)
+	}
+	if err := s.responses.Decode(response); err == io.EOF {
+		return errors.New("the test binary of package main has ended: its output above tells why")
+	} else if err != nil {
+		return fmt.Errorf("reading from the test binary of package main: %w", err)
+	}
+	return nil
+}
