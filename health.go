@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -44,6 +46,9 @@ func serveOwn(w http.ResponseWriter, r *http.Request, answer func() (status int,
 // read, since a connection that is closed on unread bytes is reset, and the answer lost.
 func leaveUnread(w http.ResponseWriter) {
 	w.Header().Set("Connection", "close")
+	// Hitting a limit has net/http wait for half a second before it closes, so that the answer can be read. On a
+	// client that has asked for the close itself it would not wait otherwise.
+	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(unreadGrace))
 }
 

@@ -148,6 +148,18 @@ var clientFaults = []fault{
 			"a thousand long extensions": strings.Repeat("1;"+strings.Repeat("x", 1000)+"\r\nh\r\n", 1000) + "0\r\n\r\n",
 		})
 	}},
+	{name: "sends too large a body, and asks for the end of its connection", outcome: "400 `invalid_request`, which it gets before the connection is reset", run: func(s *scene) {
+		e := s.echo()
+		s.start(e.url(), quick)
+		for range 20 {
+			a, err := s.upload(10*mib + 1)
+			if err != nil {
+				s.Fatal(err)
+			}
+			s.refused(a, 400, "invalid_request", 0, "larger than 10 MiB")
+		}
+		e.got(0)
+	}},
 	{name: "sends a trailer of 1 MB, or a broken one", outcome: "400 `invalid_request`; the upstream hears nothing", run: func(s *scene) {
 		s.allRefused(map[string]string{
 			"large":   "5\r\nhello\r\n0\r\n" + header("X-Trailer", mib) + "\r\n",

@@ -4,6 +4,7 @@ package faults
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -75,7 +76,7 @@ func (s *scene) upload(n int64) (answer, error) {
 	}
 	req.ContentLength = n
 	req.Close = true
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialSmall}}).Do(req)
 	if err != nil {
 		return answer{}, err
 	}
@@ -83,6 +84,17 @@ func (s *scene) upload(n int64) (answer, error) {
 	a := answer{Response: resp}
 	a.body, a.err = io.ReadAll(resp.Body)
 	return a, nil
+}
+
+// dialSmall opens a connection whose send buffer is small. Left alone, each of a thousand
+// clients that wait would hold 2.5 MiB of the kernel's memory, more than a machine of
+// some GiB has for all of its TCP: those that are served would crawl.
+func dialSmall(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err == nil {
+		err = conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
+	}
+	return conn, err
 }
 
 func manyUploads(s *scene) {
