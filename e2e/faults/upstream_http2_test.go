@@ -127,7 +127,7 @@ var http2Faults = []fault{
 		u := s.h2upstream(none, func(*h2Peer, uint32) bool { return true })
 		s.start(u.url(), "[proxy]\ntimeout_secs = 1\ntimeout_retries = 0\n", u.ca.env())
 		s.refused(s.post(), 504, "timeout", 1, "no response headers in time")
-		s.mend = func() { u.healthy.Store(true); u.hangUp() }
+		s.mend = func() { u.healthy.Store(true); s.checkUsage() } // a request that crosses with the end of its connection fails
 	}},
 	{name: "a connection that falls silent without an end", outcome: "its streams break off after `timeout_secs`; pings tell that it is dead, and new requests go over another", run: func(s *scene) {
 		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
