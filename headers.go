@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
-	"slices"
 	"strings"
 )
 
@@ -12,14 +11,16 @@ import (
 // comma-separated list, and overwriting it would switch off the client's own betas.
 const betaHeader = "Anthropic-Beta"
 
-// hopByHop are the headers that concern one connection only (RFC 9110, 7.6.1) and end here.
-var hopByHop = []string{
-	"Connection", "Http2-Settings", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-	"Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+// isHopByHop reports whether the header with the canonical name key concerns one connection only (RFC 9110, 7.6.1):
+// it ends here.
+func isHopByHop(key string) bool {
+	switch key {
+	case "Connection", "Http2-Settings", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+		"Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return true
+	}
+	return false
 }
-
-// isHopByHop reports whether the canonical header name key concerns one connection only.
-func isHopByHop(key string) bool { return slices.Contains(hopByHop, key) }
 
 // isForgeable reports whether a client's header claims where a request came from. Anyone can write
 // such a header, and what it says of the tailnet is nobody's business upstream.
