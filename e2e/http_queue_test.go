@@ -25,6 +25,16 @@ func (g gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// let lets one request through.
+func (g gate) let(t *testing.T) {
+	t.Helper()
+	select {
+	case g <- struct{}{}:
+	case <-time.After(proxytest.Timeout):
+		t.Fatal("no request is held at the upstream")
+	}
+}
+
 // TestQueue sends ten requests through two places: all succeed, never more than
 // two at a time, in order of arrival, and the gauges tell what happens.
 func TestQueue(t *testing.T) {
@@ -53,7 +63,7 @@ func TestQueue(t *testing.T) {
 		proxytest.Eventually(t, "every place taken at the upstream", func() bool {
 			return len(up.Requests()) == min(requests, done-1+places)
 		})
-		hold <- struct{}{}
+		hold.let(t)
 		waitMetric(t, p, float64(done), "proxy_requests_total", "status", "200")
 		left := requests - done
 		waitMetric(t, p, float64(min(left, places)), "proxy_requests_in_flight")
@@ -136,9 +146,9 @@ func TestQueueTimeCountsInDuration(t *testing.T) {
 	waitMetric(t, p, 1, "proxy_requests_queued")
 	queued := time.Now()
 	time.Sleep(300 * time.Millisecond) // the time that must show
-	hold <- struct{}{}
+	hold.let(t)
 	waited := time.Since(queued)
-	hold <- struct{}{}
+	hold.let(t)
 	for _, done := range []<-chan result{first, second} {
 		if res := <-done; res.err != nil || res.StatusCode != 200 {
 			t.Errorf("answer %v, %v", res.Response, res.err)

@@ -221,7 +221,7 @@ func TestKeepAliveDuringDrain(t *testing.T) {
 	t.Parallel()
 	hold := make(gate)
 	up := upstream(t, fakeanthropic.HTTP2, hold)
-	p := proxyTo(t, up, "")
+	p := proxyTo(t, up, "[proxy]\ndrain_timeout_secs = 60\n")
 	inFlight := inBackground(t, newRequest(t, "GET", p.URL()+"/held", nil))
 	waitMetric(t, p, 1, "proxy_requests_in_flight")
 	c := dial(t, p)
@@ -239,7 +239,7 @@ func TestKeepAliveDuringDrain(t *testing.T) {
 			t.Errorf("answer %d %v during the drain, want 503, connection: close", resp.StatusCode, resp.Header)
 		}
 	}
-	hold <- struct{}{}
+	hold.let(t)
 	if res := <-inFlight; res.err != nil || res.StatusCode != 200 {
 		t.Errorf("the request in flight: %v, %v", res.Response, res.err)
 	}
