@@ -224,6 +224,7 @@ func (s *scene) deadPool(protocol string, while time.Duration, check func(*scene
 	if got, want := len(up.ports()), map[string]int{overHTTP1: requests, overHTTP2: 1}[protocol]; got != want {
 		s.Fatalf("the proxy has %d connections, want %d", got, want)
 	}
+	time.Sleep(time.Second) // the answers are here before the last connection is back in the pool
 	w.forget(up)
 	time.Sleep(while)
 	served += round(check)
