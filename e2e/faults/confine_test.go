@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -26,7 +27,11 @@ func (s *scene) wrapped(lines, redirect string) (path string) {
 		s.Fatal(err)
 	}
 	script := fmt.Sprintf("#!/bin/sh -e\n%s\nexec '%s' \"$@\" %s\n", lines, binary, redirect)
+	// A process that another scene forks meanwhile would have the file open for
+	// writing, and what is open for writing can't be run (golang/go#22315).
+	syscall.ForkLock.RLock()
 	path = s.tempFile([]byte(script))
+	syscall.ForkLock.RUnlock()
 	if err := os.Chmod(path, 0o700); err != nil {
 		s.Fatal(err)
 	}
