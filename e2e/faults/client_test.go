@@ -25,7 +25,7 @@ var clientFaults = []fault{
 		outcome: "cut when the kernel's buffer, of 128 KiB, has had no room for `timeout_secs`: 499 in the log, and the upstream's answer is cancelled"},
 	{name: "vanishes in the middle of a header", outcome: "counts nowhere; the upstream hears nothing", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		const half = "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Half: "
 		s.dialAndSay(half).reset()
 		c := s.dialAndSay(half)
@@ -66,7 +66,7 @@ var clientFaults = []fault{
 	}},
 	{name: "declares a length and sends chunks", outcome: "the chunks hold, and the connection is closed after the answer: what follows is never read", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		c := s.dialAndSay(message("Content-Length: 4", "Transfer-Encoding: chunked", "", "5\r\nhello\r\n0\r\n\r\n") + smuggled)
 		s.passed(c.answer(), 200, "POST /v1/messages hello", 1)
 		c.closed()
@@ -74,7 +74,7 @@ var clientFaults = []fault{
 	}},
 	{name: "sends chunks over HTTP/1.0, which has none", outcome: "the declared length holds, and the connection is closed after the answer", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		c := s.dialAndSay("POST /v1/messages HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n" +
 			"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled)
 		s.passed(c.answer(), 200, "POST /v1/messages 0\r\n\r\n", 1)
@@ -93,7 +93,7 @@ var clientFaults = []fault{
 	}},
 	{name: "folds a header line", outcome: "the upstream gets one line", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		s.passed(s.dialAndSay(message("X-Folded: one", " two", "\tthree", "Content-Length: 2", "", "{}")).answer(), 200, "POST /v1/messages {}", 1)
 		if got := e.only().Header.Get("X-Folded"); got != "one two three" {
 			s.Errorf("the upstream got X-Folded: %q, want %q", got, "one two three")
@@ -101,7 +101,7 @@ var clientFaults = []fault{
 	}},
 	{name: "ends lines with LF alone", outcome: "understood; the upstream gets CRLF", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		request := strings.ReplaceAll(message("X-Header: a", "Content-Length: 2", "", "{}"), "\r\n", "\n")
 		s.passed(s.dialAndSay(request).answer(), 200, "POST /v1/messages {}", 1)
 		if got := e.only().Header.Get("X-Header"); got != "a" {
@@ -150,7 +150,7 @@ var clientFaults = []fault{
 	}},
 	{name: "sends too large a body, and asks for the end of its connection", outcome: "400 `invalid_request`, which it gets before the connection is reset", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		for range 20 {
 			a, err := s.upload(10*mib + 1)
 			if err != nil {
@@ -169,14 +169,14 @@ var clientFaults = []fault{
 	}},
 	{name: "names another server in the target", outcome: "the configured upstream gets it, with its own name and no other", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		c := s.dialAndSay("GET http://elsewhere.invalid:81/v1/models?limit=1 HTTP/1.1\r\nHost: elsewhere.invalid:81\r\n\r\n")
 		s.passed(c.answer(), 200, "GET /v1/models?limit=1 ", 1)
 		e.only()
 	}},
 	{name: "sends CONNECT", outcome: "405; nothing is connected to", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		for _, target := range []string{"elsewhere.invalid:443", strings.TrimPrefix(e.url(), "http://")} {
 			a := s.dialAndSay("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n").answer()
 			s.refused(a, 405, "method_not_allowed", 0, "method_not_allowed")
@@ -188,7 +188,7 @@ var clientFaults = []fault{
 	}},
 	{name: "asks for a WebSocket", outcome: "served as if it had not: the wish ends here", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		a := s.dialAndSay("GET /socket HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n" +
 			"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n").answer()
 		s.passed(a, 200, "GET /socket ", 1)
@@ -202,7 +202,7 @@ var clientFaults = []fault{
 	{name: "waits for 100 Continue", outcome: "gets it from the proxy, but for a body that is too large; other expectations: 417 from net/http", run: expectations},
 	{name: "speaks HTTP/0.9, or a version to come", outcome: "400 or 505 from net/http", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		s.dialAndSay("GET /\r\n\r\n").turnedAway(400)
 		s.dialAndSay("GET / HTTP/0.9\r\nHost: x\r\n\r\n").turnedAway(505)
 		s.dialAndSay("GET / HTTP/2.0\r\nHost: x\r\n\r\n").turnedAway(505)
@@ -211,14 +211,14 @@ var clientFaults = []fault{
 	}},
 	{name: "speaks HTTP/2 without having asked", outcome: "505; the upstream hears nothing", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		const preface, settings = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 		s.dialAndSay(preface + settings).turnedAway(505)
 		e.got(0)
 	}},
 	{name: "speaks TLS", outcome: "400 from net/http, in the clear: clients say so", run: func(s *scene) {
 		e := s.echo()
-		s.start(e.url(), quick)
+		s.start(e.url(), "")
 		err := tls.Client(s.dial(), &tls.Config{ServerName: "x"}).HandshakeContext(s.Context())
 		record, ok := errors.AsType[tls.RecordHeaderError](err)
 		if !ok || string(record.RecordHeader[:]) != "HTTP/" {
@@ -240,7 +240,7 @@ func message(lines ...string) string {
 func (s *scene) allTurnedAway(status int, requests map[string]string) {
 	s.Helper()
 	e := s.echo()
-	s.start(e.url(), quick)
+	s.start(e.url(), "")
 	for name, request := range requests {
 		s.Log(name)
 		s.dialAndSay(request).turnedAway(status)
@@ -252,7 +252,7 @@ func (s *scene) allTurnedAway(status int, requests map[string]string) {
 func (s *scene) allRefused(bodies map[string]string) {
 	s.Helper()
 	e := s.echo()
-	s.start(e.url(), quick)
+	s.start(e.url(), "")
 	for name, body := range bodies {
 		s.Log(name)
 		c := s.dialAndSay(message("Transfer-Encoding: chunked", "", body) + smuggled)
@@ -532,7 +532,7 @@ func vanishesBetweenAttempts(s *scene) {
 func pipelines(s *scene) {
 	const many = 100
 	e := s.echo()
-	s.start(e.url(), quick)
+	s.start(e.url(), "")
 	var all strings.Builder
 	for i := range many {
 		fmt.Fprintf(&all, "POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}GET /%d HTTP/1.1\r\nHost: x\r\n\r\n", i, i)
@@ -574,7 +574,7 @@ func manyHeaders(s *scene) {
 
 func expectations(s *scene) {
 	e := s.echo()
-	s.start(e.url(), quick)
+	s.start(e.url(), "")
 	c := s.dialAndSay(message("Expect: 100-continue", "Content-Length: 2", "", ""))
 	if a := c.answer(); a.StatusCode != 100 {
 		s.Errorf("the client got status %d, want 100", a.StatusCode)

@@ -47,7 +47,8 @@ func newScene(t *testing.T, f fault) *scene {
 	return &scene{T: t, fault: f, client: &http.Client{Transport: transport, Timeout: proxytest.Timeout}}
 }
 
-// quick is a configuration that makes every wait as short as it can be.
+// quick is a configuration that makes every wait as short as it can be: for faults
+// whose subject it is, as on a busy machine anything may take a second.
 const quick = "[proxy]\ntimeout_secs = 1\nconnect_timeout_secs = 1\ntimeout_retries = 1\ndrain_timeout_secs = 1\n"
 
 // start runs the proxy in front of an upstream, and waits until it serves.

@@ -17,7 +17,7 @@ var upstreamFaults = []fault{
 		}
 		addr := free.Addr().String()
 		free.Close()
-		s.start("http://"+addr, quick)
+		s.start("http://"+addr, "")
 		s.refused(s.post(), 502, "connection", 2, "refused")
 		s.mend = func() {
 			listener, err := net.Listen("tcp", addr)
@@ -42,7 +42,7 @@ var upstreamFaults = []fault{
 	}},
 	{name: "resets each connection at once", outcome: "502 `connection`; sent once more at most, as nothing can have been processed", run: func(s *scene) {
 		u := s.upstream((*peer).reset)
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", -1, "connection:")
 	}},
 	{name: "resets in the middle of the headers", outcome: "502 `connection`; not sent again: it may have been processed", run: func(s *scene) {
@@ -51,7 +51,7 @@ var upstreamFaults = []fault{
 			p.say("HTTP/1.1 200 OK\r\nContent-")
 			p.reset()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", 1, "connection:")
 		u.got(1)
 	}},
@@ -62,7 +62,7 @@ var upstreamFaults = []fault{
 			time.Sleep(50 * time.Millisecond) // a reset overtakes what was not yet read
 			p.reset()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.broken(s.post(), "beginning", "reset")
 		u.got(1)
 	}},
@@ -74,7 +74,7 @@ var upstreamFaults = []fault{
 			time.Sleep(50 * time.Millisecond)
 			p.reset()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.broken(s.post(), event, "reset")
 		u.got(1)
 	}},
@@ -84,7 +84,7 @@ var upstreamFaults = []fault{
 			p.CloseWrite()
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", 1, "EOF")
 		u.got(1)
 	}},
@@ -95,7 +95,7 @@ var upstreamFaults = []fault{
 			p.CloseWrite()
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.broken(s.post(), event, "EOF")
 	}},
 	{name: "sends garbage instead of HTTP", outcome: "502 `connection`; the garbage is not logged", run: func(s *scene) {
@@ -103,7 +103,7 @@ var upstreamFaults = []fault{
 			p.request()
 			p.say("\x00\x01SECRET-GARBAGE\r\n\r\n")
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", 1, "malformed")
 		if strings.Contains(s.proxy.Stdout(), "GARBAGE") {
 			s.Error("the log quotes the upstream")
@@ -115,7 +115,7 @@ var upstreamFaults = []fault{
 			p.say("HTTP/1.1 200 OK\r\n" + header("X-Large", 1<<20) + "Content-Length: 0\r\n\r\n")
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", 1, "header")
 		u.got(1)
 	}},
@@ -126,7 +126,7 @@ var upstreamFaults = []fault{
 			p.say("not a size\r\n")
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.broken(s.post(), event, "chunk")
 	}},
 	{name: "sends fewer bytes than it declares", outcome: "the answer breaks off; `response_read`", run: func(s *scene) {
@@ -134,7 +134,7 @@ var upstreamFaults = []fault{
 			p.request()
 			p.say("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort")
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.broken(s.post(), "short", "EOF")
 	}},
 	{name: "sends more bytes than it declares", outcome: "as many as declared; the rest can't become another answer", run: func(s *scene) {
@@ -143,7 +143,7 @@ var upstreamFaults = []fault{
 			p.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlongHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother")
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.passed(s.post(), 200, "long", 1)
 	}},
 	{name: "sends interim answers without end", outcome: "502 `connection` once they are more than headers may be; they are not passed on", run: func(s *scene) {
@@ -152,7 +152,7 @@ var upstreamFaults = []fault{
 			for p.say("HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n") {
 			}
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", 1, "headers exceeded")
 	}},
 	{name: "switches protocols, unasked", outcome: "502 `connection`", run: func(s *scene) {
@@ -161,7 +161,7 @@ var upstreamFaults = []fault{
 			p.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nframes")
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		s.refused(s.post(), 502, "connection", 1, "switched protocols")
 	}},
 	{name: "answers before it has read the request, and closes", outcome: "its answer, whole", run: func(s *scene) {
@@ -171,7 +171,7 @@ var upstreamFaults = []fault{
 			p.CloseWrite()
 			p.untilClosed()
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		a, err := s.send("POST", "/v1/messages", strings.NewReader(strings.Repeat("x", 5<<20)))
 		if err != nil {
 			s.Fatal(err)
@@ -206,7 +206,7 @@ var upstreamFaults = []fault{
 				p.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 			}
 		})
-		s.start(u.url(), quick)
+		s.start(u.url(), "")
 		const many = 20
 		all := func() {
 			done := make(chan answer, many)

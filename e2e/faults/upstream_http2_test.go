@@ -21,7 +21,7 @@ var http2Faults = []fault{
 			p.answer(stream, "200", "whole")
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.passed(s.post(), 200, "whole", 1)
 		s.passed(s.post(), 200, "whole", 1)
 		u.got(2)
@@ -35,7 +35,7 @@ var http2Faults = []fault{
 			p.answer(stream, "200", "second")
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.passed(s.post(), 200, "second", 1) // net/http repeats within the attempt
 		u.got(2)
 	}},
@@ -44,7 +44,7 @@ var http2Faults = []fault{
 			p.WriteGoAway(0, http2.ErrCodeNo, nil)
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.refused(s.post(), 502, "connection", -1, "connection:")
 		u.got(2)
 	}},
@@ -60,7 +60,7 @@ var http2Faults = []fault{
 			}
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		answers := make(chan answer, streams)
 		for range streams {
 			go func() {
@@ -88,7 +88,7 @@ var http2Faults = []fault{
 			}
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.passed(s.post(), 200, "second", 1)
 		u.got(2)
 	}},
@@ -97,7 +97,7 @@ var http2Faults = []fault{
 			p.WriteRSTStream(stream, http2.ErrCodeRefusedStream)
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.refused(s.post(), 502, "connection", -1, "connection:")
 		u.got(2)
 	}},
@@ -106,7 +106,7 @@ var http2Faults = []fault{
 			p.WriteRSTStream(stream, http2.ErrCodeInternal)
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.refused(s.post(), 502, "connection", 1, "INTERNAL_ERROR")
 		u.got(1)
 	}},
@@ -118,7 +118,7 @@ var http2Faults = []fault{
 			p.WriteRSTStream(stream, http2.ErrCodeCancel)
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.broken(s.post(), event, "response_read:")
 		u.got(1)
 	}},
@@ -155,7 +155,7 @@ var http2Faults = []fault{
 			p.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, stream, []byte("\xff\xff\xff\xff garbage"))
 			return true
 		})
-		s.start(u.url(), quick, u.ca.env())
+		s.start(u.url(), "", u.ca.env())
 		s.refused(s.post(), 502, "connection", -1, "connection:")
 		u.got(1)
 	}},

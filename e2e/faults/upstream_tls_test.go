@@ -62,7 +62,7 @@ func (s *scene) untrusted(bad func(ca *authority) *tls.Config, err string) {
 	up.StartTLS()
 	s.Cleanup(up.Close)
 	s.hangUp = up.CloseClientConnections
-	s.start(up.URL, quick, ca.env())
+	s.start(up.URL, "", ca.env())
 	s.refused(s.post(), 502, "connection", -1, err)
 	if served > 0 {
 		s.Error("a request reached the untrusted upstream")
