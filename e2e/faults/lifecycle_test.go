@@ -199,10 +199,10 @@ func (s *scene) inBackground(body string) <-chan answer {
 	return s.sendInBackground(strings.NewReader(body))
 }
 
-func (s *scene) sendInBackground(body io.Reader) <-chan answer {
+func (s *scene) sendInBackground(body io.Reader, headers ...string) <-chan answer {
 	answers := make(chan answer, 1)
 	go func() {
-		a, err := s.send("POST", "/v1/messages", body)
+		a, err := s.send("POST", "/v1/messages", body, headers...)
 		if err != nil {
 			s.Error(err)
 			a.Response = &http.Response{} // which no check likes

@@ -113,16 +113,7 @@ func (s *scene) stream() <-chan answer {
 // patiently sends a request with this body whose client says that it waits for 600 s;
 // its answer comes later.
 func (s *scene) patiently(body string) <-chan answer {
-	answers := make(chan answer, 1)
-	go func() {
-		a, err := s.send("POST", "/v1/messages", strings.NewReader(body), "X-Stainless-Timeout", "600")
-		if err != nil {
-			s.Error(err)
-			a.Response = &http.Response{} // which no check likes
-		}
-		answers <- a
-	}()
-	return answers
+	return s.sendInBackground(strings.NewReader(body), "X-Stainless-Timeout", "600")
 }
 
 // sendEvent sends an event, if its reader is still there.

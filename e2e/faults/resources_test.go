@@ -76,14 +76,7 @@ func (s *scene) upload(n int64) (answer, error) {
 	}
 	req.ContentLength = n
 	req.Close = true
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialSmall}}).Do(req)
-	if err != nil {
-		return answer{}, err
-	}
-	defer resp.Body.Close()
-	a := answer{Response: resp}
-	a.body, a.err = io.ReadAll(resp.Body)
-	return a, nil
+	return ask(&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialSmall}}, req)
 }
 
 // dialSmall opens a connection whose send buffer is small. Left alone, each of a thousand

@@ -115,7 +115,12 @@ func (s *scene) send(method, path string, body io.Reader, headers ...string) (an
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}
-	resp, err := s.client.Do(req)
+	return ask(s.client, req)
+}
+
+// ask sends a request and reads the answer to its end.
+func ask(client *http.Client, req *http.Request) (answer, error) {
+	resp, err := client.Do(req)
 	if err != nil {
 		return answer{}, err
 	}
