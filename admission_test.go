@@ -308,25 +308,3 @@ func TestGateEndedContext(t *testing.T) {
 		t.Errorf("%d taken, %d waiting; want 1 and 0", taken, waiting)
 	}
 }
-
-func BenchmarkGate(b *testing.B) {
-	b.Run("free", func(b *testing.B) {
-		g := newGate(int64(1000))
-		b.ReportAllocs()
-		for b.Loop() {
-			g.tryAcquire(1)
-			g.release(1)
-		}
-	})
-	b.Run("queued", func(b *testing.B) {
-		g := newGate(1)
-		b.ReportAllocs()
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				if g.acquire(context.Background(), 1) == nil {
-					g.release(1)
-				}
-			}
-		})
-	})
-}

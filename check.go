@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,6 +15,12 @@ import (
 
 	"tailscale.com/ipn"
 )
+
+// usageError is a command line that can't be carried out.
+type usageError struct{ error }
+
+// errFailed is a failure that was reported already.
+var errFailed = errors.New("failed")
 
 // doctor is what -check carries from one step to the next.
 type doctor struct {
@@ -152,7 +159,11 @@ func (d *doctor) http(ctx context.Context) (string, error) {
 		Host:   d.cfg.upstream.Host,
 		Header: http.Header{},
 	}).WithContext(ctx)
-	resp, err := d.upstream.transport.RoundTrip(req)
+	conn, err := d.upstream.pool.reserve(ctx)
+	if err != nil {
+		return "", errors.New(describe(err))
+	}
+	resp, err := conn.roundTrip(req)
 	if err != nil {
 		return "", fmt.Errorf("%s; the upstream accepts connections, but does not speak HTTP on them", describe(err))
 	}

@@ -48,12 +48,6 @@ type config struct {
 	warnings []string // what is accepted, but should be looked at
 }
 
-// header is a header that is set on every request.
-type header struct {
-	name   string   // canonical
-	values []string // one; for [betaHeader], its tokens
-}
-
 // overrides are the settings from flags and environment, which win over the file. Empty means not given.
 type overrides struct {
 	path     string // of the file; it must exist

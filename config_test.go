@@ -442,14 +442,3 @@ func TestEditDistance(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkParseConfig(b *testing.B) {
-	text := []byte(testConfig(b, "", overrides{}).toml())
-	b.ReportAllocs()
-	b.SetBytes(int64(len(text)))
-	for b.Loop() {
-		if _, err := parseConfig("c.toml", text, overrides{}); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

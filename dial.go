@@ -6,16 +6,27 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
 )
 
+const (
+	// maxGathered is how many bytes may wait to be written to an upstream connection, while as many are under way; beyond it
+	// writers wait.
+	maxGathered = 128 << 10
+	// writtenAtOnce is a write that gains nothing from waiting for others.
+	writtenAtOnce = 8 << 10
+	// lastWords is what a connection that is closed gets to write what it has gathered.
+	lastWords = time.Second
+)
+
 // upstreamDialer opens connections to the upstream.
 type upstreamDialer struct {
-	timeout time.Duration // for TCP and TLS together
-	dead    time.Duration // a peer that acknowledges nothing for so long is dead
-	http1   atomic.Bool   // the newest connection speaks HTTP/1.1
+	dead  time.Duration // a peer that acknowledges nothing for so long is dead
+	stuck time.Duration // as is one that takes nothing of what is written to it
 }
 
 // dialError is a connection that did not come about: nothing was sent.
@@ -30,44 +41,47 @@ func (e *dialError) Timeout() bool {
 	return ok && timeout.Timeout() // context.DeadlineExceeded is one too
 }
 
-// dial opens a connection for plain HTTP, or to a forward proxy.
+// dial opens a TCP connection, and hands it to whoever asked for it with [withDialed].
 func (d *upstreamDialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	d.http1.Store(true)
-	return d.connect(ctx, network, addr)
-}
-
-// connect opens a TCP connection.
-func (d *upstreamDialer) connect(ctx context.Context, network, addr string) (net.Conn, error) {
 	probe := d.dead / 4
-	dialer := net.Dialer{Timeout: d.timeout, KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: d.dead - 3*probe, Interval: probe, Count: 3,
-	}}
+	dialer := net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: d.dead - 3*probe, Interval: probe, Count: 3},
+		Control:         func(_, _ string, raw syscall.RawConn) error { return raw.Control(d.setUserTimeout) },
+	}
 	conn, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
-	setUserTimeout(conn, d.dead)
-	return &upstreamConn{Conn: conn}, nil
+	return newUpstreamConn(ctx, conn, d.stuck), nil
+}
+
+// setUserTimeout has the kernel give a connection up when sent bytes stay unacknowledged, which TCP keep-alives, sent
+// only on idle connections, do not notice (RFC 5482). Only Linux has the option.
+func (d *upstreamDialer) setUserTimeout(fd uintptr) {
+	const tcpUserTimeout = 18 // missing in package syscall
+	if runtime.GOOS == "linux" {
+		syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.dead.Milliseconds()))
+	}
 }
 
 // dialTLS opens a connection and shakes hands; HTTP/2 if the upstream offers it.
 func (d *upstreamDialer) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.timeout)
-	defer cancel()
-	conn, err := d.connect(ctx, network, addr)
+	conn, err := d.dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
 	secure := tls.Client(conn, tlsConfig(host))
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
-		return nil, &dialError{fmt.Errorf("TLS handshake with %s: %w", addr, err)}
+		return nil, fmt.Errorf("TLS handshake with %s: %w", addr, err)
 	}
-	d.http1.Store(secure.ConnectionState().NegotiatedProtocol != "h2")
+	if secure.ConnectionState().NegotiatedProtocol == "h2" {
+		conn.(*upstreamConn).gather()
+	}
 	return secure, nil
 }
 
@@ -76,22 +90,84 @@ func tlsConfig(host string) *tls.Config {
 	return &tls.Config{ServerName: host, NextProtos: []string{"h2", "http/1.1"}}
 }
 
-// upstreamConn lets the answer of an upstream through that answers and closes before it has read the
-// request. On the error of writing to such a connection, net/http would drop the answer that may stand
-// in the socket already.
+// upstreamConn is a connection to the upstream, below TLS. It lets the answer of an upstream through that answers and
+// closes before it has read the request: on the error of writing to such a connection, net/http would drop the answer
+// that may stand in the socket already.
 type upstreamConn struct {
 	net.Conn
-	written    atomic.Int64 // bytes
+	stuck      time.Duration
+	written    atomic.Int64 // bytes that were handed over to be sent
 	unanswered atomic.Bool  // a write was begun since the last byte read
+
+	// Over HTTP/2 many requests write to one connection, each its headers and its body, and often at the same time.
+	gathered *gatherer // nil otherwise
+	closing  atomic.Bool
 }
 
-// Write implements io.Writer. The peer's closing in the middle of a request is kept back: the
-// read that follows tells what really happened.
-func (c *upstreamConn) Write(p []byte) (int, error) {
+// dialedKey is the context key of a **upstreamConn.
+type dialedKey struct{}
+
+// withDialed returns a context for a dial, after which *conn is what it opened, below TLS and a forward proxy's tunnel.
+func withDialed(ctx context.Context, conn **upstreamConn) context.Context {
+	return context.WithValue(ctx, dialedKey{}, conn)
+}
+
+// newUpstreamConn wraps conn, which was dialled under ctx.
+func newUpstreamConn(ctx context.Context, conn net.Conn, stuck time.Duration) *upstreamConn {
+	c := &upstreamConn{Conn: conn, stuck: stuck}
+	if dialed, ok := ctx.Value(dialedKey{}).(**upstreamConn); ok {
+		*dialed = c
+	}
+	return c
+}
+
+// gather has writes return before they are done, from now on.
+func (c *upstreamConn) gather() {
+	c.gathered = newGatherer(maxGathered, func(p []byte) error {
+		err := c.pushAll(p)
+		if err != nil {
+			c.Conn.Close() // ends Read too, with whose error net/http ends all requests
+		}
+		return err
+	})
+}
+
+// Write implements io.Writer. With a gatherer, the error may be that of an earlier write.
+func (c *upstreamConn) Write(p []byte) (n int, err error) {
+	if c.gathered == nil {
+		n, err = c.push(p)
+		c.written.Add(int64(n))
+		return n, err
+	}
+	c.written.Add(int64(len(p)))
+	if busy, _ := c.gathered.state(); busy || len(p) < writtenAtOnce {
+		err = c.gathered.add(p)
+	} else {
+		err = c.pushAll(p) // tls.Conn writes one record after the other: none can come between
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// pushAll writes all of p, and goes on for as long as the peer takes some of it.
+func (c *upstreamConn) pushAll(p []byte) error {
+	for {
+		c.Conn.SetWriteDeadline(time.Now().Add(c.stuck))
+		n, err := c.push(p)
+		if p = p[n:]; n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// push writes p. The peer's closing in the middle of a request is kept back: the read that follows tells what really
+// happened.
+func (c *upstreamConn) push(p []byte) (int, error) {
 	midway := c.unanswered.Swap(true) // before the answer to p can be read
 	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	if err != nil && midway && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+	if err != nil && (midway || c.gathered != nil) && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
 		return len(p), nil
 	}
 	return n, err
@@ -103,14 +179,27 @@ func (c *upstreamConn) Read(p []byte) (int, error) {
 	if n > 0 {
 		c.unanswered.Store(false)
 	}
+	if err != nil && c.gathered != nil {
+		if _, failed := c.gathered.state(); failed != nil {
+			return n, failed // which is why the connection was closed
+		}
+	}
 	return n, err
 }
 
-// upstreamConnOf returns the upstreamConn below a connection that net/http uses; nil if there is none.
-func upstreamConnOf(conn net.Conn) *upstreamConn {
-	if secure, ok := conn.(*tls.Conn); ok {
-		conn = secure.NetConn()
+// SetWriteDeadline implements net.Conn. net/http's deadlines are for writes that are done when they return; those of a
+// gatherer have their own.
+func (c *upstreamConn) SetWriteDeadline(at time.Time) error {
+	if c.gathered != nil {
+		return nil
 	}
-	c, _ := conn.(*upstreamConn)
-	return c
+	return c.Conn.SetWriteDeadline(at)
+}
+
+// Close implements net.Conn. What was gathered gets lastWords to go out; a second Close does not wait.
+func (c *upstreamConn) Close() error {
+	if c.gathered != nil && !c.closing.Swap(true) {
+		c.gathered.settle(lastWords)
+	}
+	return c.Conn.Close()
 }

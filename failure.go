@@ -35,7 +35,7 @@ type failure struct {
 	code      string    // error.code in the body
 	errorType errorType // empty: not counted as an upstream error
 	message   string    // what went wrong and what to do, for the client
-	header    [2]string // one more header, if not empty
+	header    []string  // of the answer besides: names and values in turn
 	cause     error     // for the log, if not nil; see describe
 }
 
@@ -57,11 +57,15 @@ var (
 
 	errShuttingDown = &failure{
 		status: http.StatusServiceUnavailable, code: "shutting_down",
-		message: "the proxy is shutting down; please try again", header: [2]string{"X-Should-Retry", "true"},
+		message: "the proxy is shutting down; please try again", header: []string{"Connection", "close", "X-Should-Retry", "true"},
 	}
 	errNotConnected = &failure{
 		status: http.StatusServiceUnavailable, code: "not_connected",
-		message: "the proxy is not connected to the tailnet yet; please try again in a moment", header: [2]string{"Retry-After", "2"},
+		message: "the proxy is not connected to the tailnet yet; please try again in a moment", header: []string{"Retry-After", "2"},
+	}
+	errCallerPending = &failure{
+		status: http.StatusServiceUnavailable, code: "caller_unknown",
+		message: "tailscaled has not said in time who is calling; please try again", header: []string{"Retry-After", "1", "X-Should-Retry", "true"},
 	}
 	errUnknownCaller = &failure{
 		status: http.StatusForbidden, code: "forbidden",
@@ -70,7 +74,11 @@ var (
 	errConnectMethod = &failure{
 		status: http.StatusMethodNotAllowed, code: "method_not_allowed",
 		message: "CONNECT is not supported: use the proxy's address as the API's base URL, not as a forward proxy",
-		header:  [2]string{"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
+		header:  []string{"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
+	}
+	errTooManyFields = &failure{
+		status: http.StatusRequestHeaderFieldsTooLarge, code: "too_many_headers",
+		message: "the request has more than 256 header fields",
 	}
 	errSilentUpload = &failure{
 		status: http.StatusRequestTimeout, code: "request_timeout",
@@ -78,7 +86,7 @@ var (
 	}
 	errSlowUpload = &failure{
 		status: http.StatusRequestTimeout, code: "request_timeout",
-		message: "the request body arrived at less than 8 KiB/s while others waited for memory (body_memory_mb)",
+		message: "the request body arrived at less than 8 KiB/s while others waited (body_memory_mb, max_connections)",
 	}
 	errMalformedBody = &failure{
 		status: http.StatusBadRequest, code: string(typeInvalidRequest), errorType: typeInvalidRequest,
@@ -86,11 +94,12 @@ var (
 	}
 )
 
-// errBodyTooLarge refuses a body of more than limit bytes. The contract says 400, not HTTP's 413.
+// errBodyTooLarge refuses a body of more than limit bytes. The contract says 400, not HTTP's 413; the message begins with
+// the API's own words for it, on which Claude Code compacts the conversation and goes on.
 func errBodyTooLarge(limit int64) *failure {
 	return &failure{
 		status: http.StatusBadRequest, code: string(typeInvalidRequest), errorType: typeInvalidRequest,
-		message: fmt.Sprintf("the request body is larger than %d MiB, this proxy's limit (max_body_mb)", limit>>20),
+		message: fmt.Sprintf("prompt is too long: the request body is larger than %d MiB, this proxy's limit (max_body_mb)", limit>>20),
 	}
 }
 
@@ -99,7 +108,7 @@ func errTimeout(attempts int, cause error) *failure {
 	return &failure{
 		status: http.StatusGatewayTimeout, code: string(typeTimeout), errorType: typeTimeout,
 		message: fmt.Sprintf("the upstream sent no response headers in time, in %d attempt(s) (timeout_secs, timeout_retries)", attempts),
-		header:  [2]string{"X-Should-Retry", "false"}, // SDKs would multiply the attempts
+		header:  []string{"X-Should-Retry", "false"}, // SDKs would multiply the attempts
 		cause:   cause,
 	}
 }
@@ -168,11 +177,8 @@ func (f *failure) writeTo(w http.ResponseWriter, requestID string) {
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
 	header.Set("Content-Length", strconv.Itoa(body.Len()))
-	if f.header[0] != "" {
-		header.Set(f.header[0], f.header[1])
-	}
-	if f == errShuttingDown {
-		header.Set("Connection", "close")
+	for i := 0; i+1 < len(f.header); i += 2 {
+		header.Set(f.header[i], f.header[i+1])
 	}
 	w.WriteHeader(f.status)
 	w.Write(body.Bytes())

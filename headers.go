@@ -11,6 +11,17 @@ import (
 // comma-separated list, and overwriting it would switch off the client's own betas.
 const betaHeader = "Anthropic-Beta"
 
+// maxFields is how many header fields a request may have: each costs memory beside its bytes.
+const maxFields = 256
+
+// countFields returns the number of h's fields.
+func countFields(h http.Header) (n int) {
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
+}
+
 // isHopByHop reports whether the header with the canonical name key concerns one connection only (RFC 9110, 7.6.1):
 // it ends here.
 func isHopByHop(key string) bool {
@@ -29,9 +40,15 @@ func isForgeable(key string) bool {
 		strings.HasPrefix(key, "X-Forwarded-") || strings.HasPrefix(key, "Tailscale-")
 }
 
+// header is a header that is set on every request.
+type header struct {
+	name   string   // canonical
+	values []string // one; for [betaHeader], its tokens
+}
+
 // rewriteRequestHeader makes of a client's headers those to send upstream: without those that end here,
-// and with the injected ones, whose values are shared and never written to. betas are the connection's.
-func rewriteRequestHeader(h http.Header, injected []header, betas *mergedList) {
+// and with the injected ones, whose values are shared and never written to.
+func rewriteRequestHeader(h http.Header, injected []header) {
 	removeNamed(h, h["Connection"])
 	for key := range h {
 		switch {
@@ -46,17 +63,9 @@ func rewriteRequestHeader(h http.Header, injected []header, betas *mergedList) {
 	}
 	for _, add := range injected {
 		if add.name == betaHeader {
-			h[betaHeader] = betas.merge(h[betaHeader], add.values)
+			h[betaHeader] = mergeList(h[betaHeader], add.values)
 		} else {
 			h[add.name] = add.values
-		}
-	}
-	for _, key := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
-		if values, ok := h[key]; ok {
-			// In small letters net/http does not recognise it, and so does not take it as leave to
-			// send again what the upstream may have read already.
-			delete(h, key)
-			h[strings.ToLower(key)] = values
 		}
 	}
 }
@@ -64,7 +73,7 @@ func rewriteRequestHeader(h http.Header, injected []header, betas *mergedList) {
 // copyResponseHeader adds an upstream's headers to dst, without those that end here.
 func copyResponseHeader(dst, upstream http.Header) {
 	for key, values := range upstream {
-		if !isHopByHop(key) && key != "Alt-Svc" { // Alt-Svc would lead clients past the proxy
+		if isForClient(key) {
 			dst[key] = values
 		}
 	}
@@ -73,6 +82,9 @@ func copyResponseHeader(dst, upstream http.Header) {
 		dst["Content-Type"] = nil // or else net/http guesses one
 	}
 }
+
+// isForClient reports whether an upstream's header or trailer goes on to the client. Alt-Svc would lead it past the proxy.
+func isForClient(key string) bool { return !isHopByHop(key) && key != "Alt-Svc" }
 
 // removeNamed deletes from h the headers that the values of a peer's Connection header name, but for our own Connection.
 func removeNamed(h http.Header, connection []string) {
@@ -83,22 +95,6 @@ func removeNamed(h http.Header, connection []string) {
 			}
 		}
 	}
-}
-
-// mergedList is the latest list header that was merged. A client sends mostly the same one again.
-type mergedList struct{ theirs, merged string }
-
-// merge is mergeList, whose add must always be the same.
-func (m *mergedList) merge(values, add []string) []string {
-	if len(values) != 1 {
-		return mergeList(values, add)
-	}
-	if values[0] != m.theirs || m.merged == "" {
-		m.theirs = values[0]
-		m.merged = mergeList(values, add)[0]
-	}
-	values[0] = m.merged
-	return values
 }
 
 // mergeList returns the list header values joined into one line, with those tokens of add

@@ -31,15 +31,15 @@ func TestHealthBody(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := localProxy(t)
 				if row.state != nil {
-					p.tailnet = newTailnet("/nowhere", "node-1", slog.New(slog.DiscardHandler))
-					p.tailnet.publish(row.state)
+					p.own.tailnet = newTailnet("/nowhere", "node-1", slog.New(slog.DiscardHandler))
+					p.own.tailnet.publish(row.state)
 				}
 				time.Sleep(90*time.Second + 999*time.Millisecond)
 				p.metrics.requestDone(200, "POST", 0)
 				p.metrics.requestDone(499, "POST", 0)
 				p.metrics.requestDone(502, "POST", 0)
 				p.metrics.upstreamError(typeConnection)
-				status, contentType, body := p.serveHealth()
+				status, contentType, body := p.own.health()
 				if status != row.status || contentType != "application/json" || string(body) != row.want {
 					t.Errorf("%d %s\n%s\nwant %d\n%s", status, contentType, body, row.status, row.want)
 				}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -33,8 +34,14 @@ func testConfig(t testing.TB, text string, o overrides) *config {
 
 // logRecorder keeps the lines of a log.
 type logRecorder struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
+	mu    sync.Mutex
+	buf   bytes.Buffer
+	flush func() // has lines that wait written, if not nil
+}
+
+// syncLogger returns a logger whose lines are in l at once.
+func (l *logRecorder) syncLogger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: levelTrace, ReplaceAttr: nameAttr}))
 }
 
 // Write implements io.Writer.
@@ -60,6 +67,9 @@ func (l logLine) time(t testing.TB) time.Time {
 // lines returns the lines so far; with messages, only those that have one of them.
 func (l *logRecorder) lines(t testing.TB, messages ...string) (lines []logLine) {
 	t.Helper()
+	if l.flush != nil {
+		l.flush()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for text := range strings.Lines(l.buf.String()) {
@@ -150,24 +160,24 @@ func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	t.Helper()
 	r := &rig{t: t, front: newPipeListener(), signals: make(chan os.Signal, 2), done: make(chan struct{})}
 	cfg := testConfig(t, "[proxy]\nupstream_url = \"http://127.0.0.1:1\"\n"+settings, overrides{local: true})
-	r.life = newLife(cfg, r.front, newLogger(&r.log, levelTrace))
+	log, lines := newLogger(&r.log, levelTrace)
+	r.log.flush = func() { lines.flush(time.Minute) }
+	r.life = newLife(cfg, r.front, log, lines)
 	r.client = &http.Transport{DialContext: r.front.dial, DisableCompression: true}
 
 	back := newPipeListener()
 	server := &http.Server{Handler: upstream}
 	go server.Serve(back)
-	dialer := r.proxy.upstream.dialer
-	r.proxy.upstream.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	r.proxy.upstream.pool.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		n := int(r.dials.Add(1))
 		conn, err := back.dial(ctx, network, addr)
 		if err == nil && r.wrap != nil {
 			conn, err = r.wrap(n, conn)
 		}
 		if err != nil {
-			return nil, &dialError{err}
+			return nil, err
 		}
-		dialer.http1.Store(true)
-		return &upstreamConn{Conn: conn}, nil
+		return newUpstreamConn(ctx, conn, cfg.timeout), nil
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
@@ -179,7 +189,7 @@ func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 		stop()
 		<-r.done
 		server.Close()
-		r.proxy.upstream.transport.CloseIdleConnections()
+		r.proxy.upstream.pool.closeIdle()
 		time.Sleep(time.Second) // net/http lingers for half of that on a connection that it closes
 	})
 	synctest.Wait()
@@ -294,6 +304,6 @@ func requestHeader(in http.Header, injected []header) http.Header {
 	for key, values := range out {
 		out[key] = slices.Clone(values)
 	}
-	rewriteRequestHeader(out, injected, new(mergedList))
+	rewriteRequestHeader(out, injected)
 	return out
 }

@@ -1,148 +1,109 @@
 package main
 
 import (
-	"context"
-	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 	"unicode/utf8"
 )
 
-// levelTrace is below debug: per-connection noise.
-const levelTrace = slog.Level(-8)
+const (
+	// levelTrace is below debug: per-connection noise.
+	levelTrace = slog.Level(-8)
+	// logBuffer bounds the lines that wait for a slow reader of standard output, in bytes; beyond it they are dropped.
+	logBuffer = 1 << 20
+	// maxLogged bounds what a line takes over from a client, in bytes.
+	maxLogged = 256
+	// timeFormat is RFC 3339 with milliseconds.
+	timeFormat = "2006-01-02T15:04:05.000Z07:00"
+)
 
-// newLogger returns a logger that writes JSON lines to w: timestamp (RFC 3339, milliseconds, UTC),
-// level, message, then the fields of the line.
-func newLogger(w io.Writer, level slog.Level) *slog.Logger {
-	return slog.New(&lineHandler{level: level, out: &lineWriter{w: w}})
-}
-
-// lineHandler is a slog.Handler. A request's line costs it a third of what slog's own JSON handler
-// takes, with a ReplaceAttr for the names that users were promised, and no allocation.
-type lineHandler struct {
-	level slog.Level
-	out   *lineWriter
-	group string // goes before the keys, each group with a dot behind it
-	attrs []byte // given to WithAttrs, as they go into the line
-}
-
-// lineWriter writes whole lines.
+// lineWriter takes whole lines for a writer that may hang, and never waits for it. The zero value is not usable;
+// see [newLogger].
 type lineWriter struct {
-	mu  sync.Mutex
-	w   io.Writer
-	buf []byte
+	lines   *gatherer
+	dropped atomic.Uint64 // since the start
+	untold  uint64        // of them, those that no line has told of yet
 }
 
-// Enabled implements slog.Handler.
-func (h *lineHandler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level }
+// newLogger returns a logger that writes JSON lines to out: timestamp (RFC 3339, milliseconds, UTC), level, message,
+// then the fields of the line. A reader of out that has gone, or hangs, holds nobody up.
+func newLogger(out io.Writer, level slog.Level) (*slog.Logger, *lineWriter) {
+	w := &lineWriter{lines: newGatherer(logBuffer/2, func(lines []byte) error {
+		out.Write(lines) // to whom could a failure be told?
+		return nil
+	})}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: nameAttr})), w
+}
 
-// WithAttrs implements slog.Handler.
-func (h *lineHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	with := *h
-	with.attrs = slices.Clone(h.attrs)
-	for _, a := range attrs {
-		with.attrs = appendAttr(with.attrs, h.group, a)
+// nameAttr gives a line's first three fields the names and forms that users were promised.
+func nameAttr(_ []string, a slog.Attr) slog.Attr {
+	switch value := a.Value; {
+	case a.Key == slog.TimeKey && value.Kind() == slog.KindTime:
+		return slog.String("timestamp", value.Time().UTC().Format(timeFormat))
+	case a.Key == slog.MessageKey:
+		a.Key = "message"
+	case a.Key == slog.LevelKey && value.Any() == levelTrace:
+		a.Value = slog.StringValue("TRACE")
 	}
-	return &with
+	return a
 }
 
-// WithGroup implements slog.Handler.
-func (h *lineHandler) WithGroup(name string) slog.Handler {
-	with := *h
-	with.group += name + "."
-	return &with
-}
-
-// Handle implements slog.Handler.
-func (h *lineHandler) Handle(_ context.Context, r slog.Record) error {
-	level := r.Level.String()
-	if r.Level == levelTrace {
-		level = "TRACE"
+// Write implements io.Writer for a slog.Handler, which calls it once a line, for one line at a time.
+func (w *lineWriter) Write(line []byte) (int, error) {
+	lines := line
+	if w.untold > 0 {
+		lines = append(fmt.Appendf(nil, `{"timestamp":%q,"level":"WARN","message":"log lines dropped, as nobody read them in time","lines":%d}`+"\n",
+			time.Now().UTC().Format(timeFormat), w.untold), line...)
 	}
-	h.out.mu.Lock()
-	defer h.out.mu.Unlock()
-	b := append(h.out.buf[:0], `{"timestamp":"`...)
-	b = r.Time.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z07:00")
-	b = append(b, `","level":"`...)
-	b = append(b, level...)
-	b = append(b, `","message":`...)
-	b = appendJSONString(b, r.Message)
-	b = append(b, h.attrs...)
-	r.Attrs(func(a slog.Attr) bool {
-		b = appendAttr(b, h.group, a)
-		return true
-	})
-	b = append(b, "}\n"...)
-	h.out.buf = b
-	_, err := h.out.w.Write(b)
-	return err
-}
-
-// fieldAppender is a value that is many fields of a line. It writes them itself: a [slog.Record] allocates for
-// more than five.
-type fieldAppender interface {
-	// appendFields appends them to a JSON object that has a member already.
-	appendFields(b []byte) []byte
-}
-
-// appendAttr appends a to a JSON object that has a member already.
-func appendAttr(b []byte, group string, a slog.Attr) []byte {
-	key := group + a.Key
-	switch v := a.Value.Resolve(); v.Kind() {
-	case slog.KindInt64:
-		return appendInt(b, key, v.Int64())
-	case slog.KindUint64:
-		return strconv.AppendUint(appendKey(b, key), v.Uint64(), 10)
-	case slog.KindBool:
-		return strconv.AppendBool(appendKey(b, key), v.Bool())
-	case slog.KindAny:
-		if fields, ok := v.Any().(fieldAppender); ok {
-			return fields.appendFields(b)
-		}
-		return appendString(b, key, v.String())
-	default:
-		return appendString(b, key, v.String())
+	if w.lines.tryAdd(lines) {
+		w.untold = 0
+	} else {
+		w.untold++
+		w.dropped.Add(1)
 	}
+	return len(line), nil
 }
 
-// appendString appends a member of a JSON object, as appendAttr does.
-func appendString(b []byte, key, value string) []byte {
-	return appendJSONString(appendKey(b, key), value)
+// flush waits until all lines are written, for d at most.
+func (w *lineWriter) flush(d time.Duration) { w.lines.settle(d) }
+
+// complaints passes on what net/http says of its clients, a line a second at most.
+type complaints struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	latest  time.Time
+	leftOut int
 }
 
-// appendInt appends a member of a JSON object, as appendAttr does.
-func appendInt(b []byte, key string, value int64) []byte {
-	return strconv.AppendInt(appendKey(b, key), value, 10)
-}
-
-// appendKey appends a member's name, and what goes around it.
-func appendKey(b []byte, key string) []byte {
-	b = append(b, ',')
-	b = appendJSONString(b, key)
-	return append(b, ':')
-}
-
-// appendJSONString appends s as a JSON string. What is not UTF-8 becomes U+FFFD.
-func appendJSONString(b []byte, s string) []byte {
-	b = append(b, '"')
-	for i, c := range s {
-		switch {
-		case c == '"', c == '\\':
-			b = append(b, '\\', byte(c))
-		case c < ' ', c == 0x7f:
-			b = append(b, `\u00`...)
-			b = hex.AppendEncode(b, []byte{byte(c)})
-		case c < utf8.RuneSelf:
-			b = append(b, s[i])
-		default:
-			b = utf8.AppendRune(b, c)
-		}
+// Write implements io.Writer for a log.Logger, which calls it once a line.
+func (c *complaints) Write(line []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.latest) < time.Second {
+		c.leftOut++
+	} else {
+		c.log.Warn(shorten(strings.TrimSpace(string(line))), "left_out", c.leftOut)
+		c.latest, c.leftOut = time.Now(), 0
 	}
-	return append(b, '"')
+	return len(line), nil
+}
+
+// shorten cuts what a client chose to maxLogged bytes, visibly.
+func shorten(s string) string {
+	if len(s) <= maxLogged {
+		return s
+	}
+	end := maxLogged - len("…")
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + "…"
 }
 
 // parseLevel reads LOG_LEVEL. ok is false for a word that it does not know, which means info.

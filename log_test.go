@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 )
@@ -25,14 +27,15 @@ func TestLogFormat(t *testing.T) {
 		{name: "warn", write: func(log *slog.Logger) { log.Warn("—") }, want: `{` + stamp + `"level":"WARN","message":"—"}`},
 		{name: "debug", write: func(log *slog.Logger) { log.Debug("x") }, want: `{` + stamp + `"level":"DEBUG","message":"x"}`},
 		{name: "trace", write: func(log *slog.Logger) { log.Log(context.Background(), levelTrace, "x") }, want: `{` + stamp + `"level":"TRACE","message":"x"}`},
-		{name: "a group", write: func(log *slog.Logger) { log.WithGroup("g").Info("x", "time", 1, "msg", 2) },
-			want: `{` + stamp + `"level":"INFO","message":"x","g.time":1,"g.msg":2}`},
+		{name: "a field with the name of a first one", write: func(log *slog.Logger) { log.Info("x", "time", 1) }, want: `{` + stamp + `"level":"INFO","message":"x","time":1}`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var out bytes.Buffer
-			row.write(newLogger(&out, levelTrace))
-			time := regexp.MustCompile(`"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
-			if got := time.ReplaceAllString(out.String(), `"TIME"`); got != row.want+"\n" {
+			log, lines := newLogger(&out, levelTrace)
+			row.write(log)
+			lines.flush(time.Minute)
+			stamped := regexp.MustCompile(`"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
+			if got := stamped.ReplaceAllString(out.String(), `"TIME"`); got != row.want+"\n" {
 				t.Errorf("got  %swant %s", out.String(), row.want)
 			}
 		})
@@ -47,7 +50,9 @@ func TestLogTimestamp(t *testing.T) {
 		time.Date(2026, 1, 1, 0, 0, 0, 100_000_000, time.FixedZone("west", -9*3600)): "2026-01-01T09:00:00.100Z",
 	} {
 		var out bytes.Buffer
-		newLogger(&out, levelTrace).Handler().Handle(t.Context(), slog.NewRecord(at, slog.LevelInfo, "x", 0))
+		log, lines := newLogger(&out, levelTrace)
+		log.Handler().Handle(t.Context(), slog.NewRecord(at, slog.LevelInfo, "x", 0))
+		lines.flush(time.Minute)
 		if !strings.HasPrefix(out.String(), `{"timestamp":"`+want+`",`) {
 			t.Errorf("%v: %s, want %s", at, &out, want)
 		}
@@ -61,7 +66,9 @@ func FuzzLogLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, message, key, value string) {
 		var out bytes.Buffer
-		newLogger(&out, levelTrace).With("with", value).Info(message, "."+key, value, "count", 7, "yes", true)
+		log, lines := newLogger(&out, levelTrace)
+		log.With("with", value).Info(message, "."+key, value, "count", 7, "yes", true)
+		lines.flush(time.Minute)
 		line, rest, _ := strings.Cut(out.String(), "\n")
 		if rest != "" || !utf8.ValidString(line) {
 			t.Fatalf("not one line of UTF-8: %q", out.String())
@@ -85,7 +92,9 @@ func TestLogLevels(t *testing.T) {
 	for i, level := range levels {
 		for j, line := range levels {
 			var out bytes.Buffer
-			newLogger(&out, level).Log(context.Background(), line, "x")
+			log, lines := newLogger(&out, level)
+			log.Log(context.Background(), line, "x")
+			lines.flush(time.Minute)
 			if got := out.Len() > 0; got != (j >= i) {
 				t.Errorf("at level %v, a line of %v is written: %t", level, line, got)
 			}
@@ -105,6 +114,80 @@ func TestParseLevel(t *testing.T) {
 	} {
 		if level, ok := parseLevel(row.word); level != row.want || ok != row.ok {
 			t.Errorf("parseLevel(%q) = %v, %t; want %v, %t", row.word, level, ok, row.want, row.ok)
+		}
+	}
+}
+
+// hangingWriter is a reader of the log that stands still until it is let go.
+type hangingWriter struct {
+	bytes.Buffer
+	goOn chan struct{}
+}
+
+func (w *hangingWriter) Write(p []byte) (int, error) {
+	<-w.goOn
+	return w.Buffer.Write(p)
+}
+
+// TestLogReaderHangs: nobody waits for a reader of the log that stands still; at most 1 MiB is kept for it, and when it goes on it is told
+// how much is missing.
+func TestLogReaderHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &hangingWriter{goOn: make(chan struct{})}
+		log, lines := newLogger(out, slog.LevelInfo)
+		const written = 3000
+		for i := range written {
+			log.Info("x", "i", i, "padding", strings.Repeat("x", 1000))
+			if i == 0 {
+				synctest.Wait() // that one is under way
+			}
+		}
+		start := time.Now()
+		if lines.flush(time.Second); time.Since(start) != time.Second {
+			t.Errorf("the end waits %v for it, want 1s", time.Since(start))
+		}
+		dropped := int(lines.dropped.Load())
+		close(out.goOn)
+		lines.flush(time.Minute)
+		if kept := out.Len(); kept > logBuffer || kept < logBuffer/3 {
+			t.Errorf("%d bytes were kept", kept)
+		}
+		log.Info("afterwards")
+		lines.flush(time.Minute)
+		got := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		told := got[len(got)-2]
+		if len(got) != written-dropped+2 || dropped == 0 || !strings.Contains(told, fmt.Sprintf(`"lines":%d}`, dropped)) || !json.Valid([]byte(told)) {
+			t.Errorf("%d lines of %d came, %d are said to be dropped; the last but one is %s", len(got), written, dropped, told)
+		}
+	})
+}
+
+// TestComplaints: of what net/http complains of, one line a second goes into the log, with the number of the others.
+func TestComplaints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logRecorder
+		c := &complaints{log: log.syncLogger()}
+		for range 100 {
+			c.Write([]byte("http: " + strings.Repeat("x", 1000) + "\n"))
+			time.Sleep(100 * time.Millisecond)
+		}
+		lines := log.lines(t)
+		if len(lines) != 10 || lines[0]["left_out"] != 0.0 || lines[1]["left_out"] != 9.0 || len(fmt.Sprint(lines[1]["message"])) > maxLogged {
+			t.Errorf("%d lines; the second is %v", len(lines), lines[1])
+		}
+	})
+}
+
+// TestShorten: at most 256 bytes, whole characters, and a cut can be seen.
+func TestShorten(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                       "",
+		strings.Repeat("x", 256): strings.Repeat("x", 256),
+		strings.Repeat("x", 257): strings.Repeat("x", 253) + "…",
+		strings.Repeat("é", 129): strings.Repeat("é", 126) + "…",
+	} {
+		if got := shorten(in); got != want {
+			t.Errorf("%d bytes become %q", len(in), got)
 		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -52,16 +52,10 @@ const (
 
 func main() {
 	// net/http's client reports oddities on the standard logger, with bytes of the answers in them.
-	log.SetOutput(io.Discard)
+	stdlog.SetOutput(io.Discard)
 	err := run(context.Background(), os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
 	os.Exit(exitCode(err))
 }
-
-// usageError is a command line that can't be carried out.
-type usageError struct{ error }
-
-// errFailed is a failure that was reported already.
-var errFailed = errors.New("failed")
 
 // exitCode returns 0 for a clean end, 2 for bad flags or configuration, and 1 for any other failure.
 func exitCode(err error) int {
@@ -187,8 +181,10 @@ func checkConfig(o overrides, stdout, stderr io.Writer) error {
 
 // serve runs the proxy until a signal, ctx's end or a failure.
 func serve(ctx context.Context, opts *options, stdout io.Writer) error {
+	signal.Ignore(syscall.SIGPIPE) // of a log reader that has gone
 	level, ok := parseLevel(opts.logLevel)
-	log := newLogger(stdout, level)
+	log, lines := newLogger(stdout, level)
+	defer lines.flush(lastBytes)
 	log.Info("starting anthropic-oauth-proxy", "version", version, "revision", buildRevision())
 	if !ok {
 		log.Warn("LOG_LEVEL is not one of error, warn, info, debug, trace; using info", "log_level", opts.logLevel)
@@ -198,7 +194,7 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 		return err
 	}
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
 	listener, err := listen(cfg.listenAddr)
@@ -207,7 +203,7 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 		return errFailed
 	}
 	tuneGC(cfg)
-	return newLife(cfg, listener, log).live(ctx, signals)
+	return newLife(cfg, listener, log, lines).live(ctx, signals)
 }
 
 const (
@@ -273,12 +269,15 @@ type life struct {
 }
 
 // newLife puts the parts together; nothing runs yet.
-func newLife(cfg *config, listener net.Listener, log *slog.Logger) *life {
+func newLife(cfg *config, listener net.Listener, log *slog.Logger, lines *lineWriter) *life {
 	l := &life{cfg: cfg, log: log, listener: listener}
 	if !cfg.local {
 		l.tailnet = newTailnet(cfg.socket, cfg.hostname, log)
 	}
-	l.proxy = newProxy(cfg, l.tailnet, log)
+	counters := newMetrics(version, buildRevision())
+	l.proxy = newProxy(cfg, l.tailnet, counters, log)
+	tailnetGauges(l.tailnet, counters.gauge)
+	counters.counter("proxy_log_lines_dropped_total", "Log lines that nobody read in time.", func() float64 { return float64(lines.dropped.Load()) })
 	base, cut := context.WithCancelCause(context.Background())
 	l.cut = cut
 	l.server = &http.Server{
@@ -290,7 +289,7 @@ func newLife(cfg *config, listener net.Listener, log *slog.Logger) *life {
 		DisableGeneralOptionsHandler: true,                     // OPTIONS * goes upstream too
 		BaseContext:                  func(net.Listener) context.Context { return base },
 		ConnContext:                  withConn,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:                     stdlog.New(&complaints{log: log}, "", 0),
 	}
 	return l
 }
@@ -378,6 +377,7 @@ func (l *life) shutDown(signals <-chan os.Signal) {
 		l.cut(errShuttingDown)
 		l.proxy.drain(context.Background(), lastBytes) // for their answers and log lines
 	}
+	defer time.AfterFunc(lastBytes, l.proxy.hurry).Stop()
 	grace, cancel := context.WithTimeout(context.Background(), lastBytes)
 	defer cancel()
 	l.server.Shutdown(grace)
@@ -390,13 +390,7 @@ func (l *life) shutDown(signals <-chan os.Signal) {
 
 // signalName returns a signal's usual name.
 func signalName(sig os.Signal) string {
-	switch sig {
-	case syscall.SIGTERM:
-		return "SIGTERM"
-	case syscall.SIGINT:
-		return "SIGINT"
-	}
-	return sig.String()
+	return map[os.Signal]string{syscall.SIGTERM: "SIGTERM", syscall.SIGINT: "SIGINT", syscall.SIGHUP: "SIGHUP"}[sig]
 }
 
 // buildRevision returns the commit that the program was built from, as far as it is known.

@@ -192,7 +192,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestSignalName(t *testing.T) {
-	for sig, want := range map[syscall.Signal]string{syscall.SIGTERM: "SIGTERM", syscall.SIGINT: "SIGINT", syscall.SIGHUP: "hangup"} {
+	for sig, want := range map[syscall.Signal]string{syscall.SIGTERM: "SIGTERM", syscall.SIGINT: "SIGINT", syscall.SIGHUP: "SIGHUP"} {
 		if got := signalName(sig); got != want {
 			t.Errorf("%d is %s, want %s", sig, got, want)
 		}

@@ -18,11 +18,13 @@ import (
 // metrics counts what the proxy does. Recording takes no lock: every figure is an atomic of its
 // own, and sums are made when they are written.
 type metrics struct {
-	byStatus  [1000]atomic.Pointer[statusMetrics]
-	ttfb      histogram
-	errors    [len(errorTypes)]atomic.Uint64
-	retries   atomic.Uint64
-	startTime time.Time
+	byStatus          [1000]atomic.Pointer[statusMetrics]
+	ttfb              histogram
+	errors            [len(errorTypes)]atomic.Uint64
+	retries           atomic.Uint64
+	startTime         time.Time
+	version, revision string
+	registered        []func(*encoder)
 }
 
 // statusMetrics are the figures of the requests that ended with one status.
@@ -47,7 +49,36 @@ var durationBuckets = [...]float64{
 var quantiles = [...]float64{0.5, 0.9, 0.99, 0.999}
 
 // newMetrics returns metrics that are all zero.
-func newMetrics() *metrics { return &metrics{startTime: time.Now()} }
+func newMetrics(version, revision string) *metrics {
+	return &metrics{startTime: time.Now(), version: version, revision: revision}
+}
+
+const metricsContentType = "text/plain; version=0.0.4; charset=utf-8"
+
+func (m *metrics) gauge(name, help string, value func() (float64, bool)) {
+	m.registered = append(m.registered, func(e *encoder) {
+		if v, ok := value(); ok {
+			e.single(name, "gauge", help, v)
+		}
+	})
+}
+func (m *metrics) counter(name, help string, value func() float64) {
+	m.registered = append(m.registered, func(e *encoder) { e.single(name, "counter", help, value()) })
+}
+func tailnetGauges(t *tailnet, register func(name, help string, value func() (float64, bool))) {
+	state := func() (now tailnetState, connected bool) {
+		if t != nil {
+			now = t.current()
+		}
+		return now, t != nil && now.problem == nil
+	}
+	register("tailnet_connected", "1 while tailscaled has its connection to the tailnet, else 0.", func() (float64, bool) { _, c := state(); return boolGauge(c), true })
+	register("tailnet_control_online", "1 while tailscaled reaches its coordination server, else 0; traffic flows without.", func() (float64, bool) { n, c := state(); return boolGauge(c && n.online), true })
+	register("tailnet_key_expiry_timestamp_seconds", "When the node key expires, in Unix time; absent if it never does.", func() (float64, bool) {
+		n, _ := state()
+		return float64(n.keyExpiry.Unix()), !n.keyExpiry.IsZero()
+	})
+}
 
 // requestDone records a finished request; status is from 100 to 999.
 func (m *metrics) requestDone(status int, method string, elapsed time.Duration) {
@@ -133,21 +164,20 @@ func quantile(q float64, cumulative []uint64) float64 {
 	return lower + (durationBuckets[i]-lower)*(rank-below)/within
 }
 
-// serveMetrics writes all metrics in Prometheus' text format.
-func (p *proxy) serveMetrics() (int, string, []byte) {
+func (p *metrics) page() []byte {
 	var e encoder
 	p.writeRequests(&e)
-	p.writeGauges(&e)
-	p.writeTailnet(&e)
-	writeBuildInfo(&e)
-	writeProcess(&e, p.metrics.startTime)
+	for _, f := range p.registered {
+		f(&e)
+	}
+	p.writeBuildInfo(&e)
+	writeProcess(&e, p.startTime)
 	writeRuntime(&e)
-	return http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", e.Bytes()
+	return e.Bytes()
 }
 
 // writeRequests writes what was counted per request.
-func (p *proxy) writeRequests(e *encoder) {
-	m := p.metrics
+func (m *metrics) writeRequests(e *encoder) {
 	e.family("proxy_requests_total", "counter", "Completed proxy requests, by status sent (499: the client left) and method.")
 	m.eachStatus(func(status string, s *statusMetrics) {
 		for i := range s.requests {
@@ -191,34 +221,10 @@ func (m *metrics) eachStatus(f func(status string, s *statusMetrics)) {
 	}
 }
 
-// writeGauges writes how busy the proxy is.
-func (p *proxy) writeGauges(e *encoder) {
-	places, waitingForPlace := p.places.load()
-	bytes, waitingForBytes := p.bodyBudget.load()
-	inFlight := max(0, places-int64(waitingForBytes)) // these have a place, but have not begun
-	e.single("proxy_requests_in_flight", "gauge", "Requests being proxied (at most max_connections).", float64(inFlight))
-	e.single("proxy_requests_queued", "gauge", "Requests that wait for a place (max_connections) or for body memory (body_memory_mb).", float64(waitingForPlace+waitingForBytes))
-	e.single("proxy_buffered_body_bytes", "gauge", "Memory reserved for request bodies (at most body_memory_mb).", float64(bytes))
-}
-
-// writeTailnet writes the state of the tailnet connection.
-func (p *proxy) writeTailnet(e *encoder) {
-	var now tailnetState
-	if p.tailnet != nil {
-		now = p.tailnet.current()
-	}
-	connected := p.tailnet != nil && now.problem == nil
-	e.single("tailnet_connected", "gauge", "1 while tailscaled has its connection to the tailnet, else 0.", boolGauge(connected))
-	e.single("tailnet_control_online", "gauge", "1 while tailscaled reaches its coordination server, else 0; traffic flows without.", boolGauge(connected && now.online))
-	if !now.keyExpiry.IsZero() {
-		e.single("tailnet_key_expiry_timestamp_seconds", "gauge", "When the node key expires, in Unix time; absent if it never does.", float64(now.keyExpiry.Unix()))
-	}
-}
-
 // writeBuildInfo writes which program this is.
-func writeBuildInfo(e *encoder) {
+func (m *metrics) writeBuildInfo(e *encoder) {
 	e.family("proxy_build_info", "gauge", "Always 1; the labels say which build this is.")
-	e.sample("", 1, "version", version, "revision", buildRevision(), "go_version", runtime.Version())
+	e.sample("", 1, "version", m.version, "revision", m.revision, "go_version", runtime.Version())
 }
 
 // writeProcess writes the customary process_* metrics, as far as the system shows them in /proc.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -17,16 +16,13 @@ import (
 // localProxy returns a proxy without a tailnet, in front of nothing.
 func localProxy(t testing.TB) *proxy {
 	t.Helper()
-	return newProxy(testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"}), nil, slog.New(slog.DiscardHandler))
+	return newProxy(testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"}), nil, newMetrics(version, "x"), slog.New(slog.DiscardHandler))
 }
 
 // scrape returns the samples of the metrics page, by name and labels, and its text.
 func scrape(t testing.TB, p *proxy) (samples map[string]float64, text string) {
 	t.Helper()
-	status, contentType, body := p.serveMetrics()
-	if status != http.StatusOK || contentType != "text/plain; version=0.0.4; charset=utf-8" {
-		t.Errorf("status %d, %s", status, contentType)
-	}
+	body := p.metrics.page()
 	samples = map[string]float64{}
 	for line := range strings.Lines(string(body)) {
 		line = strings.TrimSuffix(line, "\n")
@@ -172,7 +168,7 @@ func TestMetricsPage(t *testing.T) {
 	p.metrics.upstreamError(typeTimeout)
 	p.metrics.retries.Add(3)
 	p.places.tryAcquire(7)
-	p.bodyBudget.tryAcquire(1000)
+	p.bodies.budget.tryAcquire(1000)
 	samples, text := scrape(t, p)
 
 	for name, want := range map[string]float64{
@@ -252,7 +248,7 @@ func TestMetricsConcurrently(t *testing.T) {
 				p.metrics.upstreamError(errorTypes[i%len(errorTypes)])
 				p.metrics.firstByte(time.Second)
 				if i%100 == 0 {
-					p.serveMetrics()
+					p.metrics.page()
 				}
 			}
 		})
@@ -292,8 +288,9 @@ func TestMetricsTailnet(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := localProxy(t)
-			p.tailnet = newTailnet("/nowhere", "x", slog.New(slog.DiscardHandler))
-			p.tailnet.publish(&row.state)
+			tn := newTailnet("/nowhere", "x", slog.New(slog.DiscardHandler))
+			tn.publish(&row.state)
+			tailnetGauges(tn, p.metrics.gauge)
 			samples, _ := scrape(t, p)
 			expires := "-"
 			if at, ok := samples["tailnet_key_expiry_timestamp_seconds"]; ok {
@@ -303,27 +300,5 @@ func TestMetricsTailnet(t *testing.T) {
 				t.Errorf("got %s, want %s", got, row.want)
 			}
 		})
-	}
-}
-
-func BenchmarkMetricsRecord(b *testing.B) {
-	m := newMetrics()
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			m.firstByte(100 * time.Millisecond)
-			m.requestDone(200, http.MethodPost, 2*time.Second)
-		}
-	})
-}
-
-func BenchmarkMetricsWrite(b *testing.B) {
-	p := localProxy(b)
-	for _, status := range []int{200, 400, 429, 499, 502, 504} {
-		p.metrics.requestDone(status, http.MethodPost, time.Second)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		p.serveMetrics()
 	}
 }

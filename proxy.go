@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -21,68 +20,80 @@ import (
 //
 // A request's path is [proxy.relay]: check, admit, read, send, stream.
 type proxy struct {
-	cfg        *config
-	upstream   *upstream
-	tailnet    *tailnet // nil with -local
-	metrics    *metrics
-	log        *slog.Logger
-	started    time.Time
-	places     *gate // requests at once
-	bodyBudget *gate // bytes of buffered bodies
+	cfg      *config
+	own      endpoints
+	upstream *upstream
+	tailnet  *tailnet // nil with -local
+	metrics  *metrics
+	log      *slog.Logger
+	places   *gate // requests at once
+	bodies   *bodyReader
 
 	draining  context.Context // done, with errShuttingDown, once the process is told to stop
 	stopping  context.CancelCauseFunc
 	active    atomic.Int64 // requests that have arrived and are not finished, queued ones included
 	drained   chan struct{}
 	drainOnce sync.Once
-	logging   sync.WaitGroup // log lines that wait for a caller's identity
+	logging   sync.WaitGroup  // log lines that wait for a caller's identity
+	hurried   context.Context // done when they must not wait any longer
+	hurry     context.CancelFunc
 }
 
 // newProxy returns a proxy that is ready to serve. tn is nil where there is no tailnet.
-func newProxy(cfg *config, tn *tailnet, log *slog.Logger) *proxy {
+func newProxy(cfg *config, tn *tailnet, counters *metrics, log *slog.Logger) *proxy {
 	p := &proxy{
-		cfg:        cfg,
-		upstream:   newUpstream(cfg),
-		tailnet:    tn,
-		log:        log,
-		started:    time.Now(),
-		places:     newGate(cfg.maxConnections),
-		bodyBudget: newGate(cfg.bodyMemory),
-		metrics:    newMetrics(),
-		drained:    make(chan struct{}),
+		cfg:      cfg,
+		own:      endpoints{metrics: counters, tailnet: tn, started: time.Now()},
+		upstream: newUpstream(cfg),
+		tailnet:  tn,
+		metrics:  counters,
+		log:      log,
+		places:   newGate(cfg.maxConnections),
+		drained:  make(chan struct{}),
 	}
+	p.bodies = &bodyReader{budget: newGate(cfg.bodyMemory), largest: cfg.maxBody, timeout: cfg.timeout, crowded: func() bool {
+		return p.places.contended() || p.bodies.budget.contended()
+	}}
 	p.draining, p.stopping = context.WithCancelCause(context.Background())
+	p.hurried, p.hurry = context.WithCancel(context.Background())
+	p.registerGauges()
 	return p
 }
 
-// exchange is one proxied request and its answer, as far as they have come. Its parts are values: one
-// allocation makes them all. A timer and what else can be used again are its connection's.
+// registerGauges shows how busy the proxy is.
+func (p *proxy) registerGauges() {
+	p.metrics.gauge("proxy_requests_in_flight", "Requests being proxied (at most max_connections).", func() (float64, bool) {
+		places, _ := p.places.load()
+		_, waitingForBytes := p.bodies.budget.load()
+		return max(0, float64(places)-float64(waitingForBytes)), true // these have a place, but have not begun
+	})
+	p.metrics.gauge("proxy_requests_queued", "Requests that wait for a place (max_connections) or for body memory (body_memory_mb).", func() (float64, bool) {
+		_, waitingForPlace := p.places.load()
+		_, waitingForBytes := p.bodies.budget.load()
+		return float64(waitingForPlace + waitingForBytes), true
+	})
+	p.metrics.gauge("proxy_buffered_body_bytes", "Memory reserved for request bodies (at most body_memory_mb).", func() (float64, bool) {
+		bytes, _ := p.bodies.budget.load()
+		return float64(bytes), true
+	})
+}
+
+// exchange is one proxied request and its answer, as far as they have come.
 type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	conn   *clientConn
-	id     [1]string // an array, as a header's values are a slice
-	target target
-	url    url.URL // upstream
+	id     string
 	start  time.Time
-	cancel context.CancelCauseFunc // ends the attempt whose answer is being streamed
-
-	body     requestBody
-	guard    uploadGuard // the steps that the connection's alarm is set for, in turn
-	waiting  headerWait
-	silence  silence
-	out      clientWriter
-	repeated bool // once is what a connection failure gets
+	caller *lookup // nil with -local, and until somebody asks
+	out    outgoing
+	answer answerWriter
 
 	// For the log line.
 	status            int // sent to the client; statusClientGone if it left
-	answered          bool
-	attempts          int
 	ttfb              time.Duration
-	bytesIn, bytesOut int64
+	bytesIn           int64
 	upstreamRequestID string
-	latency           time.Duration
-	caller            identity
 	err               error
 }
 
@@ -98,24 +109,15 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "505 HTTP Version Not Supported", http.StatusHTTPVersionNotSupported)
 		return
 	}
-	x := &exchange{w: w, r: r, conn: connOf(r), id: [1]string{newRequestID()}, target: requestTarget(r), start: time.Now()}
-	w.Header()[requestIDHeader] = x.id[:]
-	if x.conn != nil {
-		x.conn.SetReadDeadline(time.Time{}) // ReadTimeout is for requests that net/http itself answers
-	}
+	x := &exchange{w: w, r: r, conn: connOf(r), id: newRequestID(), start: time.Now(), out: outgoing{Request: r, target: requestTarget(r)}}
+	w.Header()[requestIDHeader] = []string{x.id}
+	x.conn.SetReadDeadline(time.Time{}) // ReadTimeout is for requests that net/http itself answers
 	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
 		// net/http accepts Content-Length beside Transfer-Encoding, and takes no notice of the latter in HTTP/1.0; the
 		// connection must then be closed after the answer (RFC 9112, 6.1), and which it was can't be told here.
 		w.Header().Set("Connection", "close")
 	}
-	switch x.target.path {
-	case "/health":
-		serveOwn(w, r, p.serveHealth)
-	case "/livez":
-		serveOwn(w, r, p.serveLive)
-	case "/metrics":
-		serveOwn(w, r, p.serveMetrics)
-	default:
+	if !p.own.serve(w, r, x.out.target.path) {
 		p.serve(x)
 	}
 }
@@ -124,15 +126,10 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *proxy) serve(x *exchange) {
 	p.active.Add(1)
 	defer p.depart()
-	x.conn.exchange = x
-	defer func() {
-		x.conn.alarm.stop()
-		x.conn.exchange = nil
-	}()
 	defer func() {
 		if v := recover(); v != nil {
 			x.err = errInternal(fmt.Errorf("panic: %v", v))
-			p.log.Error("panic in a request: this is a bug, please report it", "request_id", x.id[0], "stack", string(debug.Stack()))
+			p.log.Error("panic in a request: this is a bug, please report it", "request_id", x.id, "stack", string(debug.Stack()))
 		}
 		p.finish(x)
 	}()
@@ -157,17 +154,16 @@ func (p *proxy) relay(x *exchange) error {
 	if body != nil {
 		defer body.finish()
 	}
-	resp, err := p.send(x, body)
+	in, err := p.send(x, body)
 	if err != nil {
 		return err
 	}
-	defer x.cancel(nil)
-	x.r.Header, resp.Request = nil, nil // sent, and of no use to anybody: 2.6 KB of the 39 that a stream holds
-	defer resp.Body.Close()
+	defer in.cut(nil)
+	defer in.Body.Close()
 	if body != nil {
 		body.finish()
 	}
-	return p.stream(x, resp)
+	return p.stream(x, in)
 }
 
 // check refuses what can be refused before the request takes a place.
@@ -177,6 +173,8 @@ func (p *proxy) check(x *exchange) error {
 		return errShuttingDown
 	case x.r.Method == http.MethodConnect:
 		return errConnectMethod
+	case countFields(x.r.Header) > maxFields:
+		return errTooManyFields
 	case x.r.ContentLength > p.cfg.maxBody:
 		return errBodyTooLarge(p.cfg.maxBody)
 	case p.tailnet == nil:
@@ -184,7 +182,11 @@ func (p *proxy) check(x *exchange) error {
 	case !p.tailnet.wasConnected():
 		return errNotConnected
 	}
-	return p.tailnet.admit(x.r.Context(), x.conn, p.cfg.requireTailnet)
+	x.caller = x.conn.caller(p.tailnet.whoIs)
+	if !p.cfg.requireTailnet {
+		return nil
+	}
+	return x.caller.require(x.r.Context())
 }
 
 // waitInLine takes n units of g for x. It gives up when the client leaves or the process is told to stop.
@@ -195,8 +197,8 @@ func (p *proxy) waitInLine(x *exchange, g *gate, n int64) error {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(p.draining, func() { cancel(errShuttingDown) })()
-	if x.r.ContentLength != 0 && x.conn != nil {
-		defer watchHangup(x.conn.Conn, func() { cancel(errClientGone) })()
+	if x.r.ContentLength != 0 {
+		defer x.conn.watchHangup(func() { cancel(errClientGone) })()
 	}
 	if g.acquire(ctx, n) != nil {
 		return departure(ctx)
@@ -204,47 +206,78 @@ func (p *proxy) waitInLine(x *exchange, g *gate, n int64) error {
 	return nil
 }
 
+// readBody waits for the memory that x's body needs, and reads it: nil if there is none.
+func (p *proxy) readBody(x *exchange) (*requestBody, error) {
+	n := p.bodies.reservation(x.r)
+	if n == 0 {
+		return nil, nil
+	}
+	if err := p.waitInLine(x, p.bodies.budget, n); err != nil {
+		return nil, err
+	}
+	body, err := p.bodies.read(x.r, x.conn)
+	x.bytesIn = body.size
+	return body, err
+}
+
+// send sends x upstream, and returns the answer when its headers have come.
+func (p *proxy) send(x *exchange, body *requestBody) (*incoming, error) {
+	x.out.body = body
+	x.out.again = func(cause error) {
+		p.metrics.retries.Add(1)
+		p.log.Debug("attempt failed, trying again", "request_id", x.id, "attempt", x.out.attempts, "error", describe(cause))
+	}
+	in, err := p.upstream.send(&x.out)
+	if err != nil {
+		return nil, err
+	}
+	x.ttfb = time.Since(x.start)
+	p.metrics.firstByte(x.ttfb)
+	x.upstreamRequestID = in.Header.Get("Request-Id")
+	x.r.Header, in.Request, x.out.body = nil, nil, nil // sent, and of no use to anybody: 2.6 KB of the 39 that a stream holds
+	return in, nil
+}
+
 // stream passes the upstream's answer to the client as it arrives. Only silence ends it.
-func (p *proxy) stream(x *exchange, resp *http.Response) error {
-	x.answered, x.status = true, resp.StatusCode
-	header := x.w.Header()
-	id := header[requestIDHeader]
-	copyResponseHeader(header, resp.Header)
+func (p *proxy) stream(x *exchange, in *incoming) error {
+	x.status = in.StatusCode
+	header, id := x.w.Header(), x.w.Header()[requestIDHeader]
+	copyResponseHeader(header, in.Header)
 	header[requestIDHeader] = id
-	for name := range resp.Trailer {
-		header.Add("Trailer", name)
+	for name := range in.Trailer {
+		if isForClient(name) {
+			header.Add("Trailer", name)
+		}
 		header.Del("Content-Length") // HTTP/1.1 has trailers only after chunks
 	}
-	x.out = clientWriter{x: x, control: http.NewResponseController(x.w), timeout: p.cfg.timeout}
-	if err := x.out.begin(resp); err != nil {
+	out := &x.answer
+	if err := out.begin(x, in.Response, p.cfg.timeout); err != nil {
 		return err
 	}
-	x.silence.limit, x.silence.cancel, x.silence.start = p.cfg.timeout, x.cancel, time.Now()
-	x.conn.alarm.set(&x.silence, p.cfg.timeout)
+	from := boundSilence(in.Body, in.patience, func() { in.cut(errSilence) })
+	defer from.stop()
 	buf := eventBuffers.Get().(*[]byte)
 	defer func() { buffersOf(*buf).Put(buf) }()
 	for {
-		n, err := x.silence.read(resp.Body, *buf)
+		n, err := from.Read(*buf)
 		if n > 0 {
-			if err := x.out.write((*buf)[:n]); err != nil {
+			if err := out.write((*buf)[:n]); err != nil {
 				return err
 			}
 		}
 		buf = refit(buf, n)
 		switch gone := x.r.Context().Err() != nil; {
-		case gone && x.out.whole():
+		case gone && out.whole():
 			return nil
 		case gone: // before io.EOF: an upstream that sees its stream cancelled may end it as if it were complete
 			return departure(x.r.Context())
-		case err != nil && !x.conn.alarm.clear():
-			return errResponseRead(fmt.Errorf("%w for %v", errSilence, p.cfg.timeout))
+		case err == nil:
+		case !from.stop():
+			return errResponseRead(fmt.Errorf("%w for %v", errSilence, in.patience))
 		case err == io.EOF:
-			x.conn.writeDeadline.extend(x.conn, p.cfg.timeout) // for what net/http sends at the end
-			for name, values := range resp.Trailer {
-				header[http.TrailerPrefix+name] = values
-			}
+			out.end(in.Trailer)
 			return nil
-		case err != nil:
+		default:
 			return errResponseRead(err)
 		}
 	}
@@ -283,43 +316,56 @@ func refit(buf *[]byte, n int) *[]byte {
 	return next.Get().(*[]byte)
 }
 
-// clientWriter writes an answer to the client, each chunk as it comes, under a rolling deadline.
-type clientWriter struct {
-	x       *exchange
-	control *http.ResponseController
-	timeout time.Duration // of a client that reads nothing
-	missing int64         // bytes of the declared length that were not written yet; negative: not declared
+// answerWriter writes an answer to the client, each chunk as it comes, under a rolling deadline.
+type answerWriter struct {
+	w        http.ResponseWriter // nil until the answer has begun
+	control  *http.ResponseController
+	deadline rollingDeadline // the answer's own: net/http takes it away after each
+	missing  int64           // bytes of the declared length that were not written yet; negative: not declared
+	written  int64
 }
 
 // begin sends the headers: at once if nobody can know when something follows them, as with event streams.
 // With a declared length they go together with the first bytes, which saves a tenth of a small request's time.
-func (c *clientWriter) begin(resp *http.Response) error {
-	c.missing = resp.ContentLength
-	c.x.conn.writeDeadline.begin()
-	c.x.conn.writeDeadline.extend(c.x.conn, c.timeout)
-	c.x.w.WriteHeader(resp.StatusCode)
-	if c.missing >= 0 || resp.Body == http.NoBody {
+func (a *answerWriter) begin(x *exchange, resp *http.Response, timeout time.Duration) error {
+	*a = answerWriter{w: x.w, control: http.NewResponseController(x.w), deadline: rollingDeadline{conn: x.conn, timeout: timeout}, missing: resp.ContentLength}
+	a.deadline.extend()
+	a.w.WriteHeader(resp.StatusCode)
+	if a.missing >= 0 || resp.Body == http.NoBody {
 		return nil
 	}
-	return writeFailed(c.control.Flush())
+	return writeFailed(a.control.Flush())
 }
 
 // write sends one chunk. The last one of a declared length is left to net/http to flush, together
 // with whatever ends the answer.
-func (c *clientWriter) write(chunk []byte) error {
-	c.x.conn.writeDeadline.extend(c.x.conn, c.timeout)
-	n, err := c.x.w.Write(chunk)
-	c.x.bytesOut += int64(n)
-	c.missing -= int64(n)
-	if err == nil && c.missing != 0 {
-		err = c.control.Flush()
+func (a *answerWriter) write(chunk []byte) error {
+	a.deadline.extend()
+	n, err := a.w.Write(chunk)
+	a.written += int64(n)
+	a.missing -= int64(n)
+	if err == nil && a.missing != 0 {
+		err = a.control.Flush()
 	}
 	return writeFailed(err)
 }
 
+// end leaves the end of the answer to net/http, with the trailers that came.
+func (a *answerWriter) end(trailer http.Header) {
+	a.deadline.extend()
+	for name, values := range trailer {
+		if isForClient(name) {
+			a.w.Header()[http.TrailerPrefix+name] = values
+		}
+	}
+}
+
+// begun reports whether the client may have something of the answer.
+func (a *answerWriter) begun() bool { return a.w != nil }
+
 // whole reports whether all of a declared length was written: a client may leave then, before the upstream has said
 // that this was the end.
-func (c *clientWriter) whole() bool { return c.missing == 0 && c.x.bytesOut > 0 }
+func (a *answerWriter) whole() bool { return a.missing == 0 && a.written > 0 }
 
 // writeFailed says what an error of writing to the client means.
 func writeFailed(err error) error {
@@ -340,23 +386,23 @@ func (p *proxy) finish(x *exchange) {
 	case f == nil:
 	case f.status == statusClientGone:
 		x.status = statusClientGone
-	case !x.answered:
+	case !x.answer.begun():
 		x.status = f.status
-		x.w.Header()["Request-Id"] = x.id[:] // the only place where some SDKs look
-		if x.attempts == 0 && x.r.ContentLength != 0 {
+		x.w.Header()["Request-Id"] = []string{x.id} // the only place where some SDKs look
+		if x.out.attempts == 0 && x.r.ContentLength != 0 {
 			leaveUnread(x.w)
 		}
-		f.writeTo(x.w, x.id[0])
+		f.writeTo(x.w, x.id)
 	}
 	if f != nil && f.errorType != "" {
 		p.metrics.upstreamError(f.errorType)
 	}
-	x.latency = time.Since(x.start)
-	p.metrics.requestDone(x.status, x.r.Method, x.latency)
-	p.logDone(x)
-	if f != nil && (x.answered || x.status == statusClientGone) {
-		if x.answered && x.bytesOut == 0 {
-			x.out.control.Flush() // the headers, which may still wait for the first bytes
+	latency := time.Since(x.start)
+	p.metrics.requestDone(x.status, x.r.Method, latency)
+	p.logDone(x, latency)
+	if f != nil && (x.answer.begun() || x.status == statusClientGone) {
+		if x.answer.begun() && x.answer.written == 0 {
+			x.answer.control.Flush() // the headers, which may still wait for the first bytes
 		}
 		panic(http.ErrAbortHandler) // a broken answer must look broken
 	}
@@ -364,49 +410,48 @@ func (p *proxy) finish(x *exchange) {
 
 // logDone writes x's log line: at once, or, while tailscaled is still being asked who the caller
 // is, as soon as it says. The caller's next request does not wait for that.
-func (p *proxy) logDone(x *exchange) {
+func (p *proxy) logDone(x *exchange, latency time.Duration) {
 	if !p.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	ended := time.Now()
-	caller, pending := x.conn.caller()
-	if pending == nil {
-		x.caller = caller
-		p.logLine(x, ended)
+	record := x.record(latency)
+	write := func() {
+		who := x.caller.answer()
+		record.AddAttrs(slog.String("tailnet_node", who.node), slog.String("tailnet_user", who.user))
+		if x.err != nil {
+			record.AddAttrs(slog.String("error", describe(x.err)))
+		}
+		p.log.Handler().Handle(context.Background(), record)
+	}
+	if !x.caller.pending() {
+		write()
 		return
 	}
 	p.logging.Go(func() {
-		<-pending
-		x.caller, _ = x.conn.caller()
-		p.logLine(x, ended)
+		select {
+		case <-x.caller.done:
+		case <-p.hurried.Done():
+		}
+		write()
 	})
 }
 
-// logLine writes x's log line, as of the time it ended.
-func (p *proxy) logLine(x *exchange, ended time.Time) {
-	record := slog.NewRecord(ended, slog.LevelInfo, "request completed", 0)
-	record.AddAttrs(slog.Any("", x))
-	p.log.Handler().Handle(context.Background(), record)
-}
-
-// appendFields implements [fieldAppender], with what a log line tells of x.
-func (x *exchange) appendFields(b []byte) []byte {
-	b = appendString(b, "request_id", x.id[0])
-	b = appendString(b, "method", x.r.Method)
-	b = appendString(b, "path", x.target.path)
-	b = appendInt(b, "status", int64(x.status))
-	b = appendInt(b, "latency_ms", x.latency.Milliseconds())
-	b = appendInt(b, "ttfb_ms", x.ttfb.Milliseconds())
-	b = appendInt(b, "attempts", int64(x.attempts))
-	b = appendInt(b, "bytes_in", x.bytesIn)
-	b = appendInt(b, "bytes_out", x.bytesOut)
-	b = appendString(b, "upstream_request_id", x.upstreamRequestID)
-	b = appendString(b, "tailnet_node", x.caller.node)
-	b = appendString(b, "tailnet_user", x.caller.user)
-	if x.err != nil {
-		b = appendString(b, "error", describe(x.err))
-	}
-	return b
+// record returns what a log line tells of x itself.
+func (x *exchange) record(latency time.Duration) slog.Record {
+	record := slog.NewRecord(x.start.Add(latency), slog.LevelInfo, "request completed", 0)
+	record.AddAttrs(
+		slog.String("request_id", x.id),
+		slog.String("method", shorten(x.r.Method)),
+		slog.String("path", shorten(x.out.target.path)),
+		slog.Int("status", x.status),
+		slog.Int64("latency_ms", latency.Milliseconds()),
+		slog.Int64("ttfb_ms", x.ttfb.Milliseconds()),
+		slog.Int("attempts", x.out.attempts),
+		slog.Int64("bytes_in", x.bytesIn),
+		slog.Int64("bytes_out", x.answer.written),
+		slog.String("upstream_request_id", x.upstreamRequestID),
+	)
+	return record
 }
 
 // depart counts x's end; the last one to leave after the signal ends the drain.

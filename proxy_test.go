@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
@@ -319,7 +317,7 @@ func TestPanic(t *testing.T) {
 				if got := r.do("POST", "/", "x"); got.status != 200 || got.body != "x" {
 					t.Errorf("the next request: %+v", got)
 				}
-				for name, g := range map[string]*gate{"places": r.proxy.places, "body bytes": r.proxy.bodyBudget} {
+				for name, g := range map[string]*gate{"places": r.proxy.places, "body bytes": r.proxy.bodies.budget} {
 					if taken, _ := g.load(); taken != 0 {
 						t.Errorf("%d %s are still taken", taken, name)
 					}
@@ -519,15 +517,93 @@ func TestRequestCompleted(t *testing.T) {
 
 // TestLogLevelHidesRequests: at warn there is no line per request.
 func TestLogLevelHidesRequests(t *testing.T) {
-	for level, want := range map[slog.Level]bool{slog.LevelInfo: true, slog.LevelWarn: false} {
-		p := localProxy(t)
-		var out bytes.Buffer
-		p.log = newLogger(&out, level)
-		x := &exchange{w: httptest.NewRecorder(), r: httptest.NewRequest("CONNECT", "/", nil), id: [1]string{"req_1"}, target: target{path: "/"}, conn: new(clientConn)}
-		p.serve(x)
-		if out.Len() > 0 != want {
-			t.Errorf("at %v: %s", level, &out)
+	for level, want := range map[slog.Level]int{slog.LevelInfo: 1, slog.LevelWarn: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, "", echo)
+			r.proxy.log, _ = newLogger(&r.log, level)
+			r.post()
+			synctest.Wait()
+			if lines := r.log.lines(t, "request completed"); len(lines) != want {
+				t.Errorf("at %v: %d lines, want %d", level, len(lines), want)
+			}
+		})
+	}
+}
+
+// TestLogWaitsForIdentity: the log line comes with the caller's name when tailscaled says it; the answer does not wait.
+func TestLogWaitsForIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, _ *http.Request) {
+			time.Sleep(time.Second)
+			io.WriteString(w, whoisAlice)
+		}}
+		tn, _ := followed(t, d)
+		r := newRig(t, "", echo)
+		r.proxy.tailnet = tn // as without -local
+		for i, wait := range []time.Duration{time.Second, 0} {
+			if got := r.post(); got.status != 200 || got.took != 0 {
+				t.Errorf("%+v", got)
+			}
+			synctest.Wait()
+			if lines := r.log.lines(t, "request completed"); len(lines) != i && wait > 0 {
+				t.Errorf("there is a line already: %v", lines)
+			}
+			time.Sleep(wait)
+			synctest.Wait()
+			lines := r.log.lines(t, "request completed")
+			if len(lines) != i+1 || lines[i]["tailnet_node"] != "laptop.x.ts.net" || lines[i]["tailnet_user"] != "alice@example.com" {
+				t.Errorf("%v", lines)
+			}
 		}
+	})
+}
+
+// roundTripper answers without a network.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestTailnetDecides: before the first connection 503, after a loss requests are still served, and strangers get
+// 403 if callers must be known.
+func TestTailnetDecides(t *testing.T) {
+	up, down := &tailnetState{hostname: "node-1"}, &tailnetState{problem: &problem{tailnetNotRunning, "x"}}
+	for _, row := range []struct {
+		name     string
+		states   []*tailnetState
+		required bool
+		whois    int // tailscaled's status
+		status   int
+		header   string
+	}{
+		{name: "nothing seen", status: 503, header: "Retry-After: 2"},
+		{name: "not connected yet", states: []*tailnetState{down}, status: 503, header: "Retry-After: 2"},
+		{name: "connected", states: []*tailnetState{up}, status: 200},
+		{name: "lost", states: []*tailnetState{up, down}, status: 200},
+		{name: "connected, stranger", states: []*tailnetState{up}, required: true, whois: 404, status: 403},
+		{name: "connected, tailscaled does not say", states: []*tailnetState{up}, required: true, whois: 500, status: 503, header: "Retry-After: 1"},
+		{name: "not connected yet, stranger", states: []*tailnetState{down}, required: true, status: 503, header: "Retry-After: 2"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, "", echo)
+				tn, _ := newTestTailnet()
+				tn.client.Transport = roundTripper(func(*http.Request) (*http.Response, error) {
+					return &http.Response{StatusCode: row.whois, Body: http.NoBody}, nil
+				})
+				for _, state := range row.states {
+					tn.publish(state)
+				}
+				r.proxy.tailnet = tn
+				r.proxy.cfg.requireTailnet = row.required
+				got := r.post()
+				if got.status != row.status || row.header != "" && row.header != fmt.Sprint("Retry-After: ", got.header.Get("Retry-After")) {
+					t.Errorf("%+v, want %d %s", got, row.status, row.header)
+				}
+				if counts := r.proxy.errorCounts(); len(counts) > 0 {
+					t.Errorf("errors %v", counts)
+				}
+			})
+		})
 	}
 }
 
@@ -566,21 +642,4 @@ func TestErrorBodyNamesRequest(t *testing.T) {
 			}
 		}
 	})
-}
-
-func BenchmarkLogDone(b *testing.B) {
-	p := localProxy(b)
-	p.log = newLogger(io.Discard, slog.LevelInfo)
-	x := &exchange{r: httptest.NewRequest("POST", "/v1/messages", nil), id: [1]string{newRequestID()}, latency: time.Second, target: target{path: "/v1/messages"}, status: 200, attempts: 1, upstreamRequestID: "req_1"}
-	b.ReportAllocs()
-	for b.Loop() {
-		p.logDone(x)
-	}
-}
-
-func BenchmarkNewRequestID(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		newRequestID()
-	}
 }

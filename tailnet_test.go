@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -240,7 +239,7 @@ func TestViewIdentity(t *testing.T) {
 // newTestTailnet returns a tailnet that nothing follows, and its log.
 func newTestTailnet() (*tailnet, *logRecorder) {
 	var log logRecorder
-	return newTailnet("/nowhere", "node-1", newLogger(&log, levelTrace)), &log
+	return newTailnet("/nowhere", "node-1", log.syncLogger()), &log
 }
 
 // TestConnect holds the retries to the clock: looks after 1, 2, 4, 8 and 16 s, an end at once when the
@@ -531,13 +530,4 @@ func TestPolls(t *testing.T) {
 			t.Errorf("%d polls in 65 s, want 7: %v", len(d.polls), d.polls)
 		}
 	})
-}
-
-func BenchmarkTailnetCurrent(b *testing.B) {
-	tn := newTailnet("/nowhere", "x", slog.New(slog.DiscardHandler))
-	b.ReportAllocs()
-	for b.Loop() {
-		tn.current()
-		tn.wasConnected()
-	}
 }

@@ -32,18 +32,17 @@ func newTargetWire(f *testing.F, basePath string, http2 bool) *targetWire {
 	go upstream.Serve(back)
 
 	cfg := testConfig(f, "", overrides{local: true, upstream: "http://127.0.0.1:1" + basePath})
-	proxy := newLife(cfg, wire.front, slog.New(slog.DiscardHandler))
-	transport := proxy.proxy.upstream.transport
+	proxy := newLife(cfg, wire.front, slog.New(slog.DiscardHandler), new(lineWriter))
+	transport := proxy.proxy.upstream.pool.transport
 	transport.Protocols = &protocols
 	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := back.dial(ctx, network, addr)
-		proxy.proxy.upstream.dialer.http1.Store(!http2)
-		return &upstreamConn{Conn: conn}, err
+		return newUpstreamConn(ctx, conn, cfg.timeout), err
 	}
 	go proxy.server.Serve(wire.front)
 	f.Cleanup(func() {
 		proxy.server.Close()
-		transport.CloseIdleConnections()
+		proxy.proxy.upstream.pool.closeIdle()
 		upstream.Close()
 	})
 	return wire

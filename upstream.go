@@ -2,179 +2,213 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
 const (
 	// retryPause lies between two attempts.
 	retryPause = 100 * time.Millisecond
-	// maxPatience bounds what a client can ask for with x-stainless-timeout.
+	// maxPatience bounds what a client can ask for.
 	maxPatience = time.Hour
-	// upstreamIdle is how long an unused connection is kept. The API's edge closes them at 400 s;
-	// closing first avoids the race of a request with that close.
-	upstreamIdle = 5 * time.Minute
+	// sdkPatience is how long Anthropic's SDKs wait if they don't say.
+	sdkPatience = 600 * time.Second
 	// maxUpstreamHeader bounds the headers of one answer, in bytes.
 	maxUpstreamHeader = 256 << 10
+	// maxAhead bounds what an upstream sends ahead of a slow reader, in bytes a stream.
+	maxAhead = 256 << 10
 )
 
 var (
 	errHeaderTimeout = errors.New("no response headers in time")
 	errSilence       = errors.New("the upstream fell silent")
-	errRefused       = errors.New("the upstream refuses the request, or closes each connection before it is sent")
-	errLost          = errors.New("the connection was lost before the answer began")
 	errInterim       = errors.New("the upstream switched protocols, or ended with an interim status")
 )
 
 // upstream is the API that requests are forwarded to.
 type upstream struct {
-	base      *url.URL
-	transport *http.Transport
-	dialer    *upstreamDialer
-	absolute  bool // requests go to a forward proxy, in the absolute form
+	cfg      *config
+	pool     *pool
+	absolute bool // requests go to a forward proxy, in the absolute form
 }
 
 // newUpstream prepares connections to cfg.upstream; it opens none.
 func newUpstream(cfg *config) *upstream {
 	ping := min(max(cfg.timeout/4, time.Second), 15*time.Second)
-	d := &upstreamDialer{timeout: cfg.connectTimeout, dead: 2 * ping}
-	u := &upstream{base: cfg.upstream, dialer: d, transport: &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            d.dial,
-		DialTLSContext:         d.dialTLS,
-		TLSHandshakeTimeout:    cfg.connectTimeout, // through a forward proxy
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    int(cfg.maxConnections),
-		IdleConnTimeout:        upstreamIdle,
-		MaxResponseHeaderBytes: maxUpstreamHeader,
-		HTTP2: &http.HTTP2Config{
-			SendPingTimeout:  ping, // a dead connection is found in twice that
-			PingTimeout:      ping,
-			WriteByteTimeout: cfg.timeout,
+	dialer := &upstreamDialer{dead: 2 * ping, stuck: cfg.timeout}
+	base := cfg.upstream
+	via, err := http.ProxyFromEnvironment(&http.Request{URL: base})
+	return &upstream{
+		cfg:      cfg,
+		absolute: base.Scheme == "http" && via != nil && err == nil,
+		pool: &pool{
+			scheme:  base.Scheme,
+			addr:    net.JoinHostPort(base.Hostname(), base.Port()), // net/http knows the default port
+			timeout: cfg.connectTimeout,
+			started: time.Now(),
+			transport: &http.Transport{
+				Proxy:                  http.ProxyFromEnvironment,
+				DialContext:            dialer.dial,
+				DialTLSContext:         dialer.dialTLS,
+				ForceAttemptHTTP2:      true,
+				DisableCompression:     true,
+				MaxResponseHeaderBytes: maxUpstreamHeader,
+				HTTP2: &http.HTTP2Config{
+					SendPingTimeout:           ping, // a dead connection is found in twice that
+					PingTimeout:               ping,
+					MaxReceiveBufferPerStream: maxAhead,
+				},
+			},
 		},
-	}}
-	via, err := http.ProxyFromEnvironment(&http.Request{URL: cfg.upstream})
-	u.absolute = cfg.upstream.Scheme == "http" && via != nil && err == nil
-	return u
+	}
 }
 
-// send makes attempts until one brings response headers, and returns that answer. Its body must be
-// closed, and x.cancel called after that.
-func (p *proxy) send(x *exchange, body *requestBody) (*http.Response, error) {
-	wait, retries := p.patience(x.r.Header)
-	rewriteRequestHeader(x.r.Header, p.cfg.headers, &x.conn.betas)
-	x.url = upstreamURL(p.upstream.base, x.target, p.upstream.absolute)
-	timeouts := 0
+// outgoing is a request on its way upstream.
+type outgoing struct {
+	*http.Request              // the client's, whose headers are taken over
+	target        target       // what it asks for
+	body          *requestBody // nil if it has none
+	url           url.URL      // where it goes
+
+	again    func(cause error) // is told of each further attempt before it is made
+	attempts int
+	repeated bool // once is what a connection failure gets
+}
+
+// incoming is an answer, whose headers have come. Its body must be closed, and cut called after that.
+type incoming struct {
+	*http.Response
+	cut      context.CancelCauseFunc // ends it
+	patience time.Duration           // the longest that it may be silent
+}
+
+// send makes attempts until one brings response headers, and returns that answer.
+func (u *upstream) send(o *outgoing) (*incoming, error) {
+	wait, retries := u.patience(o.Header)
+	rewriteRequestHeader(o.Header, u.cfg.headers)
+	o.url = upstreamURL(u.cfg.upstream, o.target, u.absolute)
 	for {
-		resp, err := p.attempt(x, body, wait)
+		in, err := u.attempt(o, wait)
+		timedOut := errors.Is(err, errHeaderTimeout)
 		switch {
 		case err == nil:
-			x.ttfb = time.Since(x.start)
-			p.metrics.firstByte(x.ttfb)
-			x.upstreamRequestID = resp.Header.Get("Request-Id")
-			return resp, nil
-		case errors.Is(err, errHeaderTimeout) && timeouts < retries:
-			timeouts++
-		case isUnsent(err) && x.repeat():
+			return in, nil
+		case timedOut && retries > 0:
+			retries--
+		case isUnsent(err) && !o.repeated:
+			o.repeated = true
 		default:
 			return nil, err
 		}
-		p.log.Debug("attempt failed, trying again", "request_id", x.id[0], "attempt", x.attempts, "error", describe(err))
 		select {
 		case <-time.After(retryPause):
-			p.metrics.retries.Add(1)
-		case <-x.r.Context().Done():
-			return nil, departure(x.r.Context())
+		case <-o.Context().Done():
+			return nil, departure(o.Context())
 		}
-		if errors.Is(err, errHeaderTimeout) {
-			// They may be as dead as this attempt's, which is one of them by now: over HTTP/2 it was not before the pause.
-			p.upstream.transport.CloseIdleConnections()
+		if timedOut {
+			u.pool.closeIdle() // they may be as dead as this attempt's, which is one of them by now
 		}
+		o.again(err)
 	}
+}
+
+// isUnsent reports whether err proves that the upstream has processed nothing of the request, and another try may help. A request may
+// cost money each time that it is processed, and nobody can tell a lost answer from a lost request. A dial that
+// timed out has been tried for long enough, and a bad certificate stays bad.
+func isUnsent(err error) bool {
+	dial, unsent := errors.AsType[*dialError](err)
+	_, unprocessed := errors.AsType[*unprocessedError](err)
+	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
+	return unprocessed || unsent && !dial.Timeout() && !certificate
 }
 
 // patience returns how long an attempt waits for response headers, and how many times a timeout is
-// retried. Anthropic's SDKs say in a header how long they wait (600 s by default): a non-streaming
-// answer sends no headers before it is finished, and repeating it would bill it again.
-func (p *proxy) patience(h http.Header) (wait time.Duration, retries int) {
-	if p.cfg.honorClientTimeout {
-		seconds, err := strconv.ParseUint(h.Get("X-Stainless-Timeout"), 10, 63)
-		if errors.Is(err, strconv.ErrRange) {
-			seconds, err = uint64(maxPatience/time.Second), nil
+// retried. Anthropic's SDKs say how long they wait: a non-streaming answer sends no headers before it is
+// finished, and repeating it would bill it again.
+func (u *upstream) patience(h http.Header) (wait time.Duration, retries int) {
+	if u.cfg.honorClientTimeout {
+		stated, ok := parseSeconds(h.Get("X-Stainless-Timeout"))
+		if !ok {
+			stated, ok = parseSeconds(h.Get("X-Stainless-Read-Timeout")) // of the Python SDK when it streams
 		}
-		stated := time.Duration(min(seconds, uint64(maxPatience/time.Second))) * time.Second
-		if err == nil && stated > p.cfg.timeout {
+		if !ok && h["X-Stainless-Lang"] != nil { // of the Go SDK, which says nothing when it streams
+			stated = sdkPatience
+		}
+		if stated > u.cfg.timeout {
 			return stated, 0
 		}
 	}
-	return p.cfg.timeout, p.cfg.timeoutRetries
+	return u.cfg.timeout, u.cfg.timeoutRetries
 }
 
-// attempt sends the request once and waits for response headers. On success x.cancel
-// ends the rest of the answer.
-func (p *proxy) attempt(x *exchange, body *requestBody, wait time.Duration) (*http.Response, error) {
-	x.attempts++
-	ctx, cancel := context.WithCancelCause(x.r.Context())
-	x.waiting.cancel = cancel
-	x.conn.alarm.set(&x.waiting, wait)
-	resp, err := p.upstream.transport.RoundTrip(p.upstream.request(ctx, cancel, x, body))
-	inTime := x.conn.alarm.clear()
+// parseSeconds reads a positive decimal number of seconds, maxPatience at most.
+func parseSeconds(s string) (d time.Duration, ok bool) {
+	if strings.Trim(s, "0123456789.") != "" {
+		return 0, false // a sign, an exponent, a word
+	}
+	seconds, err := strconv.ParseFloat(s, 64)
+	if seconds <= 0 || err != nil && !math.IsInf(seconds, 1) {
+		return 0, false
+	}
+	return time.Duration(min(seconds, maxPatience.Seconds()) * float64(time.Second)), true
+}
+
+// attempt sends the request once and waits for response headers.
+func (u *upstream) attempt(o *outgoing, wait time.Duration) (*incoming, error) {
+	o.attempts++
+	ctx, cancel := context.WithCancelCause(o.Context())
+	deadline := startWatch(wait, func(time.Time) time.Duration { cancel(errHeaderTimeout); return 0 })
+	resp, err := u.roundTrip(ctx, o)
+	inTime := deadline.stop()
 	switch {
 	case err == nil && inTime && resp.StatusCode < 200:
 		err = errInterim
 	case err == nil && inTime:
-		x.cancel = cancel
-		return resp, nil
-	}
-	if resp != nil {
-		resp.Body.Close()
-	}
-	if body != nil {
-		body.abandon()
+		return &incoming{resp, cancel, wait}, nil
 	}
 	cause := context.Cause(ctx)
 	cancel(nil)
+	if resp != nil {
+		resp.Body.Close()
+	}
 	switch {
-	case x.r.Context().Err() != nil:
-		return nil, departure(x.r.Context())
-	case cause == errHeaderTimeout:
-		return nil, errTimeout(x.attempts, fmt.Errorf("%w: waited %v", errHeaderTimeout, wait))
+	case o.Context().Err() != nil:
+		return nil, departure(o.Context())
 	case cause != nil:
-		err = cause
+		return nil, errTimeout(o.attempts, fmt.Errorf("%w: waited %v", cause, wait))
 	}
 	return nil, errConnection(err)
 }
 
-// request builds what one attempt sends.
-func (u *upstream) request(ctx context.Context, cancel context.CancelCauseFunc, x *exchange, body *requestBody) *http.Request {
-	req := &http.Request{
-		Method: x.r.Method,
-		URL:    &x.url,
-		Host:   u.base.Host,
-		Header: x.r.Header,
+// roundTrip sends the request over a connection of the pool.
+func (u *upstream) roundTrip(ctx context.Context, o *outgoing) (*http.Response, error) {
+	conn, err := u.pool.reserve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	req := (&http.Request{
+		Method: o.Method,
+		URL:    &o.url,
+		Host:   u.cfg.upstream.Host,
+		Header: o.Header,
 		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}
-	idempotent := false
-	switch req.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		idempotent = true // in net/http's eyes, which then sends it again on its own
-	}
-	switch {
-	case body != nil && body.size > 0:
-		req.Body = body.open()
-		req.ContentLength = body.size
-		if !idempotent {
-			req.GetBody = x.conn.repeatBody
+	}).WithContext(ctx)
+	if o.body != nil && o.body.size > 0 {
+		body := o.body.open()
+		req.Body, req.ContentLength = body, o.body.size
+		resp, err := conn.roundTrip(req)
+		if err != nil {
+			body.Close() // net/http does not always
 		}
-	case !u.dialer.http1.Load():
-		ctx = limitSends(ctx, cancel)
-	case idempotent:
-		ctx = x.repeatUnsent(ctx, req)
+		return resp, err
 	}
-	return req.WithContext(ctx)
+	return conn.roundTrip(req)
 }

@@ -101,89 +101,72 @@ func TestAnswerInTime(t *testing.T) {
 	}
 }
 
-// TestPatience: x-stainless-timeout above timeout_secs lengthens the one attempt that is then made.
+// TestPatience: a client's patience above timeout_secs lengthens the one attempt that is then made, and the silence that is borne
+// after it.
 func TestPatience(t *testing.T) {
 	const contract = 180200 * time.Millisecond // three attempts
 	for _, row := range []struct {
 		name     string
 		settings string
-		stated   string
+		header   []string
 		took     time.Duration
 	}{
-		{name: "absent", took: contract},
-		{name: "the SDKs' default", stated: "600", took: 600 * time.Second},
-		{name: "a second more", stated: "61", took: 61 * time.Second},
-		{name: "leading zeros", stated: "0061", took: 61 * time.Second},
-		{name: "the longest", stated: "3600", took: time.Hour},
-		{name: "beyond the longest", stated: "3601", took: time.Hour},
-		{name: "far beyond", stated: "99999", took: time.Hour},
-		{name: "beyond time.Duration", stated: "9223372036854775807", took: time.Hour},
-		{name: "beyond 64 bits", stated: strings.Repeat("9", 100), took: time.Hour},
-		{name: "no more than ours", stated: "60", took: contract},
-		{name: "less", stated: "59", took: contract},
-		{name: "zero", stated: "0", took: contract},
-		{name: "no number", stated: "abc", took: contract},
-		{name: "negative", stated: "-1", took: contract},
-		{name: "signed", stated: "+600", took: contract},
-		{name: "float", stated: "600.5", took: contract},
-		{name: "exponent", stated: "1e3", took: contract},
-		{name: "hexadecimal", stated: "0x258", took: contract},
-		{name: "empty", stated: " ", took: contract},
-		{name: "list", stated: "600, 600", took: contract},
-		{name: "not honoured", settings: "honor_client_timeout = false", stated: "600", took: contract},
-		{name: "ours is longer", settings: "timeout_secs = 700\ntimeout_retries = 0", stated: "600", took: 700 * time.Second},
+		{name: "nothing stated: litellm, Vercel's AI SDK, curl", took: contract},
+		{name: "TypeScript SDK 1.12, Claude Code", header: []string{"X-Stainless-Lang", "js", "X-Stainless-Timeout", "600"}, took: 600 * time.Second},
+		{name: "Python SDK", header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "120.0", "X-Stainless-Read-Timeout", "120.0"}, took: 120 * time.Second},
+		{name: "Python SDK, streaming", header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "NOT_GIVEN", "X-Stainless-Read-Timeout", "300"}, took: 300 * time.Second},
+		{name: "Ruby SDK", header: []string{"X-Stainless-Lang", "ruby", "X-Stainless-Timeout", "600.0"}, took: 600 * time.Second},
+		{name: "Go SDK 1.84, streaming", header: []string{"X-Stainless-Lang", "go"}, took: 600 * time.Second},
+		{name: "LangChain", header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "NOT_GIVEN"}, took: 600 * time.Second},
+		{name: "no language, no number", header: []string{"X-Stainless-Timeout", "NOT_GIVEN"}, took: contract},
+		{name: "a second more", header: []string{"X-Stainless-Timeout", "61"}, took: 61 * time.Second},
+		{name: "a fraction more", header: []string{"X-Stainless-Timeout", "60.5"}, took: 60500 * time.Millisecond},
+		{name: "the first number counts", header: []string{"X-Stainless-Timeout", "30", "X-Stainless-Read-Timeout", "600", "X-Stainless-Lang", "js"}, took: contract},
+		{name: "the longest", header: []string{"X-Stainless-Timeout", "3600"}, took: time.Hour},
+		{name: "beyond the longest", header: []string{"X-Stainless-Timeout", "3601"}, took: time.Hour},
+		{name: "beyond all numbers", header: []string{"X-Stainless-Timeout", strings.Repeat("9", 400)}, took: time.Hour},
+		{name: "no more than ours", header: []string{"X-Stainless-Timeout", "60"}, took: contract},
+		{name: "not honoured", settings: "honor_client_timeout = false", header: []string{"X-Stainless-Timeout", "600"}, took: contract},
+		{name: "ours is longer", settings: "timeout_secs = 700\ntimeout_retries = 0", header: []string{"X-Stainless-Timeout", "600"}, took: 700 * time.Second},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, row.settings, never)
-				var header []string
-				if row.stated != "" {
-					header = []string{"X-Stainless-Timeout", row.stated}
-				}
-				got := r.post(header...)
+				r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/stream" {
+						http.NewResponseController(w).Flush()
+					}
+					never(w, r)
+				})
+				got := r.post(row.header...)
 				if got.status != 504 || got.took != row.took {
 					t.Errorf("%d after %v, want 504 after %v", got.status, got.took, row.took)
 				}
-				synctest.Wait()
-				want := 1.0
+				silence, attempts := row.took, 1.0
 				if row.took == contract {
-					want = 3
+					silence, attempts = time.Minute, 3
 				}
-				if line := r.log.one(t, "request completed"); line["attempts"] != want {
-					t.Errorf("%v attempts, want %v", line["attempts"], want)
+				if got := r.do("POST", "/stream", "x", row.header...); got.took != silence || got.err == nil {
+					t.Errorf("a silent stream: %+v, want a cut after %v", got, silence)
+				}
+				synctest.Wait()
+				if line := r.log.lines(t, "request completed")[0]; line["attempts"] != attempts {
+					t.Errorf("%v attempts, want %v", line["attempts"], attempts)
 				}
 			})
 		})
 	}
 }
 
-// TestPatienceEndsWithHeaders: the client's patience is for the headers; silence after them is ours.
-func TestPatienceEndsWithHeaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
-			io.Copy(io.Discard, r.Body)
-			time.Sleep(500 * time.Second)
-			http.NewResponseController(w).Flush()
-			<-r.Context().Done()
-		})
-		if got := r.post("X-Stainless-Timeout", "600"); got.status != 200 || got.took != 560*time.Second || got.err == nil {
-			t.Errorf("%+v, want a cut after 560s", got)
+// TestParseSeconds: what counts as a number.
+func TestParseSeconds(t *testing.T) {
+	for s, want := range map[string]time.Duration{
+		"1": time.Second, "0061": 61 * time.Second, "0.5": time.Second / 2, "99999": time.Hour, strings.Repeat("9", 1000): time.Hour,
+		"": 0, ".": 0, "0": 0, "0.0": 0, "-1": 0, "+600": 0, "1e3": 0, "0x258": 0, "600, 600": 0, "Inf": 0, "NaN": 0, "NOT_GIVEN": 0, "1.2.3": 0, "1_000": 0,
+	} {
+		if d, ok := parseSeconds(s); d != want || ok != (want > 0) {
+			t.Errorf("%.20q is %v, %t; want %v", s, d, ok, want)
 		}
-	})
-}
-
-// faultyConn fails in the ways of real connections.
-type faultyConn struct {
-	net.Conn
-	writeErr func() error // of the next write, if not nil
-}
-
-func (c *faultyConn) Write(p []byte) (int, error) {
-	if err := c.writeErr(); err != nil {
-		c.Conn.Close()
-		return 0, err
 	}
-	return c.Conn.Write(p)
 }
 
 // TestConnectionFailure: 502 of type connection, repeated once at most, and only if nothing was sent.
@@ -345,47 +328,6 @@ func TestReusedConnectionLost(t *testing.T) {
 	}
 }
 
-// TestEarlyAnswerConn: the error of a write is kept back only while an answer may still stand in the socket.
-func TestEarlyAnswerConn(t *testing.T) {
-	for _, row := range []struct {
-		name    string
-		sent    bool // something was written before
-		answers bool // and something read after it
-		err     error
-		kept    bool
-	}{
-		{name: "first write", err: syscall.EPIPE},
-		{name: "in the middle of a request: closed", sent: true, err: syscall.EPIPE, kept: true},
-		{name: "in the middle of a request: reset", sent: true, err: syscall.ECONNRESET, kept: true},
-		{name: "in the middle of a request: something else", sent: true, err: os.ErrDeadlineExceeded},
-		{name: "after the answer", sent: true, answers: true, err: syscall.EPIPE},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			here, there := net.Pipe()
-			defer there.Close()
-			var failing error
-			conn := &upstreamConn{Conn: &faultyConn{here, func() error { return failing }}}
-			if row.sent {
-				go io.CopyN(io.Discard, there, 1)
-				if n, err := conn.Write([]byte("x")); n != 1 || err != nil {
-					t.Fatal(n, err)
-				}
-			}
-			if row.answers {
-				go there.Write([]byte("y"))
-				if n, err := conn.Read(make([]byte, 1)); n != 1 || err != nil {
-					t.Fatal(n, err)
-				}
-			}
-			failing = os.NewSyscallError("write", row.err)
-			n, err := conn.Write([]byte("zz"))
-			if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
-				t.Errorf("%d, %v; kept back: %t", n, err, row.kept)
-			}
-		})
-	}
-}
-
 // TestDialError: what counts as a dial that ran out of time.
 func TestDialError(t *testing.T) {
 	for _, row := range []struct {
@@ -407,29 +349,6 @@ func TestDialError(t *testing.T) {
 	}
 	if isUnsent(io.EOF) {
 		t.Error("an error that is not of dialling proves nothing")
-	}
-}
-
-// TestDialTLSTimeout: connect_timeout_secs also ends a handshake with a peer that accepts and says nothing.
-func TestDialTLSTimeout(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	d := &upstreamDialer{timeout: 50 * time.Millisecond, dead: time.Second}
-	_, err = d.dialTLS(t.Context(), "tcp", l.Addr().String())
-	dial, ok := errors.AsType[*dialError](err)
-	if !ok || !dial.Timeout() {
-		t.Errorf("the error is %v, want a timeout", err)
-	}
-	conn, err := d.dial(t.Context(), "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn.Close()
-	if !d.http1.Load() {
-		t.Error("a plain connection speaks HTTP/1.1")
 	}
 }
 
@@ -487,19 +406,18 @@ func TestUpstreamRequest(t *testing.T) {
 
 // TestNewUpstream: what the transport is told of the configuration.
 func TestNewUpstream(t *testing.T) {
-	cfg := testConfig(t, "proxy.max_connections = 7\nproxy.timeout_secs = 3600\nproxy.connect_timeout_secs = 9", overrides{})
+	cfg := testConfig(t, "proxy.timeout_secs = 3600\nproxy.connect_timeout_secs = 9", overrides{})
 	u := newUpstream(cfg)
-	if u.transport.MaxIdleConnsPerHost != 7 || u.transport.TLSHandshakeTimeout != 9*time.Second || !u.transport.DisableCompression ||
-		u.transport.HTTP2.SendPingTimeout != 15*time.Second || u.dialer.timeout != 9*time.Second || u.dialer.dead != 30*time.Second {
-		t.Errorf("%+v, %+v", u.transport, u.dialer)
+	if u.pool.timeout != 9*time.Second || u.pool.addr != "api.anthropic.com:" || !u.pool.transport.DisableCompression || u.pool.transport.HTTP2.MaxReceiveBufferPerStream != 256<<10 {
+		t.Errorf("%+v, %+v", u.pool, u.pool.transport)
 	}
 	for seconds, want := range map[int]time.Duration{1: time.Second, 8: 2 * time.Second, 60: 15 * time.Second, 3600: 15 * time.Second} {
 		u := newUpstream(testConfig(t, fmt.Sprintf("proxy.timeout_secs = %d", seconds), overrides{}))
-		if got := u.transport.HTTP2.PingTimeout; got != want {
+		if got := u.pool.transport.HTTP2.PingTimeout; got != want {
 			t.Errorf("timeout_secs %d: pings every %v, want %v", seconds, got, want)
 		}
 	}
-	if via, err := u.transport.Proxy(&http.Request{URL: &url.URL{Scheme: "http", Host: "127.0.0.1:1"}}); via != nil || err != nil {
+	if via, err := u.pool.transport.Proxy(&http.Request{URL: &url.URL{Scheme: "http", Host: "127.0.0.1:1"}}); via != nil || err != nil {
 		t.Errorf("loopback goes through %v, %v", via, err)
 	}
 }

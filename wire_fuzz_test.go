@@ -256,7 +256,7 @@ func passingOn(t *testing.T, h map[string][]string) map[string][]string {
 func (w *wire) aftermath() {
 	w.t.Helper()
 	synctest.Wait()
-	for name, g := range map[string]*gate{"places": w.proxy.places, "bytes": w.proxy.bodyBudget} {
+	for name, g := range map[string]*gate{"places": w.proxy.places, "bytes": w.proxy.bodies.budget} {
 		if taken, waiting := g.load(); taken != 0 || waiting != 0 {
 			w.t.Errorf("%d %s are taken, and %d requests wait for them", taken, name, waiting)
 		}

@@ -108,7 +108,7 @@ func TestClientPatience(t *testing.T) {
 		{name: "absent", delay: time.Minute, status: 504, attempts: contract},
 		{name: "not above timeout_secs", header: "1", delay: time.Minute, status: 504, attempts: contract},
 		{name: "no number", header: "soon", delay: time.Minute, status: 504, attempts: contract},
-		{name: "no integer", header: "30.5", delay: time.Minute, status: 504, attempts: contract},
+		{name: "a fraction", header: "3.0", delay: time.Minute, status: 504, attempts: patient},
 		{name: "negative", header: "-30", delay: time.Minute, status: 504, attempts: contract},
 		{name: "empty", header: "", delay: time.Minute, status: 504, attempts: contract},
 	}

@@ -149,7 +149,7 @@ func TestSDKSilentStream(t *testing.T) {
 	t.Parallel()
 	eachProtocol(t, func(t *testing.T, protocol fakeanthropic.Protocol) {
 		up := upstream(t, protocol, fakeanthropic.API{StallAt: 3})
-		p := proxyTo(t, up, "proxy.timeout_secs = 1")
+		p := proxyTo(t, up, "[proxy]\ntimeout_secs = 1\nhonor_client_timeout = false") // it would be patient for 600 s
 		c := sdk(p)
 		stream := c.Messages.NewStreaming(t.Context(), prompt)
 		events := 0

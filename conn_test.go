@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var alice = identity{node: "laptop.x.ts.net", user: "alice@example.com"}
+
+// newClient returns a connection, as withConn makes it.
+func newClient(t *testing.T) *clientConn {
+	here, there := net.Pipe()
+	t.Cleanup(func() { here.Close(); there.Close() })
+	return connOf((&http.Request{}).WithContext(withConn(context.Background(), here)))
+}
+
+// TestRequireCaller: who is let in, who is refused, and how long it takes.
+func TestRequireCaller(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		who  identity
+		err  error // of the look-up, after a second
+		want error
+	}{
+		{name: "known", who: alice},
+		{name: "unknown", want: errUnknownCaller},
+		{name: "no answer", err: context.DeadlineExceeded, want: errCallerPending},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				l := newClient(t).caller(func(context.Context, string) (identity, error) {
+					time.Sleep(time.Second)
+					return row.who, row.err
+				})
+				if !l.pending() || l.answer() != (identity{}) {
+					t.Error("there is an answer before tailscaled gave one")
+				}
+				if err := l.require(t.Context()); err != row.want && !errors.Is(err, row.want) || time.Since(start) != time.Second {
+					t.Errorf("%v after %v, want %v after 1s", err, time.Since(start), row.want)
+				}
+				if l.answer() != row.who {
+					t.Errorf("it is %+v, want %+v", l.answer(), row.who)
+				}
+			})
+		})
+	}
+}
+
+// TestOneLookupPerConnection: however many requests come, at once or later. A failed look-up is repeated by the
+// next request, an answer never.
+func TestOneLookupPerConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lookups atomic.Int32
+		whoIs := func(context.Context, string) (identity, error) {
+			time.Sleep(time.Second)
+			if lookups.Add(1) == 1 {
+				return identity{}, errors.New("tailscaled fails")
+			}
+			return alice, nil
+		}
+		conn := newClient(t)
+		for round, want := range []int32{1, 2, 2} {
+			var wg sync.WaitGroup
+			for range 10 {
+				wg.Go(func() {
+					if err := conn.caller(whoIs).require(t.Context()); (err == nil) != (round > 0) {
+						t.Errorf("round %d: %v", round, err)
+					}
+				})
+			}
+			wg.Wait()
+			if n := lookups.Load(); n != want {
+				t.Errorf("round %d: %d look-ups so far, want %d", round, n, want)
+			}
+		}
+	})
+}
+
+// TestRequireClientLeaves: nobody waits for the identity of a caller that is gone.
+func TestRequireClientLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		l := newClient(t).caller(func(context.Context, string) (identity, error) {
+			time.Sleep(time.Minute)
+			return alice, nil
+		})
+		if err := l.require(ctx); err != errClientGone || time.Since(start) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// whoisAlice is tailscaled's answer about a person's node.
+const whoisAlice = `{"Node":{"Name":"laptop.x.ts.net."},"UserProfile":{"LoginName":"alice@example.com"}}`

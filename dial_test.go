@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// faultyConn fails in the ways of real connections.
+type faultyConn struct {
+	net.Conn
+	writeErr func() error // of the next write, if not nil
+}
+
+func (c *faultyConn) Write(p []byte) (int, error) {
+	if err := c.writeErr(); err != nil {
+		c.Conn.Close()
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// TestEarlyAnswerConn: the error of a write is kept back only while an answer may still stand in the socket.
+func TestEarlyAnswerConn(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		sent    bool // something was written before
+		answers bool // and something read after it
+		err     error
+		kept    bool
+	}{
+		{name: "first write", err: syscall.EPIPE},
+		{name: "in the middle of a request: closed", sent: true, err: syscall.EPIPE, kept: true},
+		{name: "in the middle of a request: reset", sent: true, err: syscall.ECONNRESET, kept: true},
+		{name: "in the middle of a request: something else", sent: true, err: os.ErrDeadlineExceeded},
+		{name: "after the answer", sent: true, answers: true, err: syscall.EPIPE},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			here, there := net.Pipe()
+			defer there.Close()
+			var failing error
+			conn := &upstreamConn{Conn: &faultyConn{here, func() error { return failing }}}
+			if row.sent {
+				go io.CopyN(io.Discard, there, 1)
+				if n, err := conn.Write([]byte("x")); n != 1 || err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			if row.answers {
+				go there.Write([]byte("y"))
+				if n, err := conn.Read(make([]byte, 1)); n != 1 || err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			failing = os.NewSyscallError("write", row.err)
+			n, err := conn.Write([]byte("zz"))
+			if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
+				t.Errorf("%d, %v; kept back: %t", n, err, row.kept)
+			}
+		})
+	}
+}
+
+// TestDialTLSTimeout: connect_timeout_secs also ends a handshake with a peer that accepts and says nothing.
+func TestDialTLSTimeout(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	u := newUpstream(testConfig(t, "proxy.upstream_url = \"https://"+l.Addr().String()+"\"", overrides{}))
+	u.pool.timeout = 50 * time.Millisecond
+	_, err = u.pool.reserve(t.Context())
+	if dial, ok := errors.AsType[*dialError](err); !ok || !dial.Timeout() {
+		t.Errorf("the error is %v, want a timeout", err)
+	}
+}
+
+// gathering returns a connection that gathers, and its peer, in memory.
+func gathering(t *testing.T) (*upstreamConn, net.Conn) {
+	here, there := net.Pipe()
+	t.Cleanup(func() { here.Close(); there.Close() })
+	conn := newUpstreamConn(context.Background(), here, time.Minute)
+	conn.gather()
+	return conn, there
+}
+
+// TestGatheredWrites: what was written comes in order and whole, in pieces of any size, and nothing is held when all is quiet.
+func TestGatheredWrites(t *testing.T) {
+	conn, there := gathering(t)
+	var want bytes.Buffer
+	read := make(chan []byte)
+	go func() {
+		got, _ := io.ReadAll(there)
+		read <- got
+	}()
+	for i := range 300 {
+		piece := bytes.Repeat([]byte{byte(i)}, 1+i*i%(2*writtenAtOnce))
+		want.Write(piece)
+		if n, err := conn.Write(piece); n != len(piece) || err != nil {
+			t.Fatal(n, err)
+		}
+		clear(piece) // as tls.Conn, which uses its buffer again
+	}
+	if !conn.gathered.settle(time.Minute) || conn.gathered.waiting != nil {
+		t.Error("something is still held")
+	}
+	conn.Close()
+	if got := <-read; !bytes.Equal(got, want.Bytes()) {
+		t.Errorf("%d bytes came, want these %d", len(got), want.Len())
+	}
+	if n := conn.written.Load(); n != int64(want.Len()) {
+		t.Errorf("%d bytes count as written, want %d", n, want.Len())
+	}
+}
+
+// TestGatheredPressure: a peer that reads nothing makes writers wait when 128 KiB wait and as many are under way, and is given up
+// when it has taken nothing for as long as silence is borne; the writers and the reader learn why.
+func TestGatheredPressure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, _ := gathering(t)
+		start, accepted := time.Now(), 0
+		var err error
+		for err == nil {
+			var n int
+			n, err = conn.Write(make([]byte, 1<<10))
+			accepted += n
+			if time.Since(start) == 0 && accepted > 2*maxGathered {
+				t.Fatalf("%d bytes were accepted at once", accepted)
+			}
+		}
+		if took := time.Since(start); took != time.Minute || accepted < maxGathered || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%v after %v and %d bytes", err, took, accepted)
+		}
+		if _, read := conn.Read(make([]byte, 1)); !errors.Is(read, os.ErrDeadlineExceeded) {
+			t.Errorf("reading gives %v, want why the connection was closed", read)
+		}
+	})
+}
+
+// TestGatheredSlowPeer: a peer that takes a byte now and then is not given up, whatever deadline net/http sets.
+func TestGatheredSlowPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, there := gathering(t)
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
+		conn.Write([]byte("slow"))
+		for range 4 {
+			time.Sleep(59 * time.Second)
+			io.ReadFull(there, make([]byte, 1))
+		}
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		go io.Copy(io.Discard, there)
+		synctest.Wait()
+	})
+}
+
+// TestGatheredClose: what was gathered gets a second to go out, and a second Close does not wait.
+func TestGatheredClose(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		reads time.Duration // when the peer begins to
+		again bool          // it is closed a second time
+		took  time.Duration
+		got   string
+	}{
+		{name: "at once", got: "goaway"},
+		{name: "late", reads: 999 * time.Millisecond, took: 999 * time.Millisecond, got: "goaway"},
+		{name: "too late", reads: time.Minute, took: time.Second},
+		{name: "twice", reads: time.Minute, again: true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn, there := gathering(t)
+				conn.Write([]byte("goaway"))
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					time.Sleep(row.reads)
+					if got, _ := io.ReadAll(there); string(got) != row.got {
+						t.Errorf("the peer got %q, want %q", got, row.got)
+					}
+				})
+				start := time.Now()
+				if row.again {
+					go conn.Close()
+					synctest.Wait()
+				}
+				conn.Close()
+				if took := time.Since(start); took != row.took {
+					t.Errorf("Close took %v, want %v", took, row.took)
+				}
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// TestGatheredEarlyAnswer: an upstream that answers and closes is still read to its end.
+func TestGatheredEarlyAnswer(t *testing.T) {
+	here, there := net.Pipe()
+	defer there.Close()
+	conn := newUpstreamConn(t.Context(), brokenPipe{here}, time.Minute)
+	conn.gather()
+	for _, size := range []int{1, 3 * writtenAtOnce} {
+		if n, err := conn.Write(make([]byte, size)); n != size || err != nil {
+			t.Errorf("a write of %d bytes beside last words: %d, %v", size, n, err)
+		}
+	}
+	conn.gathered.settle(time.Minute)
+	go there.Write([]byte("last words"))
+	got := make([]byte, 10)
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "last words" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// brokenPipe is a connection whose peer takes no more.
+type brokenPipe struct{ net.Conn }
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, os.NewSyscallError("write", syscall.EPIPE) }
