@@ -1,15 +1,12 @@
 package main
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"io"
-	"math"
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -30,83 +27,72 @@ const (
 // pool says which connection to the upstream takes a request, and opens connections. Unlike http.Transport's it sends nothing
 // twice, opens no more than needed, and keeps what one request does to its connection from others.
 type pool struct {
-	transport *http.Transport // opens connections, and is their configuration
-	scheme    string
-	addr      string        // host:port
-	timeout   time.Duration // for TCP and TLS together
-	started   time.Time
-
-	queued atomic.Int32 // the length of waiting
+	transport    *http.Transport // opens connections, and is their configuration
+	scheme, addr string
+	timeout      time.Duration // for TCP and TLS together
 
 	mu      sync.Mutex
 	conns   []*pooledConn // oldest first
-	waiting list.List     // of *poolWaiter, in arrival order
-	arrived uint64        // waiters so far
-	dialing int
-	perDial int // places on the newest connection: 1 means HTTP/1.1; 0: none was opened yet
+	waiting int           // calls of reserve
+	news    chan struct{} // closed and replaced when they should look again
+	dialing int           // dials under way
+	dials   int           // dials so far
+	failed  int           // which of them failed last
+	failure error         // and why
+	perDial int           // places on the newest connection: 1 means HTTP/1.1; 0: none was opened yet
 }
 
-// pooledConn is a connection of a pool. All but its constants is guarded by the pool's mu.
+// pooledConn is a connection of a pool, whose mu guards all that changes.
 type pooledConn struct {
 	*http.ClientConn
 	pool   *pool
 	socket *upstreamConn
 	places int // requests at once
 
-	busy      int // requests that have one
-	cancelled int // requests that were given up so far
-	idleSince time.Time
+	busy      int                 // requests that have one
+	cancelled int                 // requests that were given up so far
+	uploads   map[*trip]time.Time // bodies that are not read to their end, and when a part of them was read last
 	idle      *time.Timer
-	uploads   map[*trip]struct{} // whose body is not read to its end
 }
 
-// poolWaiter is a request that waits for a place.
-type poolWaiter struct {
-	number  uint64 // in order of arrival
-	granted chan poolGrant
+// newPool returns a pool of connections to addr, HOST:PORT.
+func newPool(scheme, addr string, timeout time.Duration, transport *http.Transport) *pool {
+	return &pool{scheme: scheme, addr: addr, timeout: timeout, transport: transport, news: make(chan struct{})}
 }
 
-// poolGrant is a place on a connection, or why there is none.
-type poolGrant struct {
-	conn *pooledConn
-	err  error
-}
-
-// reserve returns the newest connection with a place. It waits for one until ctx ends; its error is then ctx's cause, and
-// otherwise a [dialError]. The place is for one call of roundTrip.
+// reserve returns the newest connection with a place, which is for one call of roundTrip. It waits for one until ctx ends;
+// its error is then ctx's cause, and otherwise a [dialError] of a dial that began later than the wait.
 func (p *pool) reserve(ctx context.Context) (*pooledConn, error) {
 	p.mu.Lock()
-	if p.waiting.Len() == 0 {
+	defer p.mu.Unlock()
+	p.waiting++
+	defer func() { p.waiting-- }()
+	for before := p.dials; ; {
 		if c := p.free(); c != nil {
-			p.mu.Unlock()
 			return c, nil
 		}
-	}
-	p.arrived++
-	w := &poolWaiter{number: p.arrived, granted: make(chan poolGrant, 1)}
-	p.queued.Add(1) // before the look in serve: what changes after that is told by changed
-	place := p.waiting.PushBack(w)
-	p.serve()
-	p.mu.Unlock()
-
-	select {
-	case g := <-w.granted:
-		return g.conn, g.err
-	case <-ctx.Done():
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case g := <-w.granted: // at the same moment: hand it on
-		if g.conn != nil {
-			g.conn.Release()
-			g.conn.leave()
+		if p.failed > before {
+			return nil, &dialError{p.failure}
 		}
-	default:
-		p.waiting.Remove(place)
-		p.queued.Add(-1)
+		wanted := 1 // until it is known how many requests a connection takes
+		if p.perDial > 0 {
+			wanted = (p.waiting + p.perDial - 1) / p.perDial
+		}
+		for ; p.dialing < wanted; p.dialing++ {
+			p.dials++
+			go p.dial(p.dials)
+		}
+		news := p.news
+		p.mu.Unlock()
+		select {
+		case <-news:
+		case <-ctx.Done():
+		}
+		p.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 	}
-	return nil, context.Cause(ctx)
 }
 
 // free takes a place on the newest connection that has one; nil if none has. The caller holds p.mu.
@@ -115,7 +101,7 @@ func (p *pool) free() *pooledConn {
 		switch {
 		case c.busy >= c.places, c.cancelled >= cancelledAtMost, c.standsStill():
 		case c.Err() != nil:
-			p.forget(c)
+			p.drop(c)
 		case c.Reserve() == nil:
 			c.busy++
 			return c
@@ -124,75 +110,41 @@ func (p *pool) free() *pooledConn {
 	return nil
 }
 
-// forget takes c out of the pool. The caller holds p.mu.
-func (p *pool) forget(c *pooledConn) {
+// drop closes c and takes it out of the pool. The caller holds p.mu.
+func (p *pool) drop(c *pooledConn) {
 	p.conns = slices.DeleteFunc(slices.Clone(p.conns), func(other *pooledConn) bool { return other == c })
 	c.idle.Stop()
+	go c.Close()
 }
 
-// serve gives places to those that wait, and opens connections for the others. The caller holds p.mu.
-func (p *pool) serve() {
-	for p.waiting.Len() > 0 {
-		c := p.free()
-		if c == nil {
-			break
-		}
-		p.grant(poolGrant{conn: c})
-	}
-	wanted := min(p.waiting.Len(), 1) // until it is known how many a connection takes
-	if p.perDial > 0 {
-		wanted = (p.waiting.Len() + p.perDial - 1) / p.perDial
-	}
-	for ; p.dialing < wanted; p.dialing++ {
-		go p.dial(p.arrived)
+// tell has those that wait look again. The caller holds p.mu.
+func (p *pool) tell() {
+	if p.waiting > 0 {
+		close(p.news)
+		p.news = make(chan struct{})
 	}
 }
 
-// grant hands g to the first that waits. The caller holds p.mu.
-func (p *pool) grant(g poolGrant) {
-	p.waiting.Remove(p.waiting.Front()).(*poolWaiter).granted <- g
-	p.queued.Add(-1)
-}
-
-// changed is the connections' state hook. net/http calls it inside of Reserve too, under p.mu.
-func (p *pool) changed(*http.ClientConn) {
-	if p.queued.Load() > 0 {
-		go func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.serve()
-		}()
-	}
-}
-
-// dial opens a connection. If it fails, so do those for whom it was: as many as would have got a place, but nobody who came
-// after number newest.
-func (p *pool) dial(newest uint64) {
-	ctx, cancel := context.WithTimeout(context.Background(), p.timeout) // no request's: another one may get the connection
+// dial opens a connection, for whoever waits when it is there.
+func (p *pool) dial(number int) {
+	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
 	defer cancel()
-	c := &pooledConn{pool: p, idleSince: time.Now(), uploads: map[*trip]struct{}{}}
+	c := &pooledConn{pool: p, uploads: map[*trip]time.Time{}}
 	var err error
 	c.ClientConn, err = p.transport.NewClientConn(withDialed(ctx, &c.socket), p.scheme, p.addr)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dialing--
-	if err == nil {
+	if err != nil {
+		p.failed, p.failure = number, err
+	} else {
 		c.places = max(1, min(c.Available(), requestsAtOnce))
 		c.idle = time.AfterFunc(upstreamIdle, c.closeIfIdle)
 		p.perDial = c.places
 		p.conns = append(p.conns, c)
-		c.SetStateHook(p.changed)
-	} else {
-		failed := p.perDial
-		if failed == 0 {
-			failed = math.MaxInt
-		}
-		for ; failed > 0 && p.waiting.Len() > 0 && p.waiting.Front().Value.(*poolWaiter).number <= newest; failed-- {
-			p.grant(poolGrant{err: &dialError{err}})
-		}
 	}
-	p.serve()
+	p.tell()
 }
 
 // closeIdle closes the connections that no request uses.
@@ -201,61 +153,28 @@ func (p *pool) closeIdle() {
 	defer p.mu.Unlock()
 	for _, c := range p.conns {
 		if c.busy == 0 {
-			p.forget(c)
-			go c.Close()
+			p.drop(c)
 		}
 	}
 }
 
-// closeIfIdle closes c once it was unused for upstreamIdle.
+// closeIfIdle closes c if no request uses it.
 func (c *pooledConn) closeIfIdle() {
 	c.pool.mu.Lock()
 	defer c.pool.mu.Unlock()
-	left := upstreamIdle - time.Since(c.idleSince)
-	switch {
-	case c.busy > 0:
-		c.idle.Reset(upstreamIdle)
-	case left > 0:
-		c.idle.Reset(left)
-	default:
-		c.pool.forget(c)
-		go c.Close()
+	if c.busy == 0 {
+		c.pool.drop(c)
 	}
 }
 
-// standsStill reports whether a body stands still. The caller holds the pool's mu.
+// standsStill reports whether a body does. The caller holds the pool's mu.
 func (c *pooledConn) standsStill() bool {
-	for t := range c.uploads {
-		if time.Since(c.pool.started)-time.Duration(t.asked.Load()) > standstill {
+	for _, moved := range c.uploads {
+		if time.Since(moved) > standstill {
 			return true
 		}
 	}
 	return false
-}
-
-// leave gives a place on c back. The caller holds the pool's mu.
-func (c *pooledConn) leave() {
-	c.busy--
-	if c.busy == 0 {
-		c.idleSince = time.Now()
-		if c.cancelled >= cancelledAtMost {
-			c.pool.forget(c)
-			go c.Close()
-		}
-	}
-	if c.pool.waiting.Len() > 0 {
-		c.pool.serve()
-	}
-}
-
-// trip is one request's way over a connection and back.
-type trip struct {
-	conn   *pooledConn
-	body   io.ReadCloser // the request's
-	asked  atomic.Int64  // when more of it was asked for last, after the pool's start
-	answer io.ReadCloser
-	whole  bool // the answer was read to its end
-	ended  bool
 }
 
 // roundTrip sends req once, on the place that was reserved for it. The answer's body must be closed. An error is an
@@ -279,6 +198,13 @@ func (c *pooledConn) roundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
+// trip is one request's way over a connection and back.
+type trip struct {
+	conn         *pooledConn
+	body, answer io.ReadCloser
+	whole, ended bool // the answer was read to its end; the place was given back
+}
+
 // end gives the place back.
 func (t *trip) end() {
 	c := t.conn
@@ -292,7 +218,12 @@ func (t *trip) end() {
 	if !t.whole {
 		c.cancelled++
 	}
-	c.leave()
+	if c.busy--; c.busy == 0 && c.cancelled >= cancelledAtMost {
+		c.pool.drop(c)
+	} else if c.busy == 0 {
+		c.idle.Reset(upstreamIdle)
+	}
+	c.pool.tell()
 }
 
 // upload is the body of a trip's request.
@@ -300,17 +231,13 @@ type upload trip
 
 // Read implements io.Reader. net/http reads on when the upstream's window takes more.
 func (u *upload) Read(p []byte) (int, error) {
-	first := u.asked.Swap(int64(time.Since(u.conn.pool.started))) == 0
 	n, err := u.body.Read(p)
-	if first && err != nil { // small: read at once
-		return n, err
-	}
 	u.conn.pool.mu.Lock()
 	defer u.conn.pool.mu.Unlock()
-	if err != nil || u.ended {
-		delete(u.conn.uploads, (*trip)(u))
+	if err == nil && !u.ended {
+		u.conn.uploads[(*trip)(u)] = time.Now()
 	} else {
-		u.conn.uploads[(*trip)(u)] = struct{}{}
+		delete(u.conn.uploads, (*trip)(u))
 	}
 	return n, err
 }
@@ -330,9 +257,8 @@ func (d *download) Read(p []byte) (int, error) {
 
 // Close implements io.Closer.
 func (d *download) Close() error {
-	err := d.answer.Close()
-	(*trip)(d).end()
-	return err
+	defer (*trip)(d).end()
+	return d.answer.Close()
 }
 
 // unprocessedError is a request that the upstream can't have processed: it may be sent again.
@@ -341,11 +267,10 @@ type unprocessedError struct{ error }
 // Unwrap gives errors.AsType the cause.
 func (e *unprocessedError) Unwrap() error { return e.error }
 
-// streamError has the fields of net/http's HTTP/2 stream errors, which fill it in errors.As.
+// streamError has the fields of net/http's HTTP/2 stream errors, which fill it in errors.AsType.
 type streamError struct {
-	StreamID uint32
-	Code     uint32
-	Cause    error
+	StreamID, Code uint32
+	Cause          error
 }
 
 // Error implements error.
@@ -356,12 +281,10 @@ func (e streamError) Error() string { return "HTTP/2 stream error" }
 // by their text alone.
 func isUnprocessed(err error) bool {
 	const refusedStream = 7
-	if stream, ok := errors.AsType[streamError](err); ok {
-		return stream.Code == refusedStream
-	}
-	switch err.Error() {
-	case "http2: Transport received Server's graceful shutdown GOAWAY", "http2: client conn not usable", "http2: client conn could not be established":
-		return true
-	}
-	return false
+	stream, _ := errors.AsType[streamError](err)
+	return stream.Code == refusedStream || slices.Contains([]string{
+		"http2: Transport received Server's graceful shutdown GOAWAY",
+		"http2: client conn not usable",
+		"http2: client conn could not be established",
+	}, err.Error())
 }

@@ -49,25 +49,20 @@ func newUpstream(cfg *config) *upstream {
 	return &upstream{
 		cfg:      cfg,
 		absolute: base.Scheme == "http" && via != nil && err == nil,
-		pool: &pool{
-			scheme:  base.Scheme,
-			addr:    net.JoinHostPort(base.Hostname(), base.Port()), // net/http knows the default port
-			timeout: cfg.connectTimeout,
-			started: time.Now(),
-			transport: &http.Transport{
-				Proxy:                  http.ProxyFromEnvironment,
-				DialContext:            dialer.dial,
-				DialTLSContext:         dialer.dialTLS,
-				ForceAttemptHTTP2:      true,
-				DisableCompression:     true,
-				MaxResponseHeaderBytes: maxUpstreamHeader,
-				HTTP2: &http.HTTP2Config{
-					SendPingTimeout:           ping, // a dead connection is found in twice that
-					PingTimeout:               ping,
-					MaxReceiveBufferPerStream: maxAhead,
-				},
+		// net/http knows the default port.
+		pool: newPool(base.Scheme, net.JoinHostPort(base.Hostname(), base.Port()), cfg.connectTimeout, &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            dialer.dial,
+			DialTLSContext:         dialer.dialTLS,
+			ForceAttemptHTTP2:      true,
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: maxUpstreamHeader,
+			HTTP2: &http.HTTP2Config{
+				SendPingTimeout:           ping, // a dead connection is found in twice that
+				PingTimeout:               ping,
+				MaxReceiveBufferPerStream: maxAhead,
 			},
-		},
+		}),
 	}
 }
 

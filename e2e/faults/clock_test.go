@@ -74,7 +74,7 @@ func wallClockSteps(s *scene) {
 	s.atWork(3)
 	queued := s.inBackground("queued")
 	s.gauge("proxy_requests_queued", 1)
-	sent := 0
+	piece, sent := strings.Repeat(".", 8<<10), 0 // while somebody waits for its place, an upload must not be slow
 	for _, step := range []struct {
 		sig  syscall.Signal
 		hour time.Duration
@@ -82,7 +82,7 @@ func wallClockSteps(s *scene) {
 		s.stepWall(step.sig, step.hour*time.Hour)
 		for until := time.Now().Add(timeout + timeout/8); time.Now().Before(until); settle() { // every timer fires meanwhile
 			p.events <- struct{}{}
-			io.WriteString(rest, ".")
+			io.WriteString(rest, piece)
 			sent++
 		}
 	}
@@ -90,7 +90,7 @@ func wallClockSteps(s *scene) {
 	rest.Close()
 	close(p.answers)
 	s.passed(<-streaming, 200, strings.Repeat(event, 1+sent), 1)
-	s.passed(<-uploading, 200, fmt.Sprint(len("begun")+sent), 1)
+	s.passed(<-uploading, 200, fmt.Sprint(len("begun")+sent*len(piece)), 1)
 	s.passed(<-waiting, 200, "7", 1)
 	s.passed(<-queued, 200, "6", 1)
 	s.stepWall(syscall.SIGUSR1, 0)
