@@ -4,15 +4,15 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"maps"
 	"net"
 	"net/netip"
 	"net/textproto"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +26,9 @@ const (
 	defaultLocal      = "127.0.0.1:8080" // with -local
 	defaultUpstream   = "https://api.anthropic.com"
 )
+
+// maxConfigFile is the size of the largest file that is read.
+const maxConfigFile = 1 << 20
 
 // config is the effective configuration. Whoever holds one holds a valid one: [loadConfig] returns no other.
 type config struct {
@@ -70,7 +73,15 @@ func (o overrides) configPath() string { return cmp.Or(o.path, defaultConfigPath
 // loadConfig reads the configuration file and applies o. found says whether there was a file. The
 // error is a configError that lists every problem at once.
 func loadConfig(o overrides) (cfg *config, found bool, err error) {
-	src, err := os.ReadFile(o.configPath())
+	var src []byte
+	f, err := os.Open(o.configPath())
+	if err == nil {
+		defer f.Close()
+		src, err = io.ReadAll(io.LimitReader(f, maxConfigFile+1))
+	}
+	if len(src) > maxConfigFile {
+		err = fmt.Errorf("%s is larger than 1 MiB", o.configPath())
+	}
 	if err != nil && (o.path != "" || !errors.Is(err, fs.ErrNotExist)) {
 		return nil, false, configError{fmt.Sprintf("reading the configuration: %v: name an existing, readable file with -config or CONFIG_PATH, or none to use the defaults", err)}
 	}
@@ -78,99 +89,113 @@ func loadConfig(o overrides) (cfg *config, found bool, err error) {
 	return cfg, err == nil, parseErr
 }
 
-// rawConfig holds the settings as they stand in a file.
-type rawConfig struct {
-	hostname, socket, stateDir, authKeyFile               string
-	listenAddr, upstreamURL                               string
-	timeout, timeoutRetries, connectTimeout, drainTimeout int64
-	maxConnections, maxBodyMB, bodyMemoryMB               int64
-	honorClientTimeout, requireTailnet                    bool
-	headers                                               []rawHeader
+// section is a table of the file.
+type section struct {
+	name     string
+	settings []setting
 }
 
-// rawHeader is one [[headers]] entry.
-type rawHeader struct {
-	at          position
-	name, value string
-}
-
-// defaults returns the settings of an empty file.
-func defaults() *rawConfig {
-	return &rawConfig{
-		hostname: "anthropic-oauth-proxy", socket: defaultSocket,
-		listenAddr: defaultListen, upstreamURL: defaultUpstream,
-		timeout: 60, timeoutRetries: 2, connectTimeout: 5, drainTimeout: 5,
-		maxConnections: 1000, maxBodyMB: 10, bodyMemoryMB: 48,
-		honorClientTimeout: true,
-	}
-}
-
-// setting is one key of the file.
+// setting is one key in a table of the file.
 type setting struct {
-	key      string // with its table: "proxy.timeout_secs"
-	value    any    // where it is kept: *string, *bool or *int64
-	min, max int64  // of an *int64
+	key      string
+	field    any    // where it is kept: *string, *bool, or a pointer to a kind of integer
+	initial  any    // the default, as it would stand in the file
+	unit     int64  // of an integer: field = value * unit
+	min, max int64  // of an integer, in units
+	flag     string // of a string, if not empty: wins over the file
 	obsolete bool   // taken from old files with a warning, and never written
 }
 
-// settings lists all keys but those of [[headers]], in the order in which they are written.
-func (c *rawConfig) settings() []setting {
-	return []setting{
-		{key: "tailscale.hostname", value: &c.hostname},
-		{key: "tailscale.socket", value: &c.socket},
-		{key: "tailscale.state_dir", value: &c.stateDir, obsolete: true},
-		{key: "tailscale.auth_key_file", value: &c.authKeyFile, obsolete: true},
-		{key: "proxy.listen_addr", value: &c.listenAddr},
-		{key: "proxy.upstream_url", value: &c.upstreamURL},
-		{key: "proxy.timeout_secs", value: &c.timeout, min: 1, max: 3600},
-		{key: "proxy.timeout_retries", value: &c.timeoutRetries, max: 10},
-		{key: "proxy.honor_client_timeout", value: &c.honorClientTimeout},
-		{key: "proxy.connect_timeout_secs", value: &c.connectTimeout, min: 1, max: 300},
-		{key: "proxy.max_connections", value: &c.maxConnections, min: 1, max: 100_000},
-		{key: "proxy.max_body_mb", value: &c.maxBodyMB, min: 1, max: 1024},
-		{key: "proxy.body_memory_mb", value: &c.bodyMemoryMB, min: 1, max: 65_536},
-		{key: "proxy.drain_timeout_secs", value: &c.drainTimeout, max: 3600},
-		{key: "proxy.require_tailnet", value: &c.requireTailnet},
+// sections lists all keys but those of [[headers]], in the order in which they are written. The upstream's is a text
+// until it has been validated.
+func (c *config) sections(upstreamURL *string, o overrides) []section {
+	const secs, mb = int64(time.Second), 1 << 20
+	if o.local {
+		o.listen = cmp.Or(o.listen, defaultLocal)
 	}
+	return []section{
+		{"tailscale", []setting{
+			{key: "hostname", field: &c.hostname, initial: "anthropic-oauth-proxy"},
+			{key: "socket", field: &c.socket, initial: defaultSocket, flag: o.socket},
+			{key: "state_dir", field: new(string), initial: "", obsolete: true},
+			{key: "auth_key_file", field: new(string), initial: "", obsolete: true},
+		}},
+		{"proxy", []setting{
+			{key: "listen_addr", field: &c.listenAddr, initial: defaultListen, flag: o.listen},
+			{key: "upstream_url", field: upstreamURL, initial: defaultUpstream, flag: o.upstream},
+			{key: "timeout_secs", field: &c.timeout, initial: 60, unit: secs, min: 1, max: 3600},
+			{key: "timeout_retries", field: &c.timeoutRetries, initial: 2, unit: 1, max: 10},
+			{key: "honor_client_timeout", field: &c.honorClientTimeout, initial: true},
+			{key: "connect_timeout_secs", field: &c.connectTimeout, initial: 5, unit: secs, min: 1, max: 300},
+			{key: "max_connections", field: &c.maxConnections, initial: 1000, unit: 1, min: 1, max: 100_000},
+			{key: "max_body_mb", field: &c.maxBody, initial: 10, unit: mb, min: 1, max: 1024},
+			{key: "body_memory_mb", field: &c.bodyMemory, initial: 48, unit: mb, min: 1, max: 65_536},
+			{key: "drain_timeout_secs", field: &c.drainTimeout, initial: 5, unit: secs, max: 3600},
+			{key: "require_tailnet", field: &c.requireTailnet, initial: false},
+		}},
+	}
+}
+
+// assign keeps v, or says what it must be instead.
+func (s *setting) assign(v any) (must string) {
+	field, value := reflect.ValueOf(s.field).Elem(), reflect.ValueOf(v)
+	switch {
+	case s.unit > 0 && value.CanInt() && value.Int() >= s.min && value.Int() <= s.max:
+		field.SetInt(value.Int() * s.unit)
+	case s.unit > 0:
+		return fmt.Sprintf("a whole number from %d to %d", s.min, s.max)
+	case value.Type() == field.Type():
+		field.Set(value)
+	case field.Kind() == reflect.Bool:
+		return "true or false"
+	default:
+		return "a string: put it in quotes"
+	}
+	return ""
+}
+
+// text returns the value as it stands in a file.
+func (s *setting) text() string {
+	switch v := s.field.(type) {
+	case *string:
+		return quoteTOML(*v)
+	case *bool:
+		return strconv.FormatBool(*v)
+	}
+	return strconv.FormatInt(reflect.ValueOf(s.field).Elem().Int()/s.unit, 10)
 }
 
 // configReader turns a file into a config and gathers what is wrong with it.
 type configReader struct {
-	path     string
-	raw      *rawConfig
-	at       map[string]position // where the file's settings stand
-	problems []tomlError         // at the zero position if not in the file
-	warnings []string
+	path               string
+	cfg                *config
+	at                 map[string]position // where the file's settings stand
+	problems, warnings []tomlError         // at the zero position if not in the file
 }
 
 // parseConfig returns the configuration that the file's text and o make together.
 func parseConfig(path string, src []byte, o overrides) (*config, error) {
-	r := &configReader{path: path, raw: defaults(), at: map[string]position{}}
-	root, syntax := parseTOML(src)
-	r.problems = syntax
-	r.decode(root)
-	r.override(o)
-	cfg := r.build(o.local)
-	if len(r.problems) == 0 {
-		return cfg, nil
+	root, problems := parseTOML(src)
+	r := &configReader{path: path, cfg: &config{local: o.local}, at: map[string]position{}, problems: problems}
+	r.decode(root, o)
+	if r.validate(); len(r.problems) > 0 {
+		return nil, configError(r.lines(r.problems))
 	}
-	sort.SliceStable(r.problems, func(i, j int) bool {
-		a, b := r.problems[i].pos, r.problems[j].pos
-		return cmp.Or(a.line-b.line, a.col-b.col) < 0
-	})
-	var lines configError
-	for _, p := range r.problems {
-		lines = append(lines, r.line(p.pos, p.msg))
-	}
-	return nil, lines
+	r.cfg.warnings = r.lines(r.warnings)
+	return r.cfg, nil
 }
 
-// line formats one problem or warning.
-func (r *configReader) line(at position, message string) string {
-	if at == (position{}) {
-		return message
+// lines formats problems or warnings in file order.
+func (r *configReader) lines(found []tomlError) (lines []string) {
+	slices.SortStableFunc(found, func(a, b tomlError) int { return cmp.Or(a.pos.line-b.pos.line, a.pos.col-b.pos.col) })
+	for _, e := range found {
+		line := e.msg
+		if e.pos != (position{}) {
+			line = r.path + ":" + e.Error()
+		}
+		lines = append(lines, line)
 	}
-	return fmt.Sprintf("%s:%d:%d: %s", r.path, at.line, at.col, message)
+	return lines
 }
 
 // fail records a problem.
@@ -180,202 +205,156 @@ func (r *configReader) fail(at position, format string, args ...any) {
 
 // warn records what is accepted, but should be looked at.
 func (r *configReader) warn(at position, format string, args ...any) {
-	r.warnings = append(r.warnings, r.line(at, fmt.Sprintf(format, args...)))
+	r.warnings = append(r.warnings, tomlError{at, fmt.Sprintf(format, args...)})
 }
 
-// decode takes the settings from a file's root table.
-func (r *configReader) decode(root *tomlTable) {
-	for _, e := range root.entries {
-		table, isTable := e.value.v.(*tomlTable)
-		switch {
-		case e.key == "headers":
-			r.decodeHeaders(e)
-		case e.key != "tailscale" && e.key != "proxy":
-			r.unknown(e, "", []string{"tailscale", "proxy", "headers"})
-		case !isTable:
-			r.fail(e.pos, "%s is a table: write [%s] on a line of its own and its settings below", e.key, e.key)
-		default:
-			r.decodeTable(e.key, table)
+// decode takes the settings from a file's root table, defaults and o.
+func (r *configReader) decode(root *tomlTable, o overrides) {
+	var upstreamURL string
+	known := []string{"headers"}
+	for _, s := range r.cfg.sections(&upstreamURL, o) {
+		known = append(known, s.name)
+		e := cmp.Or(root.entries[s.name], &tomlEntry{value: &tomlTable{}})
+		table, ok := e.value.(*tomlTable)
+		if !ok {
+			r.fail(e.pos, "%s is a table: write [%s] on a line of its own and its settings below", s.name, s.name)
+			table = &tomlTable{}
 		}
+		r.decodeTable(s, table)
 	}
+	if e := root.entries["headers"]; e != nil {
+		r.decodeHeaders(e)
+	}
+	r.refuseUnknown("", root, known)
+	r.cfg.upstream = r.parseUpstream(upstreamURL)
 }
 
 // decodeTable takes the settings of one table.
-func (r *configReader) decodeTable(name string, table *tomlTable) {
-	known := map[string]setting{}
-	for _, s := range r.raw.settings() {
-		if key, ok := strings.CutPrefix(s.key, name+"."); ok {
-			known[key] = s
+func (r *configReader) decodeTable(s section, table *tomlTable) {
+	var known []string
+	for _, setting := range s.settings {
+		known = append(known, setting.key)
+		setting.assign(setting.initial)
+		name := s.name + "." + setting.key
+		if e := table.entries[setting.key]; e != nil {
+			r.at[name] = e.valuePos
+			if must := setting.assign(e.value); must != "" {
+				r.fail(e.valuePos, "%s must be %s", name, must)
+			}
+			if setting.obsolete {
+				r.warn(e.pos, "%s is ignored: tailscaled owns its state and auth key (TS_STATE_DIR, TS_AUTHKEY); remove the line", name)
+			}
+		}
+		if setting.flag != "" {
+			setting.assign(setting.flag)
+			delete(r.at, name)
 		}
 	}
-	for _, e := range table.entries {
-		s, ok := known[e.key]
-		if !ok {
-			r.unknown(e, name+".", slices.Sorted(maps.Keys(known)))
+	r.refuseUnknown(s.name+".", table, known)
+}
+
+// refuseUnknown records the keys that no setting has.
+func (r *configReader) refuseUnknown(prefix string, table *tomlTable, known []string) {
+	for key, e := range table.entries {
+		if slices.Contains(known, key) {
 			continue
 		}
-		r.at[s.key] = e.value.pos
-		r.assign(s, e.value)
-		if s.obsolete {
-			r.warn(e.pos, "%s is ignored: tailscaled owns its state and auth key (TS_STATE_DIR, TS_AUTHKEY); remove the line", s.key)
+		hint := "known here: " + strings.Join(known, ", ")
+		best := slices.MinFunc(known, func(a, b string) int { return difference(key, a) - difference(key, b) })
+		if difference(key, best) <= 3 {
+			hint = fmt.Sprintf("did you mean %s?", best)
 		}
+		r.fail(e.pos, "unknown key %s%s: %s", prefix, key, hint)
 	}
-}
-
-// assign sets s to a value of its type and range.
-func (r *configReader) assign(s setting, value *tomlValue) {
-	switch target := s.value.(type) {
-	case *string:
-		if v, ok := value.v.(string); ok {
-			*target = v
-		} else {
-			r.fail(value.pos, "%s must be a string: put it in quotes", s.key)
-		}
-	case *bool:
-		if v, ok := value.v.(bool); ok {
-			*target = v
-		} else {
-			r.fail(value.pos, "%s must be true or false", s.key)
-		}
-	case *int64:
-		v, ok := value.v.(int64)
-		if !ok || v < s.min || v > s.max {
-			r.fail(value.pos, "%s must be a whole number from %d to %d", s.key, s.min, s.max)
-			return
-		}
-		*target = v
-	}
-}
-
-// unknown records a key that no setting has.
-func (r *configReader) unknown(e tomlEntry, prefix string, known []string) {
-	hint := "known here: " + strings.Join(known, ", ")
-	if best := slices.MinFunc(known, func(a, b string) int { return editDistance(a, e.key) - editDistance(b, e.key) }); editDistance(best, e.key) <= 3 {
-		hint = fmt.Sprintf("did you mean %s?", best)
-	}
-	r.fail(e.pos, "unknown key %s%s: %s", prefix, e.key, hint)
 }
 
 // decodeHeaders takes the [[headers]] entries.
-func (r *configReader) decodeHeaders(e tomlEntry) {
-	entries, ok := e.value.v.([]*tomlValue)
+func (r *configReader) decodeHeaders(e *tomlEntry) {
+	tables, ok := e.value.([]*tomlTable)
 	if !ok {
 		r.fail(e.pos, "headers must be an array of tables: write [[headers]], then name and value below")
-		return
 	}
-	for _, entry := range entries {
-		table, ok := entry.v.(*tomlTable)
-		if !ok {
-			r.fail(entry.pos, "each of headers must be a table with name and value")
-			continue
-		}
-		h, sound := rawHeader{at: entry.pos}, len(r.problems)
-		for _, field := range table.entries {
-			switch field.key {
-			case "name":
-				r.assign(setting{key: "headers.name", value: &h.name}, field.value)
-			case "value":
-				r.assign(setting{key: "headers.value", value: &h.value}, field.value)
-			default:
-				r.unknown(field, "headers.", []string{"name", "value"})
-			}
-		}
-		if !table.incomplete && (table.get("name") == nil || table.get("value") == nil) {
-			r.fail(entry.pos, "each of headers needs a name and a value")
-		}
-		if !table.incomplete && len(r.problems) == sound { // else it has been reported
-			r.raw.headers = append(r.raw.headers, h)
+	r.at["headers"] = e.pos
+	for _, table := range tables {
+		var name, value string
+		sound := len(r.problems)
+		r.decodeTable(section{"headers", []setting{{key: "name", field: &name, initial: ""}, {key: "value", field: &value, initial: ""}}}, table)
+		switch {
+		case table.incomplete: // which has been reported
+		case table.entries["name"] == nil || table.entries["value"] == nil:
+			r.fail(table.pos, "each of headers needs a name and a value")
+		case len(r.problems) == sound:
+			r.addHeader(name, value)
 		}
 	}
 }
 
-// override applies flags and environment, which win over the file.
-func (r *configReader) override(o overrides) {
-	if o.local {
-		r.raw.listenAddr = defaultLocal
-		delete(r.at, "proxy.listen_addr")
+// addHeader validates a header and adds it to those that are injected.
+func (r *configReader) addHeader(name, value string) {
+	nameAt, valueAt := r.at["headers.name"], r.at["headers.value"]
+	h := header{textproto.CanonicalMIMEHeaderKey(name), []string{value}}
+	switch {
+	case !isToken(name):
+		r.fail(nameAt, "%q is not a header name", name)
+	case h.name == "Authorization", h.name == "Host", h.name == "Content-Length", isHopByHop(h.name):
+		r.fail(nameAt, "the header %s can't be injected: it belongs to the client or to the connection", name)
+	case !isFieldValue(value):
+		r.fail(valueAt, "the value of the header %s has control characters, or blanks at its ends", name)
+	case slices.ContainsFunc(r.cfg.headers, func(other header) bool { return other.name == h.name }):
+		r.fail(nameAt, "the header %s is given twice: keep one entry (several betas are one value with commas)", name)
 	}
-	for key, given := range map[string]string{
-		"tailscale.socket": o.socket, "proxy.listen_addr": o.listen, "proxy.upstream_url": o.upstream,
-	} {
-		for _, s := range r.raw.settings() {
-			if s.key == key && given != "" {
-				*s.value.(*string) = given
-				delete(r.at, key)
-			}
+	if h.name == betaHeader {
+		h.values = strings.Split(value, ",")
+		for i, token := range h.values {
+			h.values[i] = strings.TrimSpace(token)
+		}
+		if slices.Contains(h.values, "") {
+			r.fail(valueAt, "the value of the header %s has an empty element", name)
 		}
 	}
+	r.cfg.headers = append(r.cfg.headers, h)
 }
 
-// build validates what assign could not see alone.
-func (r *configReader) build(local bool) *config {
-	raw := r.raw
-	cfg := &config{
-		hostname:           raw.hostname,
-		socket:             raw.socket,
-		listenAddr:         raw.listenAddr,
-		upstream:           r.upstreamURL(),
-		timeout:            time.Duration(raw.timeout) * time.Second,
-		timeoutRetries:     int(raw.timeoutRetries),
-		honorClientTimeout: raw.honorClientTimeout,
-		connectTimeout:     time.Duration(raw.connectTimeout) * time.Second,
-		maxConnections:     raw.maxConnections,
-		maxBody:            raw.maxBodyMB << 20,
-		bodyMemory:         raw.bodyMemoryMB << 20,
-		drainTimeout:       time.Duration(raw.drainTimeout) * time.Second,
-		requireTailnet:     raw.requireTailnet,
-		headers:            r.headers(),
-		local:              local,
+// validate checks what no setting could see alone, and adds the header that OAuth tokens need.
+func (r *configReader) validate() {
+	c := r.cfg
+	_, port, err := net.SplitHostPort(c.listenAddr)
+	if _, noPort := strconv.ParseUint(port, 10, 16); err != nil || noPort != nil {
+		r.fail(r.at["proxy.listen_addr"], "the listen address %q has no port from 0 to 65535: write HOST:PORT, such as 0.0.0.0:8080 or [::]:8080", c.listenAddr)
 	}
-	if err := validateListen(raw.listenAddr); err != nil {
-		r.fail(r.at["proxy.listen_addr"], "the listen address %q %v: write HOST:PORT, such as 0.0.0.0:8080 or [::]:8080", raw.listenAddr, err)
+	if c.bodyMemory < c.maxBody {
+		r.fail(cmp.Or(r.at["proxy.body_memory_mb"], r.at["proxy.max_body_mb"]), "proxy.body_memory_mb (%d) must be at least proxy.max_body_mb (%d), or the largest body could never be read", c.bodyMemory>>20, c.maxBody>>20)
 	}
-	if raw.bodyMemoryMB < raw.maxBodyMB {
-		at := cmp.Or(r.at["proxy.body_memory_mb"], r.at["proxy.max_body_mb"])
-		r.fail(at, "proxy.body_memory_mb (%d) must be at least proxy.max_body_mb (%d), or the largest body could never be read", raw.bodyMemoryMB, raw.maxBodyMB)
-	}
-	if raw.requireTailnet && local {
+	if c.requireTailnet && c.local {
 		r.fail(r.at["proxy.require_tailnet"], "proxy.require_tailnet contradicts -local, which has no tailnet: leave one of them out")
 	}
-	if raw.socket == "" {
+	if c.socket == "" {
 		r.fail(r.at["tailscale.socket"], "tailscale.socket is empty: give the path of tailscaled's socket, by default %s", defaultSocket)
 	}
-	cfg.warnings = r.warnings
-	return cfg
+	if len(c.headers) == 0 {
+		c.headers = []header{{betaHeader, []string{"oauth-2025-04-20"}}}
+	}
+	if !slices.ContainsFunc(c.headers, func(h header) bool { return h.name == betaHeader }) {
+		r.warn(r.at["headers"], "no [[headers]] entry injects anthropic-beta: the API refuses OAuth tokens without oauth-2025-04-20 in it")
+	}
 }
 
-// validateListen says what is wrong with a listen address.
-func validateListen(addr string) error {
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return errors.New("has no port")
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return errors.New("has a port that is not a number from 0 to 65535")
-	}
-	return nil
-}
-
-// upstreamURL validates proxy.upstream_url. A slash at its end is dropped: request paths begin with one.
-func (r *configReader) upstreamURL() *url.URL {
-	at, given := r.at["proxy.upstream_url"], r.raw.upstreamURL
+// parseUpstream validates proxy.upstream_url. A slash at its end is dropped: request paths begin with one.
+func (r *configReader) parseUpstream(given string) *url.URL {
+	at := r.at["proxy.upstream_url"]
 	u, err := url.Parse(given)
-	port := uint64(0)
-	if err == nil && u.Port() != "" {
-		port, err = strconv.ParseUint(u.Port(), 10, 16)
+	if err != nil {
+		u = &url.URL{} // which is not absolute
 	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "1"), 10, 16)
 	switch {
-	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", strings.HasSuffix(u.Host, ":"), u.Port() != "" && port == 0:
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", strings.HasSuffix(u.Host, ":"), err != nil, port == 0:
 		r.fail(at, "the upstream %q is not an absolute http or https URL: write one such as %s", redactURL(given), defaultUpstream)
-		return nil
 	case u.User != nil:
 		r.fail(at, "the upstream has a user or password in it: leave them out, the proxy holds no credentials")
-		return nil
 	case strings.ContainsAny(given, "?#"):
 		r.fail(at, "the upstream %q has a query or fragment, which requests can't be appended to: leave it out", redactURL(given))
-		return nil
-	}
-	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		r.warn(at, "the upstream %s is plain http: bearer tokens would cross the network in clear text; use https", given)
 	}
 	path := strings.TrimRight(u.EscapedPath(), "/")
@@ -384,13 +363,11 @@ func (r *configReader) upstreamURL() *url.URL {
 	return u
 }
 
-// redactURL cuts a URL before its query, and removes a password.
+// redactURL cuts off a URL's query, and what may be a user and a password.
 func redactURL(s string) string {
 	s, _, _ = strings.Cut(s, "?")
-	if scheme, rest, ok := strings.Cut(s, "://"); ok {
-		if i := strings.LastIndexByte(rest, '@'); i >= 0 {
-			return scheme + "://…" + rest[i:]
-		}
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		return "…" + s[i:]
 	}
 	return s
 }
@@ -399,43 +376,6 @@ func redactURL(s string) string {
 func isLoopback(host string) bool {
 	addr, err := netip.ParseAddr(host)
 	return err == nil && addr.IsLoopback() || host == "localhost"
-}
-
-// headers validates [[headers]]; without any it is the one that OAuth tokens need.
-func (r *configReader) headers() []header {
-	given := r.raw.headers
-	if len(given) == 0 {
-		return []header{{name: betaHeader, values: []string{"oauth-2025-04-20"}}}
-	}
-	var headers []header
-	for _, h := range given {
-		name := textproto.CanonicalMIMEHeaderKey(h.name)
-		values := []string{h.value}
-		switch {
-		case !isToken(h.name):
-			r.fail(h.at, "%q is not a header name", h.name)
-		case name == "Authorization", name == "Host", name == "Content-Length", isHopByHop(name):
-			r.fail(h.at, "the header %s can't be injected: it belongs to the client or to the connection", h.name)
-		case !isFieldValue(h.value):
-			r.fail(h.at, "the value of the header %s has control characters, or blanks at its ends", h.name)
-		case slices.ContainsFunc(headers, func(other header) bool { return other.name == name }):
-			r.fail(h.at, "the header %s is given twice: keep one entry (several betas are one value with commas)", h.name)
-		}
-		if name == betaHeader {
-			values = nil
-			for token := range strings.SplitSeq(h.value, ",") {
-				if token = strings.TrimSpace(token); token == "" {
-					r.fail(h.at, "the value of the header %s has an empty element", h.name)
-				}
-				values = append(values, token)
-			}
-		}
-		headers = append(headers, header{name, values})
-	}
-	if !slices.ContainsFunc(headers, func(h header) bool { return h.name == betaHeader }) {
-		r.warn(given[0].at, "no [[headers]] entry injects anthropic-beta: the API refuses OAuth tokens without oauth-2025-04-20 in it")
-	}
-	return headers
 }
 
 // isToken reports whether s is a token (RFC 9110, 5.6.2), as header names are.
@@ -452,62 +392,44 @@ func isFieldValue(s string) bool {
 
 // toml writes the effective configuration as a file that parseConfig reads back.
 func (c *config) toml() string {
-	raw := &rawConfig{
-		hostname: c.hostname, socket: c.socket,
-		listenAddr: c.listenAddr, upstreamURL: c.upstream.String(),
-		timeout: seconds(c.timeout), timeoutRetries: int64(c.timeoutRetries),
-		connectTimeout: seconds(c.connectTimeout), drainTimeout: seconds(c.drainTimeout),
-		maxConnections: c.maxConnections, maxBodyMB: c.maxBody >> 20, bodyMemoryMB: c.bodyMemory >> 20,
-		honorClientTimeout: c.honorClientTimeout, requireTailnet: c.requireTailnet,
-	}
 	var b strings.Builder
-	table := ""
-	for _, s := range raw.settings() {
-		if s.obsolete {
-			continue
-		}
-		in, key, _ := strings.Cut(s.key, ".")
-		if in != table {
-			if table != "" {
-				b.WriteByte('\n')
+	upstreamURL := c.upstream.String()
+	for _, s := range c.sections(&upstreamURL, overrides{}) {
+		fmt.Fprintf(&b, "\n[%s]\n", s.name)
+		for _, setting := range s.settings {
+			if !setting.obsolete {
+				fmt.Fprintf(&b, "%s = %s\n", setting.key, setting.text())
 			}
-			fmt.Fprintf(&b, "[%s]\n", in)
-			table = in
-		}
-		switch v := s.value.(type) {
-		case *string:
-			fmt.Fprintf(&b, "%s = %s\n", key, quoteTOML(*v))
-		case *int64:
-			fmt.Fprintf(&b, "%s = %d\n", key, *v)
-		case *bool:
-			fmt.Fprintf(&b, "%s = %t\n", key, *v)
 		}
 	}
 	for _, h := range c.headers {
 		fmt.Fprintf(&b, "\n[[headers]]\nname = %s\nvalue = %s\n", quoteTOML(strings.ToLower(h.name)), quoteTOML(strings.Join(h.values, ",")))
 	}
-	return b.String()
+	return strings.TrimPrefix(b.String(), "\n")
 }
 
 // seconds returns d in whole seconds.
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
-// editDistance is the Levenshtein distance of a and b, in bytes.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
+// difference is the Levenshtein distance of two keys, in bytes, and small if one is part of the other.
+func difference(key, known string) int {
+	if len(key) >= 3 && strings.Contains(known, key) {
+		return 1
+	}
+	row := make([]int, len(known)+1)
 	for j := range row {
 		row[j] = j
 	}
-	for i := range len(a) {
+	for i := range len(key) {
 		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
+		row[0]++
+		for j := range len(known) {
+			replaced := diagonal
+			if key[i] != known[j] {
+				replaced++
 			}
-			diagonal, row[j+1] = row[j+1], min(row[j]+1, row[j+1]+1, diagonal+cost)
+			diagonal, row[j+1] = row[j+1], min(row[j]+1, row[j+1]+1, replaced)
 		}
 	}
-	return row[len(b)]
+	return row[len(known)]
 }

@@ -105,7 +105,7 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 				t.Errorf("%s: %+v", path, got)
 			}
 		}
-		samples, _ := scrape(t, r.proxy)
+		samples, _ := scrape(t, r.proxy.metrics)
 		if samples["proxy_requests_in_flight"] != 1 || samples["proxy_requests_queued"] != 1 {
 			t.Errorf("%v in flight, %v queued; want 1 and 1", samples["proxy_requests_in_flight"], samples["proxy_requests_queued"])
 		}

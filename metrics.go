@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"net/http"
 	"os"
@@ -15,16 +16,25 @@ import (
 	"time"
 )
 
+// metricsContentType is that of the page.
+const metricsContentType = "text/plain; version=0.0.4; charset=utf-8"
+
 // metrics counts what the proxy does. Recording takes no lock: every figure is an atomic of its
 // own, and sums are made when they are written.
 type metrics struct {
+	version, revision string
+	started           time.Time
 	byStatus          [1000]atomic.Pointer[statusMetrics]
 	ttfb              histogram
 	errors            [len(errorTypes)]atomic.Uint64
 	retries           atomic.Uint64
-	startTime         time.Time
-	version, revision string
-	registered        []func(*encoder)
+	others            []figure // what their owners know
+}
+
+// figure is a metric without labels, whose value is asked for when the page is written; there is none if ok is false.
+type figure struct {
+	name, kind, help string
+	value            func() (v float64, ok bool)
 }
 
 // statusMetrics are the figures of the requests that ended with one status.
@@ -48,36 +58,19 @@ var durationBuckets = [...]float64{
 // quantiles are those of proxy_request_duration_quantiles_seconds.
 var quantiles = [...]float64{0.5, 0.9, 0.99, 0.999}
 
-// newMetrics returns metrics that are all zero.
+// newMetrics returns metrics that are all zero, of the given build of the program.
 func newMetrics(version, revision string) *metrics {
-	return &metrics{startTime: time.Now(), version: version, revision: revision}
+	return &metrics{version: version, revision: revision, started: time.Now()}
 }
 
-const metricsContentType = "text/plain; version=0.0.4; charset=utf-8"
+// gauge adds a figure that goes up and down. Figures are added before the first page is written.
+func (m *metrics) gauge(name, help string, value func() (v float64, ok bool)) {
+	m.others = append(m.others, figure{name, "gauge", help, value})
+}
 
-func (m *metrics) gauge(name, help string, value func() (float64, bool)) {
-	m.registered = append(m.registered, func(e *encoder) {
-		if v, ok := value(); ok {
-			e.single(name, "gauge", help, v)
-		}
-	})
-}
-func (m *metrics) counter(name, help string, value func() float64) {
-	m.registered = append(m.registered, func(e *encoder) { e.single(name, "counter", help, value()) })
-}
-func tailnetGauges(t *tailnet, register func(name, help string, value func() (float64, bool))) {
-	state := func() (now tailnetState, connected bool) {
-		if t != nil {
-			now = t.current()
-		}
-		return now, t != nil && now.problem == nil
-	}
-	register("tailnet_connected", "1 while tailscaled has its connection to the tailnet, else 0.", func() (float64, bool) { _, c := state(); return boolGauge(c), true })
-	register("tailnet_control_online", "1 while tailscaled reaches its coordination server, else 0; traffic flows without.", func() (float64, bool) { n, c := state(); return boolGauge(c && n.online), true })
-	register("tailnet_key_expiry_timestamp_seconds", "When the node key expires, in Unix time; absent if it never does.", func() (float64, bool) {
-		n, _ := state()
-		return float64(n.keyExpiry.Unix()), !n.keyExpiry.IsZero()
-	})
+// counter adds a figure that only grows.
+func (m *metrics) counter(name, help string, value func() (v float64, ok bool)) {
+	m.others = append(m.others, figure{name, "counter", help, value})
 }
 
 // requestDone records a finished request; status is from 100 to 999.
@@ -164,15 +157,19 @@ func quantile(q float64, cumulative []uint64) float64 {
 	return lower + (durationBuckets[i]-lower)*(rank-below)/within
 }
 
-func (p *metrics) page() []byte {
+// page writes all metrics in Prometheus' text format.
+func (m *metrics) page() []byte {
 	var e encoder
-	p.writeRequests(&e)
-	for _, f := range p.registered {
-		f(&e)
+	m.writeRequests(&e)
+	for _, f := range slices.Concat(m.others, m.process(), runtimeFigures()) {
+		if v, ok := f.value(); ok {
+			e.single(f.name, f.kind, f.help, v)
+		}
 	}
-	p.writeBuildInfo(&e)
-	writeProcess(&e, p.startTime)
-	writeRuntime(&e)
+	e.family("proxy_build_info", "gauge", "Always 1; the labels say which build this is.")
+	e.sample("", 1, "version", m.version, "revision", m.revision, "go_version", runtime.Version())
+	e.family("go_info", "gauge", "Always 1; the label says which Go built the program.")
+	e.sample("", 1, "version", runtime.Version())
 	return e.Bytes()
 }
 
@@ -182,11 +179,7 @@ func (m *metrics) writeRequests(e *encoder) {
 	m.eachStatus(func(status string, s *statusMetrics) {
 		for i := range s.requests {
 			if n := s.requests[i].Load(); n > 0 {
-				method := "other"
-				if i < len(methods) {
-					method = methods[i]
-				}
-				e.sample("", float64(n), "status", status, "method", method)
+				e.sample("", float64(n), "status", status, "method", slices.Concat(methods[:], []string{"other"})[i])
 			}
 		}
 	})
@@ -221,49 +214,48 @@ func (m *metrics) eachStatus(f func(status string, s *statusMetrics)) {
 	}
 }
 
-// writeBuildInfo writes which program this is.
-func (m *metrics) writeBuildInfo(e *encoder) {
-	e.family("proxy_build_info", "gauge", "Always 1; the labels say which build this is.")
-	e.sample("", 1, "version", m.version, "revision", m.revision, "go_version", runtime.Version())
-}
-
-// writeProcess writes the customary process_* metrics, as far as the system shows them in /proc.
-func writeProcess(e *encoder, started time.Time) {
-	e.single("process_start_time_seconds", "gauge", "Start time of the process, in Unix time.", float64(started.UnixMilli())/1e3)
-	e.single("process_cpu_seconds_total", "counter", "User and system CPU time spent.", cpuSeconds())
-	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
-		e.single("process_open_fds", "gauge", "Open file descriptors.", float64(len(entries)-1)) // one is ReadDir's own
-	}
-	if limit, ok := maxFDs(); ok {
-		e.single("process_max_fds", "gauge", "Limit of open file descriptors.", limit)
-	}
-	if statm, err := os.ReadFile("/proc/self/statm"); err == nil {
-		if pages := strings.Fields(string(statm)); len(pages) > 1 {
-			size, _ := strconv.ParseFloat(pages[0], 64)
-			resident, _ := strconv.ParseFloat(pages[1], 64)
-			page := float64(os.Getpagesize())
-			e.single("process_virtual_memory_bytes", "gauge", "Virtual memory size.", size*page)
-			e.single("process_resident_memory_bytes", "gauge", "Resident memory size.", resident*page)
-		}
+// process returns the customary process_* metrics, as far as the system shows them in /proc.
+func (m *metrics) process() []figure {
+	var limit syscall.Rlimit
+	noLimit := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
+	var usage syscall.Rusage
+	noUsage := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	fds, noFDs := os.ReadDir("/proc/self/fd")
+	statm, noPages := os.ReadFile("/proc/self/statm")
+	var size, resident float64 // pages
+	fmt.Sscan(string(statm), &size, &resident)
+	page := float64(os.Getpagesize())
+	return []figure{
+		known("process_start_time_seconds", "gauge", "Start time of the process, in Unix time.", float64(m.started.UnixMilli())/1e3, nil),
+		known("process_cpu_seconds_total", "counter", "User and system CPU time spent.", float64(usage.Utime.Nano()+usage.Stime.Nano())/1e9, noUsage),
+		known("process_open_fds", "gauge", "Open file descriptors.", float64(len(fds)-1), noFDs), // one is ReadDir's own
+		known("process_max_fds", "gauge", "Limit of open file descriptors.", float64(limit.Cur), noLimit),
+		known("process_virtual_memory_bytes", "gauge", "Virtual memory size.", size*page, noPages),
+		known("process_resident_memory_bytes", "gauge", "Resident memory size.", resident*page, noPages),
 	}
 }
 
-// writeRuntime writes the go_* basics, under the names that Prometheus' own Go client gives them.
-func writeRuntime(e *encoder) {
+// known returns a figure that was read already, or could not be.
+func known(name, kind, help string, v float64, err error) figure {
+	return figure{name, kind, help, func() (float64, bool) { return v, err == nil }}
+}
+
+// runtimeFigures returns the go_* basics, under the names that Prometheus' own Go client gives them.
+func runtimeFigures() []figure {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m) // stops the world for some 50 µs; package runtime/metrics would not, but takes 28 KB
-	e.family("go_info", "gauge", "Always 1; the label says which Go built the program.")
-	e.sample("", 1, "version", runtime.Version())
-	e.single("go_goroutines", "gauge", "Goroutines that exist.", float64(runtime.NumGoroutine()))
-	e.single("go_sched_gomaxprocs_threads", "gauge", "Threads that may run Go code at once.", float64(runtime.GOMAXPROCS(0)))
-	e.single("go_memstats_heap_alloc_bytes", "gauge", "Heap bytes in use.", float64(m.HeapAlloc))
-	e.single("go_memstats_heap_released_bytes", "gauge", "Heap bytes returned to the system.", float64(m.HeapReleased))
-	e.single("go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(m.Sys))
-	e.single("go_memstats_alloc_bytes_total", "counter", "Heap bytes allocated since the start.", float64(m.TotalAlloc))
-	e.single("go_memstats_mallocs_total", "counter", "Heap objects allocated since the start.", float64(m.Mallocs))
-	e.single("go_memstats_next_gc_bytes", "gauge", "Heap size at which the next garbage collection ends.", float64(m.NextGC))
-	e.single("go_gc_cycles_total_gc_cycles_total", "counter", "Garbage collections since the start.", float64(m.NumGC))
-	e.single("go_gc_gomemlimit_bytes", "gauge", "Memory limit of the runtime (GOMEMLIMIT).", float64(debug.SetMemoryLimit(-1)))
+	return []figure{
+		known("go_goroutines", "gauge", "Goroutines that exist.", float64(runtime.NumGoroutine()), nil),
+		known("go_sched_gomaxprocs_threads", "gauge", "Threads that may run Go code at once.", float64(runtime.GOMAXPROCS(0)), nil),
+		known("go_memstats_heap_alloc_bytes", "gauge", "Heap bytes in use.", float64(m.HeapAlloc), nil),
+		known("go_memstats_heap_released_bytes", "gauge", "Heap bytes returned to the system.", float64(m.HeapReleased), nil),
+		known("go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(m.Sys), nil),
+		known("go_memstats_alloc_bytes_total", "counter", "Heap bytes allocated since the start.", float64(m.TotalAlloc), nil),
+		known("go_memstats_mallocs_total", "counter", "Heap objects allocated since the start.", float64(m.Mallocs), nil),
+		known("go_memstats_next_gc_bytes", "gauge", "Heap size at which the next garbage collection ends.", float64(m.NextGC), nil),
+		known("go_gc_cycles_total_gc_cycles_total", "counter", "Garbage collections since the start.", float64(m.NumGC), nil),
+		known("go_gc_gomemlimit_bytes", "gauge", "Memory limit of the runtime (GOMEMLIMIT).", float64(debug.SetMemoryLimit(-1)), nil),
+	}
 }
 
 // encoder writes Prometheus' text exposition format 0.0.4.
@@ -318,36 +310,4 @@ var (
 )
 
 // formatFloat writes f as the format has it: +Inf, -Inf, NaN, or the shortest exact decimal.
-func formatFloat(f float64) string {
-	switch {
-	case math.IsInf(f, 1):
-		return "+Inf"
-	case math.IsInf(f, -1):
-		return "-Inf"
-	}
-	return strconv.FormatFloat(f, 'g', -1, 64)
-}
-
-// boolGauge is 1 for true and 0 for false.
-func boolGauge(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// cpuSeconds is the CPU time that the process has used.
-func cpuSeconds() float64 {
-	var usage syscall.Rusage
-	syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
-	return float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
-}
-
-// maxFDs is the limit of open file descriptors.
-func maxFDs() (limit float64, ok bool) {
-	var l syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) != nil {
-		return 0, false
-	}
-	return float64(l.Cur), true
-}
+func formatFloat(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }

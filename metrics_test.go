@@ -16,13 +16,14 @@ import (
 // localProxy returns a proxy without a tailnet, in front of nothing.
 func localProxy(t testing.TB) *proxy {
 	t.Helper()
-	return newProxy(testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"}), nil, newMetrics(version, "x"), slog.New(slog.DiscardHandler))
+	cfg := testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"})
+	return newLife(cfg, nil, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
 }
 
 // scrape returns the samples of the metrics page, by name and labels, and its text.
-func scrape(t testing.TB, p *proxy) (samples map[string]float64, text string) {
+func scrape(t testing.TB, m *metrics) (samples map[string]float64, text string) {
 	t.Helper()
-	body := p.metrics.page()
+	body := m.page()
 	samples = map[string]float64{}
 	for line := range strings.Lines(string(body)) {
 		line = strings.TrimSuffix(line, "\n")
@@ -169,7 +170,7 @@ func TestMetricsPage(t *testing.T) {
 	p.metrics.retries.Add(3)
 	p.places.tryAcquire(7)
 	p.bodies.budget.tryAcquire(1000)
-	samples, text := scrape(t, p)
+	samples, text := scrape(t, p.metrics)
 
 	for name, want := range map[string]float64{
 		`proxy_requests_total{status="200",method="POST"}`:                        2,
@@ -254,7 +255,7 @@ func TestMetricsConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	samples, text := scrape(t, p)
+	samples, text := scrape(t, p.metrics)
 	checkPage(t, samples, text)
 	if n, m := p.metrics.requestsTotal(), p.metrics.errorsTotal(); n != workers*each || m != workers*each {
 		t.Errorf("%d requests and %d errors, want %d of each", n, m, workers*each)
@@ -287,11 +288,10 @@ func TestMetricsTailnet(t *testing.T) {
 		{name: "connected, control lost, key that expires", state: tailnetState{hostname: "x", keyExpiry: expiry}, want: fmt.Sprint("1 0 ", expiry.Unix())},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			p := localProxy(t)
-			tn := newTailnet("/nowhere", "x", slog.New(slog.DiscardHandler))
+			counters, tn := newMetrics(version, "x"), newTailnet("/nowhere", "x", slog.New(slog.DiscardHandler))
 			tn.publish(&row.state)
-			tailnetGauges(tn, p.metrics.gauge)
-			samples, _ := scrape(t, p)
+			tn.gauges(counters.gauge)
+			samples, _ := scrape(t, counters)
 			expires := "-"
 			if at, ok := samples["tailnet_key_expiry_timestamp_seconds"]; ok {
 				expires = fmt.Sprint(int64(at))

@@ -20,7 +20,7 @@ var laxOracles = map[string]string{
 
 // compareTOML holds the parser against two others. It may accept only what at
 // least one of them accepts, and must decode it as they do; it must accept
-// what both accept, or call it unsupported. Where those two differ, one is
+// what both accept, or call it unsupported if it is. Where those two differ, one is
 // wrong or TOML 1.0 is silent:
 //
 //   - BurntSushi/toml reads TOML 1.1 (inline tables over several lines, \e, \x,
@@ -37,20 +37,22 @@ func compareTOML(t *testing.T, parser *served, doc []byte) (accepted bool) {
 		"go-toml":         pelletier.Unmarshal,
 	}
 	var refusals []string
+	var read any // by one of them
 	for name, unmarshal := range oracles {
 		var want map[string]any
 		if err := unmarshal(doc, &want); err != nil {
 			refusals = append(refusals, fmt.Sprintf("%s: %v", name, err))
 			continue
 		}
-		if accepted && !reflect.DeepEqual(answer.Document, taggedTOML(want)) {
-			t.Errorf("read %q\nas %v\n%s reads\n   %v", doc, answer.Document, name, taggedTOML(want))
+		read = taggedTOML(want)
+		if accepted && !reflect.DeepEqual(answer.Document, read) {
+			t.Errorf("read %q\nas %v\n%s reads\n   %v", doc, answer.Document, name, read)
 		}
 	}
 	switch {
 	case accepted && len(refusals) == len(oracles):
 		t.Errorf("accepted %q, but\n%s", doc, strings.Join(refusals, "\n"))
-	case !accepted && len(refusals) == 0 && !answer.unsupported() && !hasLaxity(doc):
+	case !accepted && len(refusals) == 0 && !(answer.unsupported() && beyondSubset(doc, read)) && !hasLaxity(doc):
 		t.Errorf("refused %q, which all others accept:\n%s", doc, strings.Join(answer.Errors, "\n"))
 	}
 	return accepted
@@ -69,9 +71,8 @@ func FuzzTOMLDifferential(f *testing.F) {
 // list below: they define the same few tables and keys in every way and order.
 func TestTOMLTables(t *testing.T) {
 	lines := []string{
-		"[a]", "[a.b]", "[a.b.c]", "[[a]]", "[[a.b]]", "[[a.b.c]]",
+		"[a]", "[a.b]", "[a.b.c]", "[b]", "[[a]]", "[[a.b]]", "[[a.b.c]]", "[[b]]",
 		"a = 1", "a.b = 1", "a.b.c = 1", "b = 1", "b.c = 1", "b.c.d = 1",
-		"a = {}", "a = {b.c = 1}", "a = [{}]", "b = {}",
 	}
 	parser := startServed(t)
 	accepted, all := 0, 0
@@ -129,11 +130,9 @@ func taggedTOML(v any) any {
 		return scalar("string", v)
 	case int64:
 		return scalar("integer", strconv.FormatInt(v, 10))
-	case float64:
-		return scalar("float", strconv.FormatFloat(v, 'g', -1, 64))
 	case bool:
 		return scalar("bool", strconv.FormatBool(v))
-	default: // dates and times, which the parser accepts nowhere
+	default: // floats, dates and times, which the parser accepts nowhere
 		return scalar(fmt.Sprintf("%T", v), fmt.Sprint(v))
 	}
 }
