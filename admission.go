@@ -39,14 +39,10 @@ func (g *gate) tryAcquire(n int64) bool {
 // acquire takes n units, waiting in line for them until ctx ends; its error is then ctx's cause
 // and nothing was taken. n must not exceed the gate's size.
 func (g *gate) acquire(ctx context.Context, n int64) error {
-	g.mu.Lock()
-	if g.waiting.Len() == 0 && g.free >= n {
-		g.free -= n
-		g.mu.Unlock()
-		return nil
-	}
 	t := &ticket{n: n, granted: make(chan struct{})}
+	g.mu.Lock()
 	place := g.waiting.PushBack(t)
+	g.grant()
 	g.mu.Unlock()
 
 	select {
@@ -57,13 +53,13 @@ func (g *gate) acquire(ctx context.Context, n int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	select {
-	case <-t.granted: // at the same moment: hand it on
-		g.free += n
+	case <-t.granted: // at the same moment
+		return nil
 	default:
 		g.waiting.Remove(place)
+		g.grant() // those behind may fit now
+		return context.Cause(ctx)
 	}
-	g.grant() // those behind may fit now
-	return context.Cause(ctx)
 }
 
 // release gives n units back.
@@ -75,10 +71,10 @@ func (g *gate) release(n int64) {
 }
 
 // load returns the units that are taken and the callers that wait.
-func (g *gate) load() (taken int64, waiting int) {
+func (g *gate) load() (taken, waiting int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.size - g.free, g.waiting.Len()
+	return g.size - g.free, int64(g.waiting.Len())
 }
 
 // contended reports whether someone waits.

@@ -52,92 +52,62 @@ func (f *failure) Unwrap() error { return f.cause }
 
 // Failures that need no details.
 var (
-	errClientGone = &failure{status: statusClientGone, code: "client_gone", message: "the client left"}
-	errSlowReader = &failure{status: statusClientGone, code: "client_gone", message: "the client stopped reading the answer"}
-
-	errShuttingDown = &failure{
-		status: http.StatusServiceUnavailable, code: "shutting_down",
-		message: "the proxy is shutting down; please try again", header: []string{"Connection", "close", "X-Should-Retry", "true"},
-	}
-	errNotConnected = &failure{
-		status: http.StatusServiceUnavailable, code: "not_connected",
-		message: "the proxy is not connected to the tailnet yet; please try again in a moment", header: []string{"Retry-After", "2"},
-	}
-	errCallerPending = &failure{
-		status: http.StatusServiceUnavailable, code: "caller_unknown",
-		message: "tailscaled has not said in time who is calling; please try again", header: []string{"Retry-After", "1", "X-Should-Retry", "true"},
-	}
-	errUnknownCaller = &failure{
-		status: http.StatusForbidden, code: "forbidden",
-		message: "only callers on the tailnet may use this proxy: connect to its tailnet name, not to its pod or service address",
-	}
-	errConnectMethod = &failure{
-		status: http.StatusMethodNotAllowed, code: "method_not_allowed",
-		message: "CONNECT is not supported: use the proxy's address as the API's base URL, not as a forward proxy",
-		header:  []string{"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
-	}
-	errTooManyFields = &failure{
-		status: http.StatusRequestHeaderFieldsTooLarge, code: "too_many_headers",
-		message: "the request has more than 256 header fields",
-	}
-	errSilentUpload = &failure{
-		status: http.StatusRequestTimeout, code: "request_timeout",
-		message: "the request body stopped arriving (timeout_secs)",
-	}
-	errSlowUpload = &failure{
-		status: http.StatusRequestTimeout, code: "request_timeout",
-		message: "the request body arrived at less than 8 KiB/s while others waited (body_memory_mb, max_connections)",
-	}
-	errMalformedBody = &failure{
-		status: http.StatusBadRequest, code: string(typeInvalidRequest), errorType: typeInvalidRequest,
-		message: "the request body is not valid HTTP (broken chunked encoding)",
-	}
+	errClientGone    = refusal(statusClientGone, "client_gone", "the client left")
+	errSlowReader    = refusal(statusClientGone, "client_gone", "the client stopped reading the answer")
+	errShuttingDown  = refusal(503, "shutting_down", "the proxy is shutting down; please try again", "Connection", "close", "X-Should-Retry", "true")
+	errNotConnected  = refusal(503, "not_connected", "the proxy is not connected to the tailnet yet; please try again in a moment", "Retry-After", "2")
+	errCallerPending = refusal(503, "caller_unknown", "tailscaled has not said in time who is calling; please try again", "Retry-After", "1", "X-Should-Retry", "true")
+	errUnknownCaller = refusal(403, "forbidden", "only callers on the tailnet may use this proxy: connect to its tailnet name, not to its pod or service address")
+	errConnectMethod = refusal(405, "method_not_allowed", "CONNECT is not supported: use the proxy's address as the API's base URL, not as a forward proxy",
+		"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+	errTooManyFields = refusal(431, "too_many_headers", "the request has more than 256 header fields")
+	errSilentUpload  = refusal(408, "request_timeout", "the request body stopped arriving (timeout_secs)")
+	errSlowUpload    = refusal(408, "request_timeout", "the request body arrived at less than 8 KiB/s while others waited (body_memory_mb, max_connections)")
+	errMalformedBody = invalidRequest("the request body is not valid HTTP (broken chunked encoding)")
 )
+
+// refusal is a failure that is not counted as an upstream's. header holds names and values in turn.
+func refusal(status int, code, message string, header ...string) *failure {
+	return &failure{status: status, code: code, message: message, header: header}
+}
+
+// invalidRequest is a request whose body can't be forwarded.
+func invalidRequest(message string) *failure {
+	return counted(http.StatusBadRequest, typeInvalidRequest, nil, message)
+}
 
 // errBodyTooLarge refuses a body of more than limit bytes. The contract says 400, not HTTP's 413; the message begins with
 // the API's own words for it, on which Claude Code compacts the conversation and goes on.
 func errBodyTooLarge(limit int64) *failure {
-	return &failure{
-		status: http.StatusBadRequest, code: string(typeInvalidRequest), errorType: typeInvalidRequest,
-		message: fmt.Sprintf("prompt is too long: the request body is larger than %d MiB, this proxy's limit (max_body_mb)", limit>>20),
-	}
+	return invalidRequest(fmt.Sprintf("prompt is too long: the request body is larger than %d MiB, this proxy's limit (max_body_mb)", limit>>20))
 }
 
 // errTimeout says that the last of attempts brought no response headers in time.
 func errTimeout(attempts int, cause error) *failure {
-	return &failure{
-		status: http.StatusGatewayTimeout, code: string(typeTimeout), errorType: typeTimeout,
-		message: fmt.Sprintf("the upstream sent no response headers in time, in %d attempt(s) (timeout_secs, timeout_retries)", attempts),
-		header:  []string{"X-Should-Retry", "false"}, // SDKs would multiply the attempts
-		cause:   cause,
-	}
+	f := counted(http.StatusGatewayTimeout, typeTimeout, cause,
+		fmt.Sprintf("the upstream sent no response headers in time, in %d attempt(s) (timeout_secs, timeout_retries)", attempts))
+	f.header = []string{"X-Should-Retry", "false"} // SDKs would multiply the attempts
+	return f
 }
 
 // errConnection says that the upstream could not be reached, or was lost before its answer began.
 func errConnection(cause error) *failure {
-	return &failure{
-		status: http.StatusBadGateway, code: string(typeConnection), errorType: typeConnection,
-		message: "no answer from the upstream: " + describe(cause),
-		cause:   cause,
-	}
+	return counted(http.StatusBadGateway, typeConnection, cause, "no answer from the upstream: "+describe(cause))
 }
 
 // errResponseRead cuts an answer whose upstream broke off or fell silent.
 func errResponseRead(cause error) *failure {
-	return &failure{
-		status: http.StatusBadGateway, code: string(typeResponseRead), errorType: typeResponseRead,
-		message: "the upstream's answer broke off: " + describe(cause),
-		cause:   cause,
-	}
+	return counted(http.StatusBadGateway, typeResponseRead, cause, "the upstream's answer broke off: "+describe(cause))
 }
 
 // errInternal is a panic.
 func errInternal(cause error) *failure {
-	return &failure{
-		status: http.StatusInternalServerError, code: string(typeInternal), errorType: typeInternal,
-		message: "a bug in the proxy; its log has the details under this request id",
-		cause:   cause,
-	}
+	return counted(http.StatusInternalServerError, typeInternal, cause, "a bug in the proxy; its log has the details under this request id")
+}
+
+// counted is a failure that is counted under its type, which is its code.
+func counted(status int, t errorType, cause error, message string) *failure {
+	return &failure{status: status, code: string(t), errorType: t, cause: cause, message: message}
 }
 
 // departure says why a request's context ended: its client left, or the process stops.

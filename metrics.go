@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"math"
 	"net/http"
 	"os"
@@ -222,17 +221,22 @@ func (m *metrics) process() []figure {
 	noUsage := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
 	fds, noFDs := os.ReadDir("/proc/self/fd")
 	statm, noPages := os.ReadFile("/proc/self/statm")
-	var size, resident float64 // pages
-	fmt.Sscan(string(statm), &size, &resident)
-	page := float64(os.Getpagesize())
+	size, others, _ := strings.Cut(string(statm), " ")
+	resident, _, _ := strings.Cut(others, " ")
 	return []figure{
 		known("process_start_time_seconds", "gauge", "Start time of the process, in Unix time.", float64(m.started.UnixMilli())/1e3, nil),
 		known("process_cpu_seconds_total", "counter", "User and system CPU time spent.", float64(usage.Utime.Nano()+usage.Stime.Nano())/1e9, noUsage),
 		known("process_open_fds", "gauge", "Open file descriptors.", float64(len(fds)-1), noFDs), // one is ReadDir's own
 		known("process_max_fds", "gauge", "Limit of open file descriptors.", float64(limit.Cur), noLimit),
-		known("process_virtual_memory_bytes", "gauge", "Virtual memory size.", size*page, noPages),
-		known("process_resident_memory_bytes", "gauge", "Resident memory size.", resident*page, noPages),
+		known("process_virtual_memory_bytes", "gauge", "Virtual memory size.", pages(size), noPages),
+		known("process_resident_memory_bytes", "gauge", "Resident memory size.", pages(resident), noPages),
 	}
+}
+
+// pages reads a number of memory pages, and returns it in bytes.
+func pages(s string) float64 {
+	n, _ := strconv.ParseFloat(s, 64)
+	return n * float64(os.Getpagesize())
 }
 
 // known returns a figure that was read already, or could not be.

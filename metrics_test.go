@@ -125,7 +125,7 @@ func TestQuantile(t *testing.T) {
 
 // TestMetricsBeforeTraffic: what the runbook's alerts look at is there from the start.
 func TestMetricsBeforeTraffic(t *testing.T) {
-	samples, text := scrape(t, localProxy(t))
+	samples, text := scrape(t, localProxy(t).metrics)
 	for _, errorType := range []string{"timeout", "connection", "invalid_request", "response_read", "internal"} {
 		if n, ok := samples[`proxy_upstream_errors_total{error_type="`+errorType+`"}`]; !ok || n != 0 {
 			t.Errorf("%s: %v, %t", errorType, n, ok)

@@ -62,20 +62,19 @@ func newProxy(cfg *config, tn *tailnet, counters *metrics, log *slog.Logger) *pr
 
 // registerGauges shows how busy the proxy is.
 func (p *proxy) registerGauges() {
-	p.metrics.gauge("proxy_requests_in_flight", "Requests being proxied (at most max_connections).", func() (float64, bool) {
-		places, _ := p.places.load()
-		_, waitingForBytes := p.bodies.budget.load()
-		return max(0, float64(places)-float64(waitingForBytes)), true // these have a place, but have not begun
-	})
-	p.metrics.gauge("proxy_requests_queued", "Requests that wait for a place (max_connections) or for body memory (body_memory_mb).", func() (float64, bool) {
-		_, waitingForPlace := p.places.load()
-		_, waitingForBytes := p.bodies.budget.load()
-		return float64(waitingForPlace + waitingForBytes), true
-	})
-	p.metrics.gauge("proxy_buffered_body_bytes", "Memory reserved for request bodies (at most body_memory_mb).", func() (float64, bool) {
-		bytes, _ := p.bodies.budget.load()
-		return float64(bytes), true
-	})
+	gauge := func(name, help string, value func(places, inLine, bytes, inLineForBytes int64) int64) {
+		p.metrics.gauge(name, help, func() (float64, bool) {
+			places, inLine := p.places.load()
+			bytes, inLineForBytes := p.bodies.budget.load()
+			return float64(value(places, inLine, bytes, inLineForBytes)), true
+		})
+	}
+	gauge("proxy_requests_in_flight", "Requests being proxied (at most max_connections).",
+		func(places, _, _, inLineForBytes int64) int64 { return max(0, places-inLineForBytes) }) // these have a place, but have not begun
+	gauge("proxy_requests_queued", "Requests that wait for a place (max_connections) or for body memory (body_memory_mb).",
+		func(_, inLine, _, inLineForBytes int64) int64 { return inLine + inLineForBytes })
+	gauge("proxy_buffered_body_bytes", "Memory reserved for request bodies (at most body_memory_mb).",
+		func(_, _, bytes, _ int64) int64 { return bytes })
 }
 
 // exchange is one proxied request and its answer, as far as they have come.
@@ -88,6 +87,7 @@ type exchange struct {
 	caller *lookup // nil with -local, and until somebody asks
 	out    outgoing
 	answer answerWriter
+	buffer copyBuffer
 
 	// For the log line.
 	status            int // sent to the client; statusClientGone if it left
@@ -256,16 +256,15 @@ func (p *proxy) stream(x *exchange, in *incoming) error {
 	}
 	from := boundSilence(in.Body, in.patience, func() { in.cut(errSilence) })
 	defer from.stop()
-	buf := eventBuffers.Get().(*[]byte)
-	defer func() { buffersOf(*buf).Put(buf) }()
-	for {
-		n, err := from.Read(*buf)
-		if n > 0 {
-			if err := out.write((*buf)[:n]); err != nil {
+	defer x.buffer.release()
+	for n := 0; ; {
+		var err error
+		buf := x.buffer.next(n)
+		if n, err = from.Read(buf); n > 0 {
+			if err := out.write(buf[:n]); err != nil {
 				return err
 			}
 		}
-		buf = refit(buf, n)
 		switch gone := x.r.Context().Err() != nil; {
 		case gone && out.whole():
 			return nil
@@ -283,37 +282,39 @@ func (p *proxy) stream(x *exchange, in *incoming) error {
 	}
 }
 
-// Answers are copied through buffers that fit an event or a few, since each stream holds one for as long as it
-// lasts, and through large ones as long as more than that comes at a time.
+// Answers are copied through a buffer that fits an event or a few, since each stream holds one for as long as it
+// lasts, and through a large one while more than that comes at a time.
 const (
 	eventBuffer = 2 << 10
 	bulkBuffer  = 16 << 10
 )
 
-var (
-	eventBuffers = sync.Pool{New: func() any { b := make([]byte, eventBuffer); return &b }}
-	bulkBuffers  = sync.Pool{New: func() any { b := make([]byte, bulkBuffer); return &b }}
-)
+var bulkBuffers = sync.Pool{New: func() any { return new([bulkBuffer]byte) }}
 
-// buffersOf returns the pool that buf belongs to.
-func buffersOf(buf []byte) *sync.Pool {
-	if len(buf) == eventBuffer {
-		return &eventBuffers
-	}
-	return &bulkBuffers
+// copyBuffer is what an answer is copied through.
+type copyBuffer struct {
+	small [eventBuffer]byte
+	large *[bulkBuffer]byte // nil while it is not needed
 }
 
-// refit returns the buffer for the next read after one that brought n bytes.
-func refit(buf *[]byte, n int) *[]byte {
-	now, next := buffersOf(*buf), &bulkBuffers
-	if n < eventBuffer {
-		next = &eventBuffers
+// next returns the buffer for the next read after one that brought n bytes.
+func (b *copyBuffer) next(n int) []byte {
+	switch {
+	case n < eventBuffer:
+		b.release()
+		return b.small[:]
+	case b.large == nil:
+		b.large = bulkBuffers.Get().(*[bulkBuffer]byte)
 	}
-	if next == now {
-		return buf
+	return b.large[:]
+}
+
+// release gives the large buffer back.
+func (b *copyBuffer) release() {
+	if b.large != nil {
+		bulkBuffers.Put(b.large)
+		b.large = nil
 	}
-	now.Put(buf)
-	return next.Get().(*[]byte)
 }
 
 // answerWriter writes an answer to the client, each chunk as it comes, under a rolling deadline.
@@ -414,17 +415,8 @@ func (p *proxy) logDone(x *exchange, latency time.Duration) {
 	if !p.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	record := x.record(latency)
-	write := func() {
-		who := x.caller.answer()
-		record.AddAttrs(slog.String("tailnet_node", who.node), slog.String("tailnet_user", who.user))
-		if x.err != nil {
-			record.AddAttrs(slog.String("error", describe(x.err)))
-		}
-		p.log.Handler().Handle(context.Background(), record)
-	}
 	if !x.caller.pending() {
-		write()
+		p.logLine(x, latency)
 		return
 	}
 	p.logging.Go(func() {
@@ -432,26 +424,22 @@ func (p *proxy) logDone(x *exchange, latency time.Duration) {
 		case <-x.caller.done:
 		case <-p.hurried.Done():
 		}
-		write()
+		p.logLine(x, latency)
 	})
 }
 
-// record returns what a log line tells of x itself.
-func (x *exchange) record(latency time.Duration) slog.Record {
-	record := slog.NewRecord(x.start.Add(latency), slog.LevelInfo, "request completed", 0)
-	record.AddAttrs(
-		slog.String("request_id", x.id),
-		slog.String("method", shorten(x.r.Method)),
-		slog.String("path", shorten(x.out.target.path)),
-		slog.Int("status", x.status),
-		slog.Int64("latency_ms", latency.Milliseconds()),
-		slog.Int64("ttfb_ms", x.ttfb.Milliseconds()),
-		slog.Int("attempts", x.out.attempts),
-		slog.Int64("bytes_in", x.bytesIn),
-		slog.Int64("bytes_out", x.answer.written),
-		slog.String("upstream_request_id", x.upstreamRequestID),
-	)
-	return record
+// logLine writes x's log line, as of the time when it ended.
+func (p *proxy) logLine(x *exchange, latency time.Duration) {
+	who := x.caller.answer()
+	line := slog.NewRecord(x.start.Add(latency), slog.LevelInfo, "request completed", 0)
+	line.Add("request_id", x.id, "method", shorten(x.r.Method), "path", shorten(x.out.target.path), "status", x.status,
+		"latency_ms", latency.Milliseconds(), "ttfb_ms", x.ttfb.Milliseconds(), "attempts", x.out.attempts,
+		"bytes_in", x.bytesIn, "bytes_out", x.answer.written, "upstream_request_id", x.upstreamRequestID,
+		"tailnet_node", who.node, "tailnet_user", who.user)
+	if x.err != nil {
+		line.Add("error", describe(x.err))
+	}
+	p.log.Handler().Handle(context.Background(), line)
 }
 
 // depart counts x's end; the last one to leave after the signal ends the drain.
