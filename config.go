@@ -230,27 +230,27 @@ func (r *configReader) decode(root *tomlTable, o overrides) {
 }
 
 // decodeTable takes the settings of one table.
-func (r *configReader) decodeTable(s section, table *tomlTable) {
+func (r *configReader) decodeTable(in section, table *tomlTable) {
 	var known []string
-	for _, setting := range s.settings {
-		known = append(known, setting.key)
-		setting.assign(setting.initial)
-		name := s.name + "." + setting.key
-		if e := table.entries[setting.key]; e != nil {
+	for _, s := range in.settings {
+		known = append(known, s.key)
+		s.assign(s.initial)
+		name := in.name + "." + s.key
+		if e := table.entries[s.key]; e != nil {
 			r.at[name] = e.valuePos
-			if must := setting.assign(e.value); must != "" {
+			if must := s.assign(e.value); must != "" {
 				r.fail(e.valuePos, "%s must be %s", name, must)
 			}
-			if setting.obsolete {
+			if s.obsolete {
 				r.warn(e.pos, "%s is ignored: tailscaled owns its state and auth key (TS_STATE_DIR, TS_AUTHKEY); remove the line", name)
 			}
 		}
-		if setting.flag != "" {
-			setting.assign(setting.flag)
+		if s.flag != "" {
+			s.assign(s.flag)
 			delete(r.at, name)
 		}
 	}
-	r.refuseUnknown(s.name+".", table, known)
+	r.refuseUnknown(in.name+".", table, known)
 }
 
 // refuseUnknown records the keys that no setting has.
@@ -363,12 +363,12 @@ func (r *configReader) parseUpstream(given string) *url.URL {
 	return u
 }
 
-// redactURL cuts off a URL's query, and what may be a user and a password.
+// redactURL cuts off a URL's query, and leaves nothing if there may be a password.
 func redactURL(s string) string {
-	s, _, _ = strings.Cut(s, "?")
-	if i := strings.LastIndexByte(s, '@'); i >= 0 {
-		return "…" + s[i:]
+	if strings.Contains(s, "@") {
+		return "…"
 	}
+	s, _, _ = strings.Cut(s, "?")
 	return s
 }
 
@@ -394,11 +394,11 @@ func isFieldValue(s string) bool {
 func (c *config) toml() string {
 	var b strings.Builder
 	upstreamURL := c.upstream.String()
-	for _, s := range c.sections(&upstreamURL, overrides{}) {
-		fmt.Fprintf(&b, "\n[%s]\n", s.name)
-		for _, setting := range s.settings {
-			if !setting.obsolete {
-				fmt.Fprintf(&b, "%s = %s\n", setting.key, setting.text())
+	for _, in := range c.sections(&upstreamURL, overrides{}) {
+		fmt.Fprintf(&b, "\n[%s]\n", in.name)
+		for _, s := range in.settings {
+			if !s.obsolete {
+				fmt.Fprintf(&b, "%s = %s\n", s.key, s.text())
 			}
 		}
 	}

@@ -180,7 +180,7 @@ socket = '/run/odd "name"\.sock'
 [proxy]
 listen_addr = "[::]:9090"
 upstream_url = "https://gateway.example/a%2Fb"
-timeout_secs = 0x1E
+timeout_secs = 30
 timeout_retries = 0
 honor_client_timeout = false
 connect_timeout_secs = 300
