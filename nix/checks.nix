@@ -91,6 +91,7 @@ let
             openFirewall = true;
             settings.proxy.drain_timeout_secs = 7;
           };
+          systemd.services.${pname}.serviceConfig.CPUQuota = "150%";
         };
         unit = machine.config.systemd.units."${pname}.service".unit;
       in
@@ -100,6 +101,7 @@ let
         grep -E '^After=.*tailscaled.service' "$unit"
         grep -x 'TimeoutStopSec=12' "$unit"
         grep -x 'DynamicUser=true' "$unit"
+        grep -x 'Environment="GOMAXPROCS=2"' "$unit"
         cp "$unit" $out
       ''
     else

@@ -26,7 +26,7 @@ in
   # config.toml as attributes, laid over defaultConfig below.
   config ? { },
   # Requests and limits of the containers `proxy` and `tailscaled`, laid over defaultResources below.
-  # GOMEMLIMIT follows the proxy's memory limit.
+  # GOMEMLIMIT follows the proxy's memory limit, GOMAXPROCS each container's CPU limit.
   resources ? { },
 }:
 let
@@ -104,6 +104,10 @@ let
       "${toString goMemoryLimitMi}MiB"
     else
       throw "body_memory_mb = ${toString settings.proxy.body_memory_mb} does not fit the proxy's memory limit: GOMEMLIMIT is ${toString goMemoryLimitMi}MiB";
+
+  # Threads that run Go code at once: whole CPUs of the limit, at least one. By itself Go takes no fewer
+  # than two; with half a CPU they use up a period's share in half the time, and then all wait.
+  goMaxProcs = container: toString (lib.max 1 (wholeCPUs sizes.${container}.limits.cpu));
 
   # kubelet stops the proxy first, which drains for at most so long, and then the sidecar, which
   # logs its node out of the tailnet (tailscaled gives that 5 s) and exits. After heavy load its SIGTERM
@@ -224,6 +228,7 @@ let
     env = environment {
       LOG_LEVEL = logLevel;
       GOMEMLIMIT = goMemoryLimit;
+      GOMAXPROCS = goMaxProcs "proxy";
     };
     ports = [
       {
@@ -301,6 +306,7 @@ let
       TS_ACCEPT_DNS = "false";
       # No NET_ADMIN, no tun device.
       TS_USERSPACE = "true";
+      GOMAXPROCS = goMaxProcs "tailscaled";
     };
     resources = sizes.tailscaled;
     securityContext = restricted tailscaledUid;
@@ -421,6 +427,23 @@ let
       number * 1024
     else
       number;
+
+  # A quantity of CPUs such as 500m, 2 or "1.5", rounded up.
+  wholeCPUs =
+    quantity:
+    let
+      parts = builtins.match "([0-9]+)(m|[.][0-9]+)?" (toString quantity);
+      number = lib.toInt (builtins.head parts);
+      unit = lib.last parts;
+    in
+    if parts == null then
+      throw "CPU limit ${toString quantity}: give it like 500m, 2 or 1.5"
+    else if unit == "m" then
+      (number + 999) / 1000
+    else if unit == null || builtins.match "[.]0+" unit != null then
+      number
+    else
+      number + 1;
 
   # A file: what to know about it, then its object.
   file =

@@ -24,6 +24,11 @@ let
 
   inherit (cfg.settings) proxy;
   port = lib.toInt (lib.last (lib.splitString ":" proxy.listen_addr));
+
+  # What the unit's CPUQuota is, in percent: [ "50" ]; null if there is none.
+  quota = builtins.match "([0-9]+)%" (
+    toString (config.systemd.services.anthropic-oauth-proxy.serviceConfig.CPUQuota or "")
+  );
 in
 {
   options.services.anthropic-oauth-proxy = {
@@ -118,7 +123,13 @@ in
         "network-online.target"
         "tailscaled.service"
       ];
-      environment.LOG_LEVEL = cfg.logLevel;
+      environment = {
+        LOG_LEVEL = cfg.logLevel;
+        # Whole CPUs of the quota, at least one; by itself Go takes no fewer than two.
+        GOMAXPROCS = lib.mkIf (quota != null) (
+          lib.mkDefault (toString (lib.max 1 ((lib.toInt (lib.head quota) + 99) / 100)))
+        );
+      };
       # Without a tailnet the proxy exits after 31 s and says why: try for as long as it takes.
       startLimitIntervalSec = 0;
       serviceConfig = {

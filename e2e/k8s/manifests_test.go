@@ -221,6 +221,8 @@ func TestResources(t *testing.T) {
 			{r.container.Name + " CPU limit", res.Limits.Cpu().String(), r.cpuLimit},
 			{r.container.Name + " memory request", res.Requests.Memory().String(), r.memoryRequest},
 			{r.container.Name + " memory limit", res.Limits.Memory().String(), r.memoryLimit},
+			// Whole CPUs, rounded up: by itself Go takes no fewer than two.
+			{r.container.Name + " GOMAXPROCS", env(r.container)["GOMAXPROCS"], strconv.FormatInt(max(1, res.Limits.Cpu().Value()), 10)},
 		})
 	}
 
