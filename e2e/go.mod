@@ -10,6 +10,7 @@ require (
 	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3
 	github.com/prometheus/common v0.73.1
+	github.com/prometheus/procfs v0.23.0
 	github.com/toml-lang/toml-test/v2 v2.2.0
 	github.com/yannh/kubeconform v0.8.0
 	golang.org/x/net v0.62.0

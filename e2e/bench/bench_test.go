@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,39 +69,6 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	const fields = " S 41 42 42 0 -1 4194304 1 2 3 4 150 50 7 3 20 0 1 0 100 1000 10 18446744073709551615\n"
-	for _, test := range []struct {
-		name, content string
-		want          stat
-		fails         bool
-	}{
-		{name: "plain name", content: "42 (nginx)" + fields, want: stat{parent: 41, cpu: 2100 * time.Millisecond}},
-		{name: "name with blanks and parentheses", content: "42 (a) R 1 (b) c)" + fields, want: stat{parent: 41, cpu: 2100 * time.Millisecond}},
-		{name: "cut off", content: "42 (nginx) S 41 42", fails: true},
-		{name: "no name", content: "42", fails: true},
-		{name: "no number", content: "42 (nginx)" + strings.Replace(fields, "150", "x", 1), fails: true},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			got, err := parseStat([]byte(test.content))
-			if got != test.want && !test.fails || (err != nil) != test.fails {
-				t.Errorf("got %+v, error %v; want %+v, failure %t", got, err, test.want, test.fails)
-			}
-		})
-	}
-}
-
-func TestParseRollup(t *testing.T) {
-	const whole = "55d0c0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]\nRss:    2048 kB\nPss:    1024 kB\nPss_Anon:  1 kB\n"
-	got, err := parseRollup([]byte(whole))
-	if want := (memory{rss: 2 << 20, pss: 1 << 20}); got != want || err != nil {
-		t.Errorf("got %+v, error %v; want %+v", got, err, want)
-	}
-	if got, err := parseRollup([]byte("Rss:  2048 kB\n")); err == nil {
-		t.Errorf("without Pss: got %+v, want an error", got)
-	}
-}
-
 // TestReadCPU burns processor time in a grandchild and looks for it.
 func TestReadCPU(t *testing.T) {
 	cmd := exec.Command("sh", "-c", `sh -c 'while :; do :; done' & echo $!; wait`)
@@ -113,18 +81,17 @@ func TestReadCPU(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, pid := range processTree(cmd.Process.Pid) {
-			if p, err := os.FindProcess(pid); err == nil {
-				_ = p.Kill() // it may have ended
-			}
+		processes, _ := family(cmd.Process.Pid)
+		for _, p := range processes {
+			_ = syscall.Kill(p.PID, syscall.SIGKILL) // it may have ended
 		}
 		_ = cmd.Wait() // killed
 	})
 	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil { // the grandchild exists
 		t.Fatal(err)
 	}
-	if family := processTree(cmd.Process.Pid); len(family) != 2 {
-		t.Fatalf("the family is %v, want a parent and a child", family)
+	if processes, err := family(cmd.Process.Pid); len(processes) != 2 {
+		t.Fatalf("the family is %+v (%v), want a parent and a child", processes, err)
 	}
 	begun := time.Now()
 	for {
@@ -133,15 +100,15 @@ func TestReadCPU(t *testing.T) {
 			t.Fatal(err)
 		}
 		took := time.Since(begun)
-		if used >= 100*time.Millisecond {
-			t.Logf("used %v after %v", used, took)
-			if used > took+time.Second {
-				t.Errorf("one busy process used %v in %v", used, took)
+		if used >= 0.1 {
+			t.Logf("used %v s after %v", used, took)
+			if used > took.Seconds()+1 {
+				t.Errorf("one busy process used %v s in %v", used, took)
 			}
 			return
 		}
 		if took > patience {
-			t.Fatalf("used only %v in %v", used, took)
+			t.Fatalf("used only %v s in %v", used, took)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -242,12 +209,17 @@ func TestResults(t *testing.T) {
 			}
 		})
 	}
-	var out strings.Builder
-	if err := r.print(&out, judge(r)); err != nil {
-		t.Fatal(err)
+	for _, out := range []string{r.text(judge(r)), r.markdown()} {
+		if !strings.Contains(out, "1.50 (200)") {
+			t.Errorf("the ratio to nginx' CPU per request, and that, are missing in:\n%s", out)
+		}
+		if strings.Contains(out, "NOISY") {
+			t.Errorf("called noisy:\n%s", out)
+		}
 	}
-	if !strings.Contains(out.String(), "200 (1.50)") {
-		t.Errorf("nginx' CPU per request and the ratio are missing in:\n%s", &out)
+	r.others = append(r.others, noise{Before: 0.01, During: quiet * 2})
+	if !strings.Contains(r.head(), "NOISY") {
+		t.Errorf("not called noisy:\n%s", r.head())
 	}
 	if err := r.writeJSON(filepath.Join(t.TempDir(), "figures.json"), judge(r)); err != nil {
 		t.Error(err) // NaN is no JSON
@@ -263,9 +235,9 @@ func TestJudge(t *testing.T) {
 		ours           float64
 		met, collapsed bool
 	}{
-		{name: "at the bound", work: "small32", column: cpuPerRequest, ours: 180, met: true},
-		{name: "missed", work: "small32", column: cpuPerRequest, ours: 359},
-		{name: "collapsed", work: "small32", column: cpuPerRequest, ours: 361, collapsed: true},
+		{name: "at the bound", work: "small32", column: cpuPerRequest, ours: 200, met: true},
+		{name: "missed", work: "small32", column: cpuPerRequest, ours: 399},
+		{name: "collapsed", work: "small32", column: cpuPerRequest, ours: 401, collapsed: true},
 		{name: "throughput reached", work: "post10", column: megabytes, ours: 80, met: true},
 		{name: "throughput missed", work: "post10", column: megabytes, ours: 41},
 		{name: "throughput collapsed", work: "post10", column: megabytes, ours: 39, collapsed: true},
@@ -368,6 +340,29 @@ func TestMeasure(t *testing.T) {
 		if strings.HasPrefix(line, ours+" ") && strings.Contains(line, " - ") {
 			t.Errorf("a figure is missing: %s", line)
 		}
+	}
+}
+
+// TestQuota has a busy loop run where it gets half of a processor.
+func TestQuota(t *testing.T) {
+	dir, err := makeQuota()
+	if err != nil {
+		t.Skip(err)
+	}
+	command := inQuota(dir, []string{"/bin/sh", "-c", "while :; do :; done"})
+	cmd := exec.Command(command[0], command[1:]...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	used, err := readCPU(cmd.Process.Pid)
+	if err != nil || used > 1.4 {
+		t.Errorf("used %.2f s in 2 s (%v), want 1", used, err)
+	}
+	_ = cmd.Process.Kill() // it does not end by itself
+	_ = cmd.Wait()
+	if err := os.Remove(dir); err != nil {
+		t.Error(err)
 	}
 }
 

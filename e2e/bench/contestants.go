@@ -35,6 +35,9 @@ const (
 const (
 	ours           = "proxy"
 	baseline       = "baseline"
+	silent         = "proxy-silent"
+	limited        = "proxy-500m"
+	limitedOne     = "proxy-500m-procs1"
 	nginx          = "nginx"
 	haproxy        = "haproxy"
 	haproxyNoDelay = "haproxy-nodelay"
@@ -47,6 +50,9 @@ const (
 type contestant struct {
 	name   string
 	binary string // found, or built, by resolve; empty for direct
+
+	optional bool // only measured when asked for
+	quota    bool // works with half a processor, see quota.go
 
 	debian string                 // the package that has the binary
 	config string                 // the template of its configuration
@@ -72,18 +78,24 @@ type setup struct {
 // goEnv is for contestants written in Go.
 var goEnv = []string{fmt.Sprintf("GOMAXPROCS=%d", workers)}
 
-// proxyEnv is the proxy's environment in Kubernetes, except for the upstream's
-// authority, which start adds.
-var proxyEnv = append([]string{"LOG_LEVEL=info", "GOMEMLIMIT=" + goMemLimit}, goEnv...)
+// proxyConfig is the template of the proxy's configuration.
+const proxyConfig = "proxy.toml.tmpl"
 
 // all returns the contestants in the order of the tables. Those of other people
 // come from Debian.
 func all() []contestant {
 	proxyArgs := func(s setup) []string { return []string{"-local", "-listen", s.Listen, "-config", s.Config} }
 	haproxyArgs := func(s setup) []string { return []string{"-db", "-q", "-f", s.Config} }
+	// As in Kubernetes; start adds the upstream's authority.
+	proxyEnv := func(more ...string) []string {
+		return append([]string{"LOG_LEVEL=info", "GOMEMLIMIT=" + goMemLimit}, more...)
+	}
 	return []contestant{
-		{name: ours, config: "proxy.toml.tmpl", env: proxyEnv, args: proxyArgs},
-		{name: baseline, config: "proxy.toml.tmpl", env: proxyEnv, args: proxyArgs},
+		{name: ours, config: proxyConfig, env: proxyEnv(goEnv...), args: proxyArgs},
+		{name: silent, config: proxyConfig, env: proxyEnv(goEnv[0], "LOG_LEVEL=error"), args: proxyArgs, optional: true},
+		{name: limited, config: proxyConfig, env: proxyEnv(), args: proxyArgs, quota: true},
+		{name: limitedOne, config: proxyConfig, env: proxyEnv("GOMAXPROCS=1"), args: proxyArgs, quota: true},
+		{name: baseline, config: proxyConfig, env: proxyEnv(goEnv...), args: proxyArgs},
 		{name: nginx, debian: "nginx-light", config: "nginx.conf.tmpl", args: func(s setup) []string {
 			return []string{"-p", s.Dir, "-e", "stderr", "-c", s.Config}
 		}},
@@ -113,15 +125,19 @@ func resolve(o options) ([]contestant, error) {
 	var found []contestant
 	var missing []error
 	for _, c := range all() {
-		if o.only != nil && !slices.Contains(o.only, c.name) || c.name == baseline && o.baseline == "" {
+		if o.only != nil && !slices.Contains(o.only, c.name) || o.only == nil && c.optional || c.name == baseline && o.baseline == "" ||
+			!slices.ContainsFunc(chosenWorkloads(o), func(w workload) bool { return w.quota == c.quota }) {
 			continue
 		}
 		var err error
 		switch c.name {
 		case direct:
-		case ours:
-			if c.binary = o.binary; o.builds() {
+		case ours, silent, limited, limitedOne:
+			if c.binary = o.binary; c.binary == "" {
 				c.binary, err = proxytest.Build()
+			}
+			if c.quota && err == nil {
+				err = tryQuota()
 			}
 		case baseline:
 			c.binary = o.baseline

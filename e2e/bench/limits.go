@@ -23,14 +23,17 @@ const collapseFactor = 2
 // limits are those of the project, which README.md shows.
 func limits() []limit {
 	all := []limit{
-		{work: "small32", column: cpuPerRequest, than: caddy, bound: 0.45},
+		{work: "small32", column: cpuPerRequest, than: caddy, bound: 0.6},
 		{work: "small32", column: cpuPerRequest, than: reverseProxy, bound: 0.6},
-		{work: "small32", column: cpuPerRequest, than: nginx, bound: 1.8},
+		{work: "small32", column: cpuPerRequest, than: nginx, bound: 2},
 		{work: "small32", column: p99, than: caddy, bound: 1, grain: 10},
 		{work: "small32", column: p99, than: reverseProxy, bound: 1, grain: 10},
 		{work: "post10", column: megabytes, than: nginx, bound: 0.8, atLeast: true},
+		{work: "post10", column: megabytes, than: baseline, bound: 1, atLeast: true},
+		{work: "get10", column: megabytes, than: baseline, bound: 1, atLeast: true},
+		{work: quotaWork, column: p99, than: limited, bound: 1, grain: 10},
 		{work: processName, column: idleRSS, bound: 12},
-		{work: processName, column: binarySize, bound: 8.4},
+		{work: processName, column: binarySize, bound: 8},
 	}
 	for _, n := range streamCounts {
 		work := streamsName(n)
@@ -40,8 +43,9 @@ func limits() []limit {
 				limit{work: work, column: p99, than: than, bound: 1, grain: 20})
 		}
 		all = append(all,
-			limit{work: work, column: cpuPerEvent, than: nginx, bound: 1.1},
-			limit{work: work, column: kbPerStream, bound: 36})
+			limit{work: work, column: cpuPerEvent, than: reverseProxy, bound: 1},
+			limit{work: work, column: cpuPerEvent, than: nginx, bound: 1.15},
+			limit{work: work, column: kbPerStream, bound: 38})
 	}
 	return append(all, limit{work: streamsName(2000), column: mibInAll, bound: 128})
 }
@@ -59,7 +63,7 @@ func judge(r *results) []verdict {
 	var all []verdict
 	for _, l := range limits() {
 		v := verdict{limit: l}
-		own, theirs := r.value(l.work, ours, l.column), 1.0
+		own, theirs := r.value(l.work, subject(l.work), l.column), 1.0
 		if v.value = own; l.than != "" {
 			v.value, theirs = r.ratio(l.work, l.than, l.column), r.value(l.work, l.than, l.column)
 		}
@@ -78,7 +82,7 @@ func judge(r *results) []verdict {
 	return all
 }
 
-// String names the limit, such as "small32, CPU µs/request: at most 0.45 × caddy".
+// String names the limit, such as "small32, CPU µs/request: at most 0.6 × caddy".
 func (l limit) String() string {
 	how := "at most"
 	if l.atLeast {

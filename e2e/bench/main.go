@@ -2,7 +2,7 @@
 // httputil.ReverseProxy, on the same work, in one run: each contestant is a real
 // process on loopback between this one's clients and this one's TLS upstream.
 //
-//	go -C e2e run ./bench                    everything, about 20 minutes
+//	go -C e2e run ./bench                    everything, about 25 minutes
 //	go -C e2e run ./bench -quick             about a minute: have ratios collapsed?
 //	go -C e2e run ./bench -only proxy,nginx -work small32
 //	go -C e2e run ./bench -baseline OLD      with an older binary as a contestant
@@ -12,7 +12,8 @@
 // Absolute figures depend on the machine and on what else it does: compare
 // contestants of one run. They are measured in turn, several rounds of them, in
 // fresh processes; a figure is the median of its rounds, a ratio the median of
-// the rounds' ratios.
+// the rounds' ratios. A round waits for a quiet machine; the report says when there
+// was none, and what others used of it meanwhile.
 package main
 
 import (
@@ -69,7 +70,9 @@ type options struct {
 	env        []string // of the proxy, in addition
 	cpuProfile string
 	allocs     bool
-	http1      bool // the upstream does not offer HTTP/2
+	http1      bool          // the upstream does not offer HTTP/2
+	markdown   string        // file
+	patience   time.Duration // with a machine that is not quiet
 }
 
 // warmUp is how long a contestant works before it is measured, as a fraction of
@@ -84,7 +87,7 @@ const (
 )
 
 func parseFlags(args []string, stderr io.Writer) (options, error) {
-	o := options{rounds: 5, duration: 2 * time.Second}
+	o := options{rounds: 5, duration: 2 * time.Second, patience: 2 * time.Minute}
 	list := func(to *[]string) func(string) error {
 		return func(s string) error { *to = append(*to, strings.Split(s, ",")...); return nil }
 	}
@@ -95,7 +98,9 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	flags.Func("work", "`workloads`, separated by commas: "+strings.Join(workloadNames(), ", "), list(&o.work))
 	flags.IntVar(&o.rounds, "rounds", o.rounds, "how many times to measure (2 with -quick)")
 	flags.DurationVar(&o.duration, "duration", o.duration, "length of one measurement (600ms with -quick)")
+	flags.DurationVar(&o.patience, "patience", o.patience, "how long to wait, in all rounds together, for others to leave the machine alone (10s with -quick)")
 	flags.StringVar(&o.jsonFile, "json", "", "write all figures to `file` too")
+	flags.StringVar(&o.markdown, "markdown", "", "write README.md's tables to `file` too")
 	flags.StringVar(&o.binary, "binary", "", "measure this `build` of the proxy instead of making one")
 	flags.StringVar(&o.baseline, "baseline", "", "another `build` of the proxy, to compare with")
 	flags.Func("env", "`KEY=VALUE` in the proxy's environment, such as GOGC=200 (repeatable)", func(s string) error {
@@ -119,16 +124,14 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	if o.quick && !given["duration"] {
 		o.duration = 600 * time.Millisecond
 	}
+	if o.quick && !given["patience"] {
+		o.patience = 10 * time.Second
+	}
 	if err := o.validate(flags.Args()); err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 		return o, errUsage
 	}
 	return o, nil
-}
-
-// builds reports whether the released proxy has to be built.
-func (o options) builds() bool {
-	return o.binary == "" && o.cpuProfile == "" && !o.allocs && (o.only == nil || slices.Contains(o.only, ours))
 }
 
 func (o options) validate(rest []string) error {
@@ -170,12 +173,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if o.quick {
 		limit = quickTimeLimit
 	}
-	contestants, err := resolve(o) // outside the limit: it may compile
-	if o.builds() {
-		defer func() { err = errors.Join(err, proxytest.Cleanup()) }()
-	}
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, proxytest.Cleanup()) }()
+	var contestants []contestant
+	if o.cpuProfile == "" && !o.allocs {
+		if contestants, err = resolve(o); err != nil { // outside the limit: it may compile
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the run took longer than %v", limit))
 	defer cancel()
@@ -194,22 +197,40 @@ func compare(ctx context.Context, o options, up *upstream, contestants []contest
 	results := newResults(contestants, works)
 	begun := time.Now()
 	for round := range o.rounds {
+		fmt.Fprintf(stderr, "\r\033[Kround %d of %d, waiting for a quiet machine", round+1, o.rounds)
+		from, before, err := awaitQuiet(ctx, &o.patience)
+		if err != nil {
+			return err
+		}
 		for _, w := range works {
 			fmt.Fprintf(stderr, "\r\033[Kround %d of %d, %s (%.0f s)", round+1, o.rounds, w.name, time.Since(begun).Seconds())
 			// Each round begins with another contestant, so that nobody always follows the same one.
 			for i := range contestants {
 				c := contestants[(i+round)%len(contestants)]
+				if w.quota != c.quota {
+					continue
+				}
 				if err := measure(ctx, o, up, c, w, results); err != nil {
 					fmt.Fprintln(stderr)
 					return fmt.Errorf("%s, %s: %w", c.name, w.name, err)
 				}
 			}
 		}
+		to, err := readMachine()
+		if err != nil {
+			return err
+		}
+		results.others = append(results.others, noise{Before: before, During: others(from, to)})
 	}
 	fmt.Fprint(stderr, "\r\033[K")
 	verdicts := judge(results)
-	if err := results.print(stdout, verdicts); err != nil {
+	if _, err := io.WriteString(stdout, results.text(verdicts)); err != nil {
 		return err
+	}
+	if o.markdown != "" {
+		if err := os.WriteFile(o.markdown, []byte(results.markdown()), 0o644); err != nil {
+			return fmt.Errorf("writing the tables: %w", err)
+		}
 	}
 	if o.jsonFile != "" {
 		if err := results.writeJSON(o.jsonFile, verdicts); err != nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
@@ -27,6 +28,7 @@ type target struct {
 	idle  memory
 
 	dir   string // the process', removed by stop
+	group string // its control group's folder, likewise; empty if it needs none
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has ended
 }
@@ -65,10 +67,17 @@ func (t *target) launch(c contestant, up *upstream, env []string) (err error) {
 	if info, err := os.Stat(c.binary); err == nil {
 		t.size = info.Size()
 	}
-	t.cmd = exec.Command(c.binary, c.args(s)...)
+	command := append([]string{c.binary}, c.args(s)...)
+	if c.quota {
+		if t.group, err = makeQuota(); err != nil {
+			return err
+		}
+		command = inQuota(t.group, command)
+	}
+	t.cmd = exec.Command(command[0], command[1:]...)
 	t.cmd.Dir = t.dir
 	t.cmd.Env = append([]string{"HOME=" + t.dir, "SSL_CERT_FILE=" + up.caFile}, c.env...)
-	if c.name == ours || c.name == baseline {
+	if c.config == proxyConfig {
 		t.cmd.Env = append(t.cmd.Env, env...)
 	}
 	if t.cmd.Stderr, err = os.Create(t.stderrFile()); err != nil {
@@ -103,9 +112,10 @@ func (t *target) settle() error {
 
 func (t *target) stderrFile() string { return filepath.Join(t.dir, "stderr") }
 
-// spawn starts t.cmd, its standard output going to /dev/null, and waits for its
-// end behind it. The process gets SIGTERM should this one die.
+// spawn starts t.cmd, its standard output going to a pipe that is read as Kubernetes
+// reads a container's log, and waits for its end behind it. The process gets SIGTERM should this one die.
 func (t *target) spawn() error {
+	t.cmd.Stdout = io.Discard
 	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	started := make(chan error)
 	ended := make(chan struct{})
@@ -152,8 +162,7 @@ func (t *target) cpu() (seconds float64, err error) {
 	if t.cmd == nil {
 		return math.NaN(), nil
 	}
-	used, err := readCPU(t.cmd.Process.Pid)
-	return used.Seconds(), err
+	return readCPU(t.cmd.Process.Pid)
 }
 
 // memory returns what t holds now; not for direct.
@@ -181,21 +190,25 @@ func (t *target) explain(err error) error {
 // killed, and its workers with it.
 func (t *target) stop() error {
 	if t.ended != nil {
-		family := processTree(t.cmd.Process.Pid)
+		processes, _ := family(t.cmd.Process.Pid) // none if it has ended
 		_ = t.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended
 		select {
 		case <-t.ended:
 		case <-time.After(3 * time.Second):
-			for _, pid := range family {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
+			for _, p := range processes {
+				_ = syscall.Kill(p.PID, syscall.SIGKILL)
 			}
 			<-t.ended
 		}
 	}
-	if t.dir == "" {
-		return nil
+	var err error
+	if t.group != "" {
+		err = os.Remove(t.group)
 	}
-	return os.RemoveAll(t.dir)
+	if t.dir == "" {
+		return err
+	}
+	return errors.Join(err, os.RemoveAll(t.dir))
 }
 
 // freeAddress returns an address of loopback with a port that nobody uses, as

@@ -1,116 +1,55 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/procfs"
 )
 
-// procDir is where the kernel tells about processes.
-const procDir = "/proc"
-
-// clockTick is the unit of times in /proc/PID/stat: 1/sysconf(_SC_CLK_TCK), which
+// ticksPerSecond is the unit of times in /proc/PID/stat: sysconf(_SC_CLK_TCK), which
 // is 100 on every architecture that Go runs on.
-const clockTick = 10 * time.Millisecond
+const ticksPerSecond = 100
 
-// stat is what is of interest in /proc/PID/stat.
-type stat struct {
-	parent int
-	cpu    time.Duration // user and system, with that of children it has waited for
-}
-
-// parseStat reads the content of /proc/PID/stat, proc(5).
-func parseStat(content []byte) (stat, error) {
-	// The second field, the name, is in parentheses and may have any character.
-	_, rest, ok := cutLast(content, ") ")
-	fields := strings.Fields(rest)
-	const first, ppid, utime, cstime = 3, 4, 14, 17 // numbered from 1, as in the manual
-	if !ok || len(fields) <= cstime-first {
-		return stat{}, fmt.Errorf("unexpected process status %q", content)
-	}
-	var s stat
-	var err error
-	if s.parent, err = strconv.Atoi(fields[ppid-first]); err != nil {
-		return stat{}, err
-	}
-	for i := utime; i <= cstime; i++ {
-		ticks, err := strconv.ParseInt(fields[i-first], 10, 64)
-		if err != nil {
-			return stat{}, err
-		}
-		s.cpu += time.Duration(ticks) * clockTick
-	}
-	return s, nil
-}
-
-// cutLast splits s around the last sep.
-func cutLast(s []byte, sep string) (before, after string, found bool) {
-	i := bytes.LastIndex(s, []byte(sep))
-	if i < 0 {
-		return string(s), "", false
-	}
-	return string(s[:i]), string(s[i+len(sep):]), true
-}
-
-func readStat(pid int) (stat, error) {
-	content, err := os.ReadFile(filepath.Join(procDir, strconv.Itoa(pid), "stat"))
+// family returns root and all processes below it that run now.
+func family(root int) ([]procfs.ProcStat, error) {
+	all, err := procfs.AllProcs()
 	if err != nil {
-		return stat{}, err
+		return nil, err
 	}
-	return parseStat(content)
-}
-
-// processTree returns root and all processes below it that run now.
-func processTree(root int) []int {
-	entries, err := os.ReadDir(procDir)
-	if err != nil {
-		return []int{root}
-	}
-	children := map[int][]int{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if s, err := readStat(pid); err == nil { // or it has ended meanwhile
-			children[s.parent] = append(children[s.parent], pid)
+	var found []procfs.ProcStat
+	children := map[int][]procfs.ProcStat{}
+	for _, p := range all {
+		switch s, err := p.Stat(); {
+		case err != nil: // it has ended meanwhile
+		case s.PID == root:
+			found = append(found, s)
+		default:
+			children[s.PPID] = append(children[s.PPID], s)
 		}
 	}
-	tree := []int{root}
-	for i := 0; i < len(tree); i++ {
-		tree = append(tree, children[tree[i]]...)
+	if found == nil {
+		return nil, fmt.Errorf("process %d has ended", root)
 	}
-	return tree
+	for i := 0; i < len(found); i++ {
+		found = append(found, children[found[i].PID]...)
+	}
+	return found, nil
 }
 
-// readCPU returns the processor time of root and all processes below it.
-func readCPU(root int) (time.Duration, error) {
-	var sum time.Duration
-	for _, pid := range processTree(root) {
-		s, err := readStat(pid)
-		switch {
-		case err == nil:
-			sum += s.cpu
-		case pid == root || !hasEnded(err):
-			return 0, fmt.Errorf("reading processor time: %w", err)
-		}
+// readCPU returns the processor time, in seconds, of root, of all processes below
+// it, and of children that they have waited for.
+func readCPU(root int) (float64, error) {
+	processes, err := family(root)
+	ticks := 0
+	for _, s := range processes {
+		ticks += int(s.UTime) + int(s.STime) + s.CUTime + s.CSTime
 	}
-	return sum, nil
-}
-
-// hasEnded reports whether err is what reading about a process gives that is
-// there no more.
-func hasEnded(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+	return float64(ticks) / ticksPerSecond, err
 }
 
 // memory is what processes hold, in bytes.
@@ -121,48 +60,86 @@ type memory struct {
 
 // readMemory returns the memory of root and all processes below it.
 func readMemory(root int) (memory, error) {
+	processes, err := family(root)
+	if err != nil {
+		return memory{}, err
+	}
 	var sum memory
-	for _, pid := range processTree(root) {
-		m, err := readRollup(pid)
-		switch {
-		case err == nil:
-			sum.rss += m.rss
-			sum.pss += m.pss
-		case pid == root || !hasEnded(err):
+	for _, s := range processes {
+		var held procfs.ProcSMapsRollup
+		p, err := procfs.NewProc(s.PID)
+		if err == nil {
+			held, err = p.ProcSMapsRollup()
+		}
+		ended := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+		if err != nil && (s.PID == root || !ended) {
 			return memory{}, fmt.Errorf("reading memory: %w", err)
 		}
+		sum.rss += float64(held.Rss)
+		sum.pss += float64(held.Pss)
 	}
 	return sum, nil
 }
 
-func readRollup(pid int) (memory, error) {
-	content, err := os.ReadFile(filepath.Join(procDir, strconv.Itoa(pid), "smaps_rollup"))
-	if err != nil {
-		return memory{}, err
-	}
-	return parseRollup(content)
+// machine is what all processors have done so far, in seconds.
+type machine struct {
+	busy, all float64 // busy with what the host stole, too
+	own       float64 // of this process and the children it has waited for
 }
 
-// parseRollup reads the content of /proc/PID/smaps_rollup.
-func parseRollup(content []byte) (memory, error) {
-	var m memory
-	wanted := map[string]*float64{"Rss:": &m.rss, "Pss:": &m.pss}
-	var seen []string
-	for lines := bufio.NewScanner(bytes.NewReader(content)); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) != 3 || wanted[fields[0]] == nil {
-			continue
-		}
-		kib, err := strconv.ParseInt(fields[1], 10, 64)
-		if err != nil {
-			return memory{}, err
-		}
-		*wanted[fields[0]] = float64(kib) * 1024
-		seen = append(seen, fields[0])
+// readMachine reads it. Interrupts count as busy: kernels that do not charge them
+// to processes make ours look like others'.
+func readMachine() (machine, error) {
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		return machine{}, err
 	}
-	slices.Sort(seen)
-	if !slices.Equal(seen, []string{"Pss:", "Rss:"}) {
-		return memory{}, fmt.Errorf("unexpected memory map %q", content)
+	stat, err := proc.Stat()
+	if err != nil {
+		return machine{}, err
+	}
+	c := stat.CPUTotal
+	m := machine{busy: c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal}
+	m.all = m.busy + c.Idle + c.Iowait
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var used syscall.Rusage
+		if err := syscall.Getrusage(who, &used); err != nil {
+			return machine{}, err
+		}
+		m.own += time.Duration(used.Utime.Nano() + used.Stime.Nano()).Seconds()
 	}
 	return m, nil
+}
+
+// others returns which part of the machine others have used between two readings.
+func others(from, to machine) float64 {
+	return max(0, (to.busy-from.busy)-(to.own-from.own)) / (to.all - from.all)
+}
+
+// noise is what others used of the machine in the second before a round, and in it.
+type noise struct{ Before, During float64 }
+
+// quiet is what others may use of a machine that is good for measuring.
+const quiet = 0.1
+
+// awaitQuiet waits for a second in which others leave the machine alone, for at
+// most *budget, of which it takes what it needs. It returns the last reading, and
+// what others used in the second before.
+func awaitQuiet(ctx context.Context, budget *time.Duration) (machine, float64, error) {
+	from, err := readMachine()
+	for err == nil {
+		if err = pause(ctx, time.Second); err != nil {
+			break
+		}
+		var to machine
+		if to, err = readMachine(); err != nil {
+			break
+		}
+		used := others(from, to)
+		if *budget -= time.Second; used <= quiet || *budget <= 0 {
+			return to, used, nil
+		}
+		from = to
+	}
+	return machine{}, 0, err
 }

@@ -138,15 +138,14 @@ func countAllocs(ctx context.Context, o options, up *upstream, stdout io.Writer)
 	if err != nil {
 		return err
 	}
-	request := p.request("POST", smallPath, 2<<10)
-	if _, err := runLap(p.target, clients, request, smallAnswerSize, o.duration); err != nil {
+	if _, err := runLap(p.target, clients, small(len(clients)), o.duration); err != nil {
 		return p.explain(err)
 	}
 	before, err := p.counts()
 	if err != nil {
 		return err
 	}
-	l, err := runLap(p.target, clients, request, smallAnswerSize, o.duration)
+	l, err := runLap(p.target, clients, small(len(clients)), o.duration)
 	if err != nil {
 		return p.explain(err)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"runtime"
@@ -11,16 +10,33 @@ import (
 	"text/tabwriter"
 )
 
-// print writes a table for each workload, then the limits.
-func (r *results) print(out io.Writer, verdicts []verdict) error {
+// head says how to read the figures, and whether to believe them.
+func (r *results) head() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d processors, %s; medians; in brackets the proxy's figure divided by this one\n", runtime.NumCPU(), runtime.Version())
+	fmt.Fprintf(&b, "%d processors, %s. The proxy's figure divided by this contestant's, the median of the ratios of %d rounds; "+
+		"in brackets the contestant's own figure, the median.\n", runtime.NumCPU(), runtime.Version(), len(r.others))
+	fmt.Fprintln(&b, "The proxy logs every request (LOG_LEVEL=info) to a pipe; the others write no access log.")
+	shares, noisy := make([]string, len(r.others)), false
+	for i, n := range r.others {
+		shares[i] = fmt.Sprintf("%.0f, %.0f", n.Before*100, n.During*100)
+		noisy = noisy || max(n.Before, n.During) > quiet
+	}
+	fmt.Fprintf(&b, "What others used of the machine, %% before and during each round: %s.\n", strings.Join(shares, "; "))
+	if noisy {
+		fmt.Fprintf(&b, "NOISY: that is more than %.0f %%. Don't quote these figures.\n", quiet*100)
+	}
+	return b.String()
+}
+
+// text returns a table for each workload, then the limits.
+func (r *results) text(verdicts []verdict) string {
+	var b strings.Builder
+	b.WriteString(r.head())
 	for _, w := range r.works {
 		r.printWorkload(&b, w)
 	}
 	printLimits(&b, verdicts)
-	_, err := io.WriteString(out, b.String())
-	return err
+	return b.String()
 }
 
 func (r *results) printWorkload(b *strings.Builder, w workload) {
@@ -28,6 +44,9 @@ func (r *results) printWorkload(b *strings.Builder, w workload) {
 	table := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(table, "\t%s\n", strings.Join(w.columns, "\t"))
 	for _, c := range r.contestants {
+		if r.samples[key{w.name, c}] == nil {
+			continue
+		}
 		fmt.Fprint(table, c)
 		for _, column := range w.columns {
 			fmt.Fprintf(table, "\t%s", r.cell(w.name, c, column))
@@ -37,14 +56,56 @@ func (r *results) printWorkload(b *strings.Builder, w workload) {
 	table.Flush() // into b: can't fail
 }
 
-// cell is a figure and what ours is in proportion to it.
+// cell is what the subject's figure is in proportion to a contestant's, and that
+// itself.
 func (r *results) cell(work, contestant, column string) string {
 	s := format(r.value(work, contestant, column))
 	ratio := r.ratio(work, contestant, column)
-	if contestant == ours || math.IsNaN(ratio) || column == arrived || column == addedP50 || column == addedP99 {
+	if contestant == subject(work) || math.IsNaN(ratio) || column == arrived || column == addedP50 || column == addedP99 {
 		return s
 	}
-	return fmt.Sprintf("%s (%.2f)", s, ratio)
+	return fmt.Sprintf("%.2f (%s)", ratio, s)
+}
+
+// markdown returns the tables that README.md shows: a choice of all figures, and
+// the work at a CPU limit.
+func (r *results) markdown() string {
+	var b strings.Builder
+	b.WriteString(r.head())
+	type figure struct{ work, column, title string }
+	streams := streamsName(streamCounts[0])
+	chosen := [2][]figure{{
+		{"small32", cpuPerRequest, "CPU µs per small request"},
+		{"small32", perSecond, perSecond},
+		{"small32", p99, p99},
+		{"post10", megabytes, "10 MiB POST, MB/s"},
+		{"get10", megabytes, "10 MiB answer, MB/s"},
+		{streams, cpuPerEvent, "CPU µs per event"},
+		{streams, addedP50, "added to an event, p50 ms"},
+		{streams, kbPerStream, "KB per stream"},
+		{processName, idleRSS, "idle MB"},
+	}}
+	for _, column := range requestColumns {
+		chosen[1] = append(chosen[1], figure{quotaWork, column, column})
+	}
+	for _, figures := range chosen {
+		header, rule := "\n|", "|---|"
+		for _, f := range figures {
+			header, rule = header+" | "+f.title, rule+"---|"
+		}
+		fmt.Fprintf(&b, "%s |\n%s\n", header, rule)
+		for _, c := range r.contestants {
+			if r.samples[key{figures[0].work, c}] == nil {
+				continue
+			}
+			fmt.Fprintf(&b, "| %s |", c)
+			for _, f := range figures {
+				fmt.Fprintf(&b, " %s |", r.cell(f.work, c, f.column))
+			}
+			fmt.Fprintln(&b)
+		}
+	}
+	return b.String()
 }
 
 func printLimits(b *strings.Builder, verdicts []verdict) {
@@ -98,11 +159,12 @@ type jsonLimit struct {
 // writeJSON writes all figures, by workload, contestant and column.
 func (r *results) writeJSON(file string, verdicts []verdict) error {
 	report := struct {
+		Others  []noise                                     `json:"others"`
 		CPUs    int                                         `json:"cpus"`
 		Go      string                                      `json:"go"`
 		Figures map[string]map[string]map[string]jsonFigure `json:"figures"`
 		Limits  []jsonLimit                                 `json:"limits"`
-	}{CPUs: runtime.NumCPU(), Go: runtime.Version(), Figures: map[string]map[string]map[string]jsonFigure{}}
+	}{Others: r.others, CPUs: runtime.NumCPU(), Go: runtime.Version(), Figures: map[string]map[string]map[string]jsonFigure{}}
 	for _, w := range r.works {
 		report.Figures[w.name] = map[string]map[string]jsonFigure{}
 		for _, c := range r.contestants {

@@ -14,7 +14,8 @@ type exchange struct {
 	path       string
 	bodySize   int
 	answerSize int64
-	conns      int // clients at once, each with a connection of its own
+	conns      int     // clients at once, each with a connection of its own
+	rate       float64 // requests a second, at random times; 0: each client sends as soon as its last was answered
 }
 
 // lap is what all clients have done in one stretch of time.
@@ -27,6 +28,14 @@ type lap struct {
 // perSecond returns the number of requests in a second.
 func (l lap) perSecond() float64 { return float64(len(l.latencies)) / l.elapsed.Seconds() }
 
+// figures returns those of requestColumns.
+func (l lap) figures() []float64 {
+	return []float64{
+		l.cpu * 1e6 / float64(len(l.latencies)), l.perSecond(),
+		milliseconds(percentile(l.latencies, 50)), milliseconds(percentile(l.latencies, 99)),
+	}
+}
+
 // measureRequests returns the figures of requestColumns.
 func measureRequests(e exchange) runner {
 	return func(ctx context.Context, t *target, d time.Duration) ([]float64, error) {
@@ -34,10 +43,7 @@ func measureRequests(e exchange) runner {
 		if err != nil {
 			return nil, err
 		}
-		return []float64{
-			l.cpu * 1e6 / float64(len(l.latencies)), l.perSecond(),
-			milliseconds(percentile(l.latencies, 50)), milliseconds(percentile(l.latencies, 99)),
-		}, nil
+		return l.figures(), nil
 	}
 }
 
@@ -64,14 +70,13 @@ func repeat(ctx context.Context, t *target, e exchange, d time.Duration) (lap, e
 	if err != nil {
 		return lap{}, err
 	}
-	request := t.request(e.method, e.path, e.bodySize)
-	if _, err := runLap(t, clients, request, e.answerSize, time.Duration(warmUp*float64(d))); err != nil {
+	if _, err := runLap(t, clients, e, time.Duration(warmUp*float64(d))); err != nil {
 		return lap{}, err
 	}
 	if ctx.Err() != nil {
 		return lap{}, context.Cause(ctx)
 	}
-	return runLap(t, clients, request, e.answerSize, d)
+	return runLap(t, clients, e, d)
 }
 
 // connect opens n connections, some at a time. Those that it has opened are
@@ -103,9 +108,10 @@ func connect(ctx context.Context, t *target, n int) ([]*client, error) {
 	return clients, failed
 }
 
-// runLap has all clients send requests, each as soon as its last was answered, for
-// d. All begun requests count and are waited for.
-func runLap(t *target, clients []*client, request []byte, answerSize int64, d time.Duration) (lap, error) {
+// runLap has all clients send requests for d. All begun requests count and are
+// waited for.
+func runLap(t *target, clients []*client, e exchange, d time.Duration) (lap, error) {
+	request := t.request(e.method, e.path, e.bodySize)
 	before, err := t.cpu()
 	if err != nil {
 		return lap{}, err
@@ -113,9 +119,13 @@ func runLap(t *target, clients []*client, request []byte, answerSize int64, d ti
 	latencies := make([][]time.Duration, len(clients))
 	failures := make([]error, len(clients))
 	begun := time.Now()
+	work := func(c *client) ([]time.Duration, error) { return c.loop(request, e.answerSize, begun.Add(d)) }
+	if e.rate > 0 {
+		work = offer(request, e, d)
+	}
 	var wg sync.WaitGroup
 	for i, c := range clients {
-		wg.Go(func() { latencies[i], failures[i] = c.loop(request, answerSize, begun.Add(d)) })
+		wg.Go(func() { latencies[i], failures[i] = work(c) })
 	}
 	wg.Wait()
 	l := lap{elapsed: time.Since(begun)}

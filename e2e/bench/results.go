@@ -10,6 +10,7 @@ type results struct {
 	works       []workload
 	contestants []string
 	samples     map[key][][]float64 // per measurement, in order: a figure for each column
+	others      []noise             // by round
 }
 
 type key struct{ work, contestant string }
@@ -71,10 +72,18 @@ func (r *results) value(work, contestant, column string) float64 {
 	return median(r.rounds(work, contestant, column))
 }
 
-// ratio returns the median of the rounds' ratios of our figure to another
+// subject is the contestant whose figures the others are compared with.
+func subject(work string) string {
+	if work == quotaWork {
+		return limitedOne
+	}
+	return ours
+}
+
+// ratio returns the median of the rounds' ratios of the subject's figure to another
 // contestant's; NaN if there is none.
 func (r *results) ratio(work, than, column string) float64 {
-	return median(r.combine(work, ours, than, column, func(ours, theirs float64) float64 { return ours / theirs }))
+	return median(r.combine(work, subject(work), than, column, func(own, theirs float64) float64 { return own / theirs }))
 }
 
 // median returns the middle value, or the mean of the two middle ones; NaN if

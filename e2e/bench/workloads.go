@@ -18,6 +18,7 @@ type workload struct {
 	title   string
 	columns []string // figures with their units
 	quick   bool     // part of a quick run
+	quota   bool     // for the contestants with a CPU quota, and for no others
 	run     runner
 }
 
@@ -91,8 +92,15 @@ func workloads() []workload {
 			run:   measureStreams(n),
 		})
 	}
-	return all
+	return append(all, workload{
+		name: quotaWork, columns: requestColumns, quota: true,
+		title: fmt.Sprintf("small requests at half of the rate that a CPU limit of %dm sustains, 256 connections", quotaMillis),
+		run:   measureOffered(small(256)),
+	})
 }
+
+// quotaWork names the work at a CPU limit.
+const quotaWork = "quota"
 
 // streamCounts is how many streams there are at once.
 var streamCounts = []int{500, 2000}
