@@ -126,7 +126,7 @@ func resolve(o options) ([]contestant, error) {
 	var missing []error
 	for _, c := range all() {
 		if o.only != nil && !slices.Contains(o.only, c.name) || o.only == nil && c.optional || c.name == baseline && o.baseline == "" ||
-			!slices.ContainsFunc(chosenWorkloads(o), func(w workload) bool { return w.quota == c.quota }) {
+			!slices.ContainsFunc(chosenWorkloads(o), func(w workload) bool { return isQuota(w.name) == c.quota }) {
 			continue
 		}
 		var err error

@@ -207,7 +207,7 @@ func compare(ctx context.Context, o options, up *upstream, contestants []contest
 			// Each round begins with another contestant, so that nobody always follows the same one.
 			for i := range contestants {
 				c := contestants[(i+round)%len(contestants)]
-				if w.quota != c.quota {
+				if isQuota(w.name) != c.quota {
 					continue
 				}
 				if err := measure(ctx, o, up, c, w, results); err != nil {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -14,6 +15,15 @@ import (
 // quotaMillis is the CPU limit of the Kubernetes manifests, in thousandths of a
 // processor.
 const quotaMillis = 500
+
+// quotaLoads are what is offered to the contestants with a quota, in percent of what
+// they can do.
+var quotaLoads = []int{50, 25}
+
+func quotaName(percent int) string { return fmt.Sprint("quota", percent) }
+
+// isQuota reports whether work is for contestants with a quota, and for no others.
+func isQuota(work string) bool { return strings.HasPrefix(work, "quota") }
 
 // makeQuota makes a control group that may use quotaMillis, of either version, and
 // returns its folder.
@@ -34,7 +44,7 @@ func makeQuota() (string, error) {
 		err = errors.Join(err, os.Remove(dir))
 	}
 	return "", fmt.Errorf("no control group with a CPU quota can be made here, which takes root and the cpu controller: %w "+
-		"(or leave the work %s out with -work)", err, quotaWork)
+		"(or choose other work with -work)", err)
 }
 
 // tryQuota reports whether makeQuota works.
@@ -52,22 +62,25 @@ func inQuota(dir string, args []string) []string {
 	return append([]string{"/bin/sh", "-c", `echo $$ >"$0"/cgroup.procs && exec "$@"`, dir}, args...)
 }
 
-// measureOffered returns the figures of requestColumns. The first target that it
-// measures sets the rate at which all get requests: half of what it can do.
-func measureOffered(e exchange) runner {
+// measureOffered returns the figures of quotaColumns. The first target that it
+// measures sets the rate at which all get requests: so many percent of what it does
+// when clients ask again as soon as they are answered. Requests that come one by one
+// cost more than those of a queue that is never empty: the quota shows.
+func measureOffered(percent int) runner {
+	e := small(256)
 	return func(ctx context.Context, t *target, d time.Duration) ([]float64, error) {
 		if e.rate == 0 {
-			l, err := repeat(ctx, t, e, d)
+			l, err := repeat(ctx, t, small(32), d)
 			if err != nil {
 				return nil, err
 			}
-			e.rate = l.perSecond() / 2
+			e.rate = l.perSecond() * float64(percent) / 100
 		}
 		l, err := repeat(ctx, t, e, 2*d)
 		if err != nil {
 			return nil, err
 		}
-		return l.figures(), nil
+		return append(l.figures(), l.cpu/l.elapsed.Seconds()/quotaMillis*1000*100), nil
 	}
 }
 

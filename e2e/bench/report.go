@@ -74,7 +74,7 @@ func (r *results) markdown() string {
 	b.WriteString(r.head())
 	type figure struct{ work, column, title string }
 	streams := streamsName(streamCounts[0])
-	chosen := [2][]figure{{
+	chosen := [][]figure{{
 		{"small32", cpuPerRequest, "CPU µs per small request"},
 		{"small32", perSecond, perSecond},
 		{"small32", p99, p99},
@@ -85,9 +85,14 @@ func (r *results) markdown() string {
 		{streams, kbPerStream, "KB per stream"},
 		{processName, idleRSS, "idle MB"},
 	}}
-	for _, column := range requestColumns {
-		chosen[1] = append(chosen[1], figure{quotaWork, column, column})
+	var limits []figure
+	for _, percent := range quotaLoads {
+		work := quotaName(percent)
+		for _, column := range []string{cpuPerRequest, p99, quotaUsed} {
+			limits = append(limits, figure{work, column, work + ", " + column})
+		}
 	}
+	chosen = append(chosen, limits)
 	for _, figures := range chosen {
 		header, rule := "\n|", "|---|"
 		for _, f := range figures {

@@ -74,7 +74,7 @@ func (r *results) value(work, contestant, column string) float64 {
 
 // subject is the contestant whose figures the others are compared with.
 func subject(work string) string {
-	if work == quotaWork {
+	if isQuota(work) {
 		return limitedOne
 	}
 	return ours

@@ -18,7 +18,6 @@ type workload struct {
 	title   string
 	columns []string // figures with their units
 	quick   bool     // part of a quick run
-	quota   bool     // for the contestants with a CPU quota, and for no others
 	run     runner
 }
 
@@ -26,6 +25,7 @@ type workload struct {
 const (
 	cpuPerRequest = "CPU µs/request"
 	perSecond     = "requests/s"
+	quotaUsed     = "quota used %"
 	p50           = "p50 ms"
 	p99           = "p99 ms"
 	megabytes     = "MB/s"
@@ -44,6 +44,7 @@ const (
 
 var (
 	requestColumns  = []string{cpuPerRequest, perSecond, p50, p99}
+	quotaColumns    = append(slices.Clone(requestColumns), quotaUsed)
 	transferColumns = []string{megabytes, cpuPerMB}
 	streamColumns   = []string{cpuPerEvent, arrived, p50, p99, addedP50, addedP99, kbPerStream, mibInAll}
 )
@@ -92,15 +93,14 @@ func workloads() []workload {
 			run:   measureStreams(n),
 		})
 	}
-	return append(all, workload{
-		name: quotaWork, columns: requestColumns, quota: true,
-		title: fmt.Sprintf("small requests at half of the rate that a CPU limit of %dm sustains, 256 connections", quotaMillis),
-		run:   measureOffered(small(256)),
-	})
+	for _, percent := range quotaLoads {
+		all = append(all, workload{
+			name: quotaName(percent), columns: quotaColumns, run: measureOffered(percent),
+			title: fmt.Sprintf("small requests with a CPU limit of %dm, offered at %d %% of the rate that 32 connections reach", quotaMillis, percent),
+		})
+	}
+	return all
 }
-
-// quotaWork names the work at a CPU limit.
-const quotaWork = "quota"
 
 // streamCounts is how many streams there are at once.
 var streamCounts = []int{500, 2000}
