@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -404,18 +403,6 @@ func TestUpstreamRefuses(t *testing.T) {
 			t.Errorf("request of %s: error %v", name, err)
 		}
 	}
-}
-
-func TestFreeAddress(t *testing.T) {
-	addr, err := freeAddress()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
 }
 
 func TestMissingPackage(t *testing.T) {

@@ -152,6 +152,9 @@ func resolve(o options) ([]contestant, error) {
 		missing = append(missing, err)
 		found = append(found, c)
 	}
+	if found == nil {
+		return nil, errors.New("none of the chosen contestants does the chosen work")
+	}
 	return found, errors.Join(missing...)
 }
 

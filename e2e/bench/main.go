@@ -6,6 +6,7 @@
 //	go -C e2e run ./bench -quick             about a minute: have ratios collapsed?
 //	go -C e2e run ./bench -only proxy,nginx -work small32
 //	go -C e2e run ./bench -baseline OLD      with an older binary as a contestant
+//	go -C e2e run ./bench -markdown FILE     with README.md's tables
 //	go -C e2e run ./bench -cpuprofile FILE   a pprof CPU profile of the proxy under load
 //	go -C e2e run ./bench -allocs            its allocations per small request
 //

@@ -117,7 +117,10 @@ func others(from, to machine) float64 {
 }
 
 // noise is what others used of the machine in the second before a round, and in it.
-type noise struct{ Before, During float64 }
+type noise struct {
+	Before float64 `json:"before"`
+	During float64 `json:"during"`
+}
 
 // quiet is what others may use of a machine that is good for measuring.
 const quiet = 0.1

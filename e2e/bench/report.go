@@ -40,13 +40,14 @@ func (r *results) text(verdicts []verdict) string {
 }
 
 func (r *results) printWorkload(b *strings.Builder, w workload) {
+	measured := r.measured(w.name)
+	if len(measured) == 0 {
+		return
+	}
 	fmt.Fprintf(b, "\n%s (%s)\n", w.title, w.name)
 	table := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(table, "\t%s\n", strings.Join(w.columns, "\t"))
-	for _, c := range r.contestants {
-		if r.samples[key{w.name, c}] == nil {
-			continue
-		}
+	for _, c := range measured {
 		fmt.Fprint(table, c)
 		for _, column := range w.columns {
 			fmt.Fprintf(table, "\t%s", r.cell(w.name, c, column))
@@ -74,7 +75,7 @@ func (r *results) markdown() string {
 	b.WriteString(r.head())
 	type figure struct{ work, column, title string }
 	streams := streamsName(streamCounts[0])
-	chosen := [][]figure{{
+	chosen := [][]figure{{ // a table each
 		{"small32", cpuPerRequest, "CPU µs per small request"},
 		{"small32", perSecond, perSecond},
 		{"small32", p99, p99},
@@ -85,24 +86,21 @@ func (r *results) markdown() string {
 		{streams, kbPerStream, "KB per stream"},
 		{processName, idleRSS, "idle MB"},
 	}}
-	var limits []figure
 	for _, percent := range quotaLoads {
 		work := quotaName(percent)
-		for _, column := range []string{cpuPerRequest, p99, quotaUsed} {
-			limits = append(limits, figure{work, column, work + ", " + column})
-		}
+		chosen = append(chosen, []figure{{work, cpuPerRequest, work + ": " + cpuPerRequest}, {work, p99, p99}, {work, quotaUsed, quotaUsed}})
 	}
-	chosen = append(chosen, limits)
 	for _, figures := range chosen {
+		measured := r.measured(figures[0].work)
+		if len(measured) == 0 {
+			continue
+		}
 		header, rule := "\n|", "|---|"
 		for _, f := range figures {
 			header, rule = header+" | "+f.title, rule+"---|"
 		}
 		fmt.Fprintf(&b, "%s |\n%s\n", header, rule)
-		for _, c := range r.contestants {
-			if r.samples[key{figures[0].work, c}] == nil {
-				continue
-			}
+		for _, c := range measured {
 			fmt.Fprintf(&b, "| %s |", c)
 			for _, f := range figures {
 				fmt.Fprintf(&b, " %s |", r.cell(f.work, c, f.column))

@@ -28,6 +28,11 @@ func (r *results) add(work, contestant string, figures []float64) {
 	r.samples[k] = append(r.samples[k], figures)
 }
 
+// measured returns the contestants that have done a workload.
+func (r *results) measured(work string) []string {
+	return slices.DeleteFunc(slices.Clone(r.contestants), func(c string) bool { return r.samples[key{work, c}] == nil })
+}
+
 // rounds returns all measurements of one figure, in order; nil if there are none.
 func (r *results) rounds(work, contestant, column string) []float64 {
 	if base := map[string]string{addedP50: p50, addedP99: p99}[column]; base != "" {
