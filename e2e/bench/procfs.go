@@ -9,11 +9,8 @@ import (
 	"time"
 
 	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
 )
-
-// ticksPerSecond is the unit of times in /proc/PID/stat: sysconf(_SC_CLK_TCK), which
-// is 100 on every architecture that Go runs on.
-const ticksPerSecond = 100
 
 // family returns root and all processes below it that run now.
 func family(root int) ([]procfs.ProcStat, error) {
@@ -41,15 +38,23 @@ func family(root int) ([]procfs.ProcStat, error) {
 	return found, nil
 }
 
-// readCPU returns the processor time, in seconds, of root, of all processes below
-// it, and of children that they have waited for.
+// readCPU returns the processor time, in seconds, of root and all processes below it.
+// Their clocks are exact; /proc has hundredths of a second.
 func readCPU(root int) (float64, error) {
 	processes, err := family(root)
-	ticks := 0
-	for _, s := range processes {
-		ticks += int(s.UTime) + int(s.STime) + s.CUTime + s.CSTime
+	if err != nil {
+		return 0, err
 	}
-	return float64(ticks) / ticksPerSecond, err
+	var sum time.Duration
+	for _, s := range processes {
+		var used unix.Timespec
+		clock := int32(^s.PID)<<3 | 2 // clock_getcpuclockid(3)
+		if err := unix.ClockGettime(clock, &used); err != nil && s.PID == root {
+			return 0, fmt.Errorf("reading processor time: %w", err)
+		}
+		sum += time.Duration(used.Nano())
+	}
+	return sum.Seconds(), nil
 }
 
 // memory is what processes hold, in bytes.
@@ -129,20 +134,18 @@ const quiet = 0.1
 // most *budget, of which it takes what it needs. It returns the last reading, and
 // what others used in the second before.
 func awaitQuiet(ctx context.Context, budget *time.Duration) (machine, float64, error) {
-	from, err := readMachine()
-	for err == nil {
-		if err = pause(ctx, time.Second); err != nil {
-			break
+	for {
+		from, err := readMachine()
+		if err == nil {
+			err = pause(ctx, time.Second)
 		}
-		var to machine
-		if to, err = readMachine(); err != nil {
-			break
+		to, errTo := readMachine()
+		if err := errors.Join(err, errTo); err != nil {
+			return machine{}, 0, err
 		}
 		used := others(from, to)
 		if *budget -= time.Second; used <= quiet || *budget <= 0 {
 			return to, used, nil
 		}
-		from = to
 	}
-	return machine{}, 0, err
 }
