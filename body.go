@@ -50,7 +50,7 @@ func (b *bodyReader) read(r *http.Request, conn net.Conn) (body *requestBody, er
 	}()
 	guard := newUploadGuard(conn, b)
 	defer guard.stop()
-	content := make([]byte, 0, max(r.ContentLength, bytes.MinRead))
+	content := newContent(max(r.ContentLength, bytes.MinRead))
 	var unwatch func() bool
 	for {
 		if len(content) == cap(content) {
@@ -80,6 +80,21 @@ func (b *bodyReader) read(r *http.Request, conn net.Conn) (body *requestBody, er
 			defer unwatch()
 		}
 	}
+}
+
+// largeContent is from where on memory for a body is used again, in bytes: fresh memory costs a sixth of all that is done for a large body.
+const largeContent = 256 << 10
+
+var largeContents sync.Pool // of *[]byte
+
+// newContent returns memory for n bytes, of length 0.
+func newContent(n int64) []byte {
+	if n >= largeContent {
+		if used, ok := largeContents.Get().(*[]byte); ok && int64(cap(*used)) >= n {
+			return (*used)[:0]
+		}
+	}
+	return make([]byte, 0, n)
 }
 
 // requestBody is a request's body in memory. Its bytes count against the budget from their reservation until nothing can
@@ -127,6 +142,9 @@ func (b *requestBody) finish() {
 func (b *requestBody) settle() {
 	needed := b.size
 	if b.done && b.readers == 0 {
+		if used := b.content; cap(used) >= largeContent {
+			largeContents.Put(&used)
+		}
 		needed, b.content = 0, nil
 	}
 	if excess := b.reserved - needed; excess > 0 {

@@ -286,7 +286,7 @@ func (p *proxy) stream(x *exchange, in *incoming) error {
 // lasts, and through a large one while more than that comes at a time.
 const (
 	eventBuffer = 2 << 10
-	bulkBuffer  = 16 << 10
+	bulkBuffer  = 32 << 10
 )
 
 var bulkBuffers = sync.Pool{New: func() any { return new([bulkBuffer]byte) }}
