@@ -330,6 +330,7 @@ func (t *tailnet) whoIs(ctx context.Context, addr string) (identity, error) {
 		return identity{}, nil
 	}
 	if err != nil {
+		t.log.Debug("looking up a caller failed", "error", err.Error())
 		return identity{}, err
 	}
 	return identityOf(answer), nil
