@@ -60,6 +60,7 @@ func newUpstream(cfg *config) *upstream {
 			HTTP2: &http.HTTP2Config{
 				SendPingTimeout:           ping, // a dead connection is found in twice that
 				PingTimeout:               ping,
+				WriteByteTimeout:          cfg.timeout, // through a forward proxy; other connections see to it themselves
 				MaxReceiveBufferPerStream: maxAhead,
 			},
 		}),
