@@ -56,15 +56,23 @@ func check(ctx context.Context, o overrides, stdout io.Writer) error {
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) (string, error)
+		hint string
 	}{
-		{"tailscaled", d.tailscaled}, {"dns", d.dns}, {"tcp", d.tcp}, {"tls", d.tls}, {"http", d.http},
+		{"tailscaled", d.tailscaled, tailnetNotRunning.hint},
+		{"dns", d.dns, "check the pod's DNS and its network policy"},
+		{"tcp", d.tcp, "check outbound access (network policy, firewall)"},
+		{"tls", d.tls, "check the CA certificates (SSL_CERT_FILE) and what intercepts TLS"},
+		{"http", d.http, "the upstream accepts connections, but does not speak HTTP on them"},
 	} {
 		started := time.Now()
 		ctx, cancel := context.WithTimeout(ctx, max(cfg.connectTimeout, pollTimeout))
 		found, err := step.run(ctx)
 		cancel()
+		if p, ok := errors.AsType[*problem](err); ok {
+			step.hint = p.kind.hint
+		}
 		if err != nil {
-			report(stdout, step.name, started, "FAILED: "+err.Error())
+			report(stdout, step.name, started, "FAILED: "+err.Error()+"; "+step.hint)
 			return errFailed
 		}
 		report(stdout, step.name, started, found)
@@ -84,13 +92,12 @@ func (d *doctor) tailscaled(ctx context.Context) (string, error) {
 	}
 	status, err := newTailnet(d.cfg.socket, d.cfg.hostname, slog.New(slog.DiscardHandler)).status(ctx)
 	if err != nil {
-		return "", fmt.Errorf("%w; %s", err, tailnetNotRunning.hint)
+		return "", err
 	}
 	v := &view{ran: true} // nothing to wait for: what it is not now, it lacks
 	v.take(event{status: status, asked: time.Now()}, time.Now())
 	if v.backend != ipn.Running {
-		p := v.problem(time.Now())
-		return "", fmt.Errorf("%w; %s", p, p.kind.hint)
+		return "", v.problem(time.Now())
 	}
 	return fmt.Sprintf("%s as %s (%s)", status.BackendState, v.self.hostname, v.self.ip), nil
 }
@@ -112,10 +119,7 @@ func (d *doctor) target() (host, port string) {
 func (d *doctor) dns(ctx context.Context) (string, error) {
 	host, _ := d.target()
 	addrs, err := net.DefaultResolver.LookupHost(ctx, host)
-	if err != nil {
-		return "", fmt.Errorf("%w; check the pod's DNS and its network policy", err)
-	}
-	return host + " is " + strings.Join(addrs, ", "), nil
+	return host + " is " + strings.Join(addrs, ", "), err
 }
 
 // tcp connects to the target.
@@ -123,7 +127,7 @@ func (d *doctor) tcp(ctx context.Context) (string, error) {
 	host, port := d.target()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
 	if err != nil {
-		return "", fmt.Errorf("%w; check outbound access (network policy, firewall)", err)
+		return "", err
 	}
 	d.conn = conn
 	result := "connected to " + conn.RemoteAddr().String()
@@ -143,7 +147,7 @@ func (d *doctor) tls(ctx context.Context) (string, error) {
 	}
 	conn := tls.Client(d.conn, tlsConfig(d.cfg.upstream.Hostname()))
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return "", fmt.Errorf("%w; check the CA certificates (SSL_CERT_FILE) and what intercepts TLS", err)
+		return "", err
 	}
 	state := conn.ConnectionState()
 	return fmt.Sprintf("%s, %s, certificate valid until %s", tls.VersionName(state.Version), state.NegotiatedProtocol,
@@ -153,19 +157,14 @@ func (d *doctor) tls(ctx context.Context) (string, error) {
 // http sends one request without credentials: whatever status comes back, the way is open.
 func (d *doctor) http(ctx context.Context) (string, error) {
 	url := upstreamURL(d.cfg.upstream, target{path: "/"}, d.upstream.absolute)
-	req := (&http.Request{
-		Method: http.MethodGet,
-		URL:    &url,
-		Host:   d.cfg.upstream.Host,
-		Header: http.Header{},
-	}).WithContext(ctx)
+	req := &http.Request{Method: http.MethodGet, URL: &url, Host: d.cfg.upstream.Host, Header: http.Header{}}
 	conn, err := d.upstream.pool.reserve(ctx)
 	if err != nil {
-		return "", errors.New(describe(err))
+		return "", err
 	}
-	resp, err := conn.roundTrip(req)
+	resp, err := conn.roundTrip(req.WithContext(ctx))
 	if err != nil {
-		return "", fmt.Errorf("%s; the upstream accepts connections, but does not speak HTTP on them", describe(err))
+		return "", errors.New(describe(err))
 	}
 	defer resp.Body.Close()
 	return fmt.Sprintf("%s answered %d", d.cfg.upstream, resp.StatusCode), nil

@@ -330,8 +330,12 @@ func (l *life) start(ctx context.Context) error {
 	if l.tailnet != nil {
 		l.log.Info("state: ConnectingTailnet", "socket", l.cfg.socket)
 		go l.tailnet.follow(ctx)
-		if err := l.tailnet.connect(ctx); err != nil {
-			return l.reportStart(err)
+		err := l.tailnet.connect(ctx)
+		if p, ok := errors.AsType[*problem](err); ok {
+			l.log.Error(p.kind.message, "error", p.Error(), "hint", p.kind.hint)
+			return errFailed
+		} else if err != nil {
+			return nil // told to stop meanwhile
 		}
 		now := l.tailnet.current()
 		l.log.Info("state: Starting", "tailnet_hostname", now.hostname, "tailnet_ip", now.ip)
@@ -340,16 +344,6 @@ func (l *life) start(ctx context.Context) error {
 	}
 	l.log.Info("state: Running — accepting requests", "addr", l.listener.Addr().String())
 	return nil
-}
-
-// reportStart logs why there is no tailnet, in the words of the runbook.
-func (l *life) reportStart(err error) error {
-	p, ok := errors.AsType[*problem](err)
-	if !ok {
-		return nil // told to stop meanwhile
-	}
-	l.log.Error(p.kind.message, "error", p.Error(), "hint", p.kind.hint)
-	return errFailed
 }
 
 // shutDown ends the process' requests: new and queued ones at once, those in flight within the
