@@ -47,27 +47,24 @@ func TestCheck(t *testing.T) {
 			"tcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp http://ADDR answered 404\n"},
 		{name: "no daemon", overrides: overrides{upstream: ok.URL, socket: missing}, code: 1, want: "config defaults\ntailscaled FAILED"},
 		{name: "nobody listens", overrides: overrides{local: true, upstream: closed.URL}, code: 1, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp FAILED"},
-		{name: "unknown authority", overrides: overrides{local: true, upstream: secure.URL}, code: 1,
-			want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls FAILED"},
+		{name: "unknown authority", overrides: overrides{local: true, upstream: secure.URL}, code: 1, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls FAILED"},
 		{name: "no HTTP", overrides: overrides{local: true, upstream: "http://" + mute.Addr().String()}, code: 1,
 			want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp FAILED"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			var out bytes.Buffer
-			err := check(t.Context(), row.overrides, &out)
-			text := regexp.MustCompile(`(?m)^(\w+) +[0-9.]+ ms  `).ReplaceAllString(out.String(), "$1 ")
-			text = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "ADDR")
-			text = regexp.MustCompile(`(?m)^config defaults, there is no .*$`).ReplaceAllString(text, "config defaults")
-			if i := strings.Index(text, "FAILED"); i >= 0 {
-				if !strings.Contains(text[i:], "; ") || strings.Count(text[i:], "\n") != 1 {
-					t.Errorf("the failure has no hint, or does not end the check:\n%s", text)
-				}
-				text = text[:i+len("FAILED")]
+		var out bytes.Buffer
+		err := check(t.Context(), row.overrides, &out)
+		text := regexp.MustCompile(`(?m)^(\w+) +[0-9.]+ ms  `).ReplaceAllString(out.String(), "$1 ")
+		text = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "ADDR")
+		text = regexp.MustCompile(`(?m)^config defaults, there is no .*$`).ReplaceAllString(text, "config defaults")
+		if i := strings.Index(text, "FAILED"); i >= 0 {
+			if !strings.Contains(text[i:], "; ") || strings.Count(text[i:], "\n") != 1 {
+				t.Errorf("%s: the failure has no hint, or does not end the check:\n%s", row.name, text)
 			}
-			if text != row.want || exitCode(err) != row.code {
-				t.Errorf("exit code %d (%v):\n%swant %d:\n%s", exitCode(err), err, out.String(), row.code, row.want)
-			}
-		})
+			text = text[:i+len("FAILED")]
+		}
+		if text != row.want || exitCode(err) != row.code {
+			t.Errorf("%s: exit code %d (%v):\n%swant %d:\n%s", row.name, exitCode(err), err, out.String(), row.code, row.want)
+		}
 	}
 }
 

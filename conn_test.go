@@ -24,32 +24,36 @@ func newClient(t *testing.T) *clientConn {
 // TestRequireCaller: who is let in, who is refused, and how long it takes.
 func TestRequireCaller(t *testing.T) {
 	for _, row := range []struct {
-		name string
-		who  identity
-		err  error // of the look-up, after a second
-		want error
+		name   string
+		who    identity
+		err    error         // of the look-up, after a second
+		leaves time.Duration // when the client does
+		want   error
 	}{
-		{name: "known", who: alice},
-		{name: "unknown", want: errUnknownCaller},
-		{name: "no answer", err: context.DeadlineExceeded, want: errCallerPending},
+		{name: "known", who: alice, leaves: time.Hour},
+		{name: "unknown", leaves: time.Hour, want: errUnknownCaller},
+		{name: "no answer", err: context.DeadlineExceeded, leaves: time.Hour, want: errCallerPending},
+		{name: "nobody waits for who is gone", who: alice, leaves: time.Millisecond, want: errClientGone},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				l := newClient(t).caller(func(context.Context, string) (identity, error) {
-					time.Sleep(time.Second)
-					return row.who, row.err
-				})
-				if !l.pending() || l.answer() != (identity{}) {
-					t.Error("there is an answer before tailscaled gave one")
-				}
-				if err := l.require(t.Context()); err != row.want && !errors.Is(err, row.want) || time.Since(start) != time.Second {
-					t.Errorf("%v after %v, want %v after 1s", err, time.Since(start), row.want)
-				}
-				if l.answer() != row.who {
-					t.Errorf("it is %+v, want %+v", l.answer(), row.who)
-				}
+		inBubble(t, row.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), row.leaves)
+			defer cancel()
+			start := time.Now()
+			l := newClient(t).caller(func(context.Context, string) (identity, error) {
+				time.Sleep(time.Second)
+				return row.who, row.err
 			})
+			if !l.pending() || l.answer() != (identity{}) {
+				t.Error("there is an answer before tailscaled gave one")
+			}
+			took := min(time.Second, row.leaves)
+			if err := l.require(ctx); !errors.Is(err, row.want) || time.Since(start) != took {
+				t.Errorf("%v after %v, want %v after %v", err, time.Since(start), row.want, took)
+			}
+			<-l.done
+			if l.answer() != row.who {
+				t.Errorf("it is %+v, want %+v", l.answer(), row.who)
+			}
 		})
 	}
 }
@@ -83,23 +87,3 @@ func TestOneLookupPerConnection(t *testing.T) {
 		}
 	})
 }
-
-// TestRequireClientLeaves: nobody waits for the identity of a caller that is gone.
-func TestRequireClientLeaves(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		start := time.Now()
-		l := newClient(t).caller(func(context.Context, string) (identity, error) {
-			time.Sleep(time.Minute)
-			return alice, nil
-		})
-		if err := l.require(ctx); err != errClientGone || time.Since(start) != time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
-		}
-		time.Sleep(time.Minute)
-	})
-}
-
-// whoisAlice is tailscaled's answer about a person's node.
-const whoisAlice = `{"Node":{"Name":"laptop.x.ts.net."},"UserProfile":{"LoginName":"alice@example.com"}}`

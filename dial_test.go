@@ -31,41 +31,44 @@ func (c *faultyConn) Write(p []byte) (int, error) {
 // TestEarlyAnswerConn: the error of a write is kept back only while an answer may still stand in the socket.
 func TestEarlyAnswerConn(t *testing.T) {
 	for _, row := range []struct {
-		name    string
-		sent    bool // something was written before
-		answers bool // and something read after it
-		err     error
-		kept    bool
+		name     string
+		sent     bool // something was written before
+		answers  bool // and something read after it
+		gathered bool
+		err      error
+		kept     bool
 	}{
 		{name: "first write", err: syscall.EPIPE},
 		{name: "in the middle of a request: closed", sent: true, err: syscall.EPIPE, kept: true},
 		{name: "in the middle of a request: reset", sent: true, err: syscall.ECONNRESET, kept: true},
 		{name: "in the middle of a request: something else", sent: true, err: os.ErrDeadlineExceeded},
 		{name: "after the answer", sent: true, answers: true, err: syscall.EPIPE},
+		{name: "gathered: an answer to others may be there", gathered: true, err: syscall.EPIPE, kept: true},
+		{name: "gathered: something else", gathered: true, err: os.ErrDeadlineExceeded},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			here, there := net.Pipe()
-			defer there.Close()
-			var failing error
-			conn := &upstreamConn{Conn: &faultyConn{here, func() error { return failing }}}
-			if row.sent {
-				go io.CopyN(io.Discard, there, 1)
-				if n, err := conn.Write([]byte("x")); n != 1 || err != nil {
-					t.Fatal(n, err)
-				}
-			}
-			if row.answers {
-				go there.Write([]byte("y"))
-				if n, err := conn.Read(make([]byte, 1)); n != 1 || err != nil {
-					t.Fatal(n, err)
-				}
-			}
-			failing = os.NewSyscallError("write", row.err)
-			n, err := conn.Write([]byte("zz"))
-			if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
-				t.Errorf("%d, %v; kept back: %t", n, err, row.kept)
-			}
-		})
+		here, there := net.Pipe()
+		var failing error
+		conn := &upstreamConn{Conn: &faultyConn{here, func() error { return failing }}}
+		if row.sent {
+			go io.CopyN(io.Discard, there, 1)
+			conn.Write([]byte("x"))
+		}
+		if row.answers {
+			go there.Write([]byte("y"))
+			conn.Read(make([]byte, 1))
+		}
+		failing = os.NewSyscallError("write", row.err)
+		if row.gathered {
+			conn.gather()
+		}
+		n, err := conn.Write([]byte("zz"))
+		if row.gathered {
+			conn.gathered.settle(time.Minute)
+			_, err = conn.gathered.state()
+		}
+		if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
+			t.Errorf("%s: %d, %v; kept back: %t", row.name, n, err, row.kept)
+		}
 	}
 }
 
@@ -93,7 +96,7 @@ func gathering(t *testing.T) (*upstreamConn, net.Conn) {
 	return conn, there
 }
 
-// TestGatheredWrites: what was written comes in order and whole, in pieces of any size, and nothing is held when all is quiet.
+// TestGatheredWrites: what was written comes in order and whole, in pieces of any size, large ones among them, which are not gathered.
 func TestGatheredWrites(t *testing.T) {
 	conn, there := gathering(t)
 	var want bytes.Buffer
@@ -108,17 +111,10 @@ func TestGatheredWrites(t *testing.T) {
 		if n, err := conn.Write(piece); n != len(piece) || err != nil {
 			t.Fatal(n, err)
 		}
-		clear(piece) // as tls.Conn, which uses its buffer again
-	}
-	if !conn.gathered.settle(time.Minute) || conn.gathered.waiting != nil {
-		t.Error("something is still held")
 	}
 	conn.Close()
-	if got := <-read; !bytes.Equal(got, want.Bytes()) {
-		t.Errorf("%d bytes came, want these %d", len(got), want.Len())
-	}
-	if n := conn.written.Load(); n != int64(want.Len()) {
-		t.Errorf("%d bytes count as written, want %d", n, want.Len())
+	if got := <-read; !bytes.Equal(got, want.Bytes()) || conn.written.Load() != int64(len(got)) {
+		t.Errorf("%d bytes came, want these %d; %d count as written", len(got), want.Len(), conn.written.Load())
 	}
 }
 
@@ -178,52 +174,26 @@ func TestGatheredClose(t *testing.T) {
 		{name: "too late", reads: time.Minute, took: time.Second},
 		{name: "twice", reads: time.Minute, again: true},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				conn, there := gathering(t)
-				conn.Write([]byte("goaway"))
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					time.Sleep(row.reads)
-					if got, _ := io.ReadAll(there); string(got) != row.got {
-						t.Errorf("the peer got %q, want %q", got, row.got)
-					}
-				})
-				start := time.Now()
-				if row.again {
-					go conn.Close()
-					synctest.Wait()
+		inBubble(t, row.name, func(t *testing.T) {
+			conn, there := gathering(t)
+			conn.Write([]byte("goaway"))
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				time.Sleep(row.reads)
+				if got, _ := io.ReadAll(there); string(got) != row.got {
+					t.Errorf("the peer got %q, want %q", got, row.got)
 				}
-				conn.Close()
-				if took := time.Since(start); took != row.took {
-					t.Errorf("Close took %v, want %v", took, row.took)
-				}
-				wg.Wait()
 			})
+			start := time.Now()
+			if row.again {
+				go conn.Close()
+				synctest.Wait()
+			}
+			conn.Close()
+			if took := time.Since(start); took != row.took {
+				t.Errorf("Close took %v, want %v", took, row.took)
+			}
+			wg.Wait()
 		})
 	}
 }
-
-// TestGatheredEarlyAnswer: an upstream that answers and closes is still read to its end.
-func TestGatheredEarlyAnswer(t *testing.T) {
-	here, there := net.Pipe()
-	defer there.Close()
-	conn := newUpstreamConn(t.Context(), brokenPipe{here}, time.Minute)
-	conn.gather()
-	for _, size := range []int{1, 3 * writtenAtOnce} {
-		if n, err := conn.Write(make([]byte, size)); n != size || err != nil {
-			t.Errorf("a write of %d bytes beside last words: %d, %v", size, n, err)
-		}
-	}
-	conn.gathered.settle(time.Minute)
-	go there.Write([]byte("last words"))
-	got := make([]byte, 10)
-	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "last words" {
-		t.Errorf("%q, %v", got, err)
-	}
-}
-
-// brokenPipe is a connection whose peer takes no more.
-type brokenPipe struct{ net.Conn }
-
-func (brokenPipe) Write([]byte) (int, error) { return 0, os.NewSyscallError("write", syscall.EPIPE) }

@@ -1,118 +1,122 @@
 package main
 
 import (
-	"context"
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"reflect"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
-// TestFailureAnswers: the table of the specification, and a body that Anthropic's SDKs can read.
+// checkErrorBody holds what a client gets of a failure against the specification: valid HTTP, and a body that Anthropic's SDKs
+// can read. It returns the header.
+func checkErrorBody(t *testing.T, f *failure, id string) http.Header {
+	t.Helper()
+	w := httptest.NewRecorder()
+	f.writeTo(w, id)
+	var wire bytes.Buffer
+	if err := w.Result().Write(&wire); err != nil {
+		t.Fatal(err)
+	}
+	a, err := http.ReadResponse(bufio.NewReader(&wire), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(a.Body)
+	isJSON := a.Header.Get("Content-Type") == "application/json"
+	if err != nil || a.StatusCode != f.status || a.ContentLength != int64(len(body)) || !isJSON {
+		t.Errorf("status %d, %d bytes, header %v: %v", a.StatusCode, len(body), a.Header, err)
+	}
+	line, rest, ok := strings.Cut(string(body), "\n")
+	if !ok || rest != "" || !utf8.ValidString(line) {
+		t.Errorf("not one line of text: %q", body)
+	}
+	valid := func(s string) string { return string([]rune(s)) } // what is not UTF-8 is replaced, byte by byte
+	want := map[string]any{"type": "error", "request_id": valid(id), "error": map[string]any{
+		"type": "proxy_error", "code": valid(f.code), "message": valid(f.message), "request_id": valid(id)}}
+	var got any
+	if err := json.Unmarshal(body, &got); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("the body %s says %v, want %v: %v", body, got, want, err)
+	}
+	return w.Header()
+}
+
+// TestFailureAnswers: the table of the specification.
 func TestFailureAnswers(t *testing.T) {
 	cause := errors.New("cause")
 	for _, row := range []struct {
-		name      string
 		failure   *failure
 		status    int
 		code      string
 		errorType errorType
 		message   string // in the body's message
-		header    map[string]string
+		header    string // besides those of the body
 	}{
-		{name: "timeout", failure: errTimeout(3, cause), status: 504, code: "timeout", errorType: "timeout", message: "in 3 attempt(s)", header: map[string]string{"X-Should-Retry": "false"}},
-		{name: "connection", failure: errConnection(cause), status: 502, code: "connection", errorType: "connection", message: "cause"},
-		{name: "too large", failure: errBodyTooLarge(10 << 20), status: 400, code: "invalid_request", errorType: "invalid_request", message: "larger than 10 MiB"},
-		{name: "malformed", failure: errMalformedBody, status: 400, code: "invalid_request", errorType: "invalid_request", message: "chunked"},
-		{name: "internal", failure: errInternal(cause), status: 500, code: "internal", errorType: "internal", message: "bug"},
-		{name: "response read", failure: errResponseRead(cause), status: 502, code: "response_read", errorType: "response_read", message: "broke off"},
-		{name: "not connected", failure: errNotConnected, status: 503, code: "not_connected", message: "tailnet", header: map[string]string{"Retry-After": "2"}},
-		{name: "unknown caller", failure: errUnknownCaller, status: 403, code: "forbidden", message: "tailnet"},
-		{name: "shutting down", failure: errShuttingDown, status: 503, code: "shutting_down", message: "shutting down", header: map[string]string{"X-Should-Retry": "true", "Connection": "close"}},
-		{name: "CONNECT", failure: errConnectMethod, status: 405, code: "method_not_allowed", message: "CONNECT", header: map[string]string{"Allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}},
-		{name: "silent upload", failure: errSilentUpload, status: 408, code: "request_timeout", message: "stopped arriving"},
-		{name: "slow upload", failure: errSlowUpload, status: 408, code: "request_timeout", message: "8 KiB/s"},
+		{failure: errTimeout(3, cause), status: 504, code: "timeout", errorType: "timeout", message: "in 3 attempt(s)", header: "X-Should-Retry: false"},
+		{failure: errConnection(cause), status: 502, code: "connection", errorType: "connection", message: "cause"},
+		{failure: errBodyTooLarge(10 << 20), status: 400, code: "invalid_request", errorType: "invalid_request", message: "prompt is too long: the request body is larger than 10 MiB"},
+		{failure: errMalformedBody, status: 400, code: "invalid_request", errorType: "invalid_request", message: "chunked"},
+		{failure: errInternal(cause), status: 500, code: "internal", errorType: "internal", message: "bug"},
+		{failure: errResponseRead(cause), status: 502, code: "response_read", errorType: "response_read", message: "broke off"},
+		{failure: errNotConnected, status: 503, code: "not_connected", message: "tailnet", header: "Retry-After: 2"},
+		{failure: errCallerPending, status: 503, code: "caller_unknown", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
+		{failure: errUnknownCaller, status: 403, code: "forbidden", message: "tailnet"},
+		{failure: errShuttingDown, status: 503, code: "shutting_down", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
+		{failure: errConnectMethod, status: 405, code: "method_not_allowed", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
+		{failure: errTooManyFields, status: 431, code: "too_many_headers", message: "256"},
+		{failure: errSilentUpload, status: 408, code: "request_timeout", message: "stopped arriving"},
+		{failure: errSlowUpload, status: 408, code: "request_timeout", message: "8 KiB/s"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			if row.failure.errorType != row.errorType {
-				t.Errorf("error_type %q, want %q", row.failure.errorType, row.errorType)
+		f := row.failure
+		if f.status != row.status || f.code != row.code || f.errorType != row.errorType || !strings.Contains(f.message, row.message) {
+			t.Errorf("%+v, want %+v", f, row)
+		}
+		var header []string
+		for name, values := range checkErrorBody(t, f, "req_1") {
+			if !strings.HasPrefix(name, "Content-") {
+				header = append(header, name+": "+values[0])
 			}
-			w := httptest.NewRecorder()
-			row.failure.writeTo(w, "req_1")
-			want := map[string]string{"Content-Type": "application/json", "Content-Length": strconv.Itoa(w.Body.Len())}
-			for name, value := range row.header {
-				want[name] = value
-			}
-			got := map[string]string{}
-			for name := range w.Header() {
-				got[name] = w.Header().Get(name)
-			}
-			if w.Code != row.status || !reflect.DeepEqual(got, want) {
-				t.Errorf("status %d, header %v; want %d, %v", w.Code, got, row.status, want)
-			}
-			var body any
-			if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
-				t.Fatal(err)
-			}
-			inner, _ := body.(map[string]any)["error"].(map[string]any)
-			message, _ := inner["message"].(string)
-			if !strings.Contains(message, row.message) {
-				t.Errorf("the message %q lacks %q", message, row.message)
-			}
-			shape := map[string]any{"type": "error", "request_id": "req_1",
-				"error": map[string]any{"type": "proxy_error", "code": row.code, "message": message, "request_id": "req_1"}}
-			if !reflect.DeepEqual(body, shape) {
-				t.Errorf("the body is\n%s", w.Body)
-			}
-		})
-	}
-}
-
-func TestAsFailure(t *testing.T) {
-	if f := asFailure(nil); f != nil {
-		t.Errorf("nil became %v", f)
-	}
-	if f := asFailure(fmt.Errorf("wrapped: %w", errSlowUpload)); f != errSlowUpload {
-		t.Errorf("a wrapped failure became %v", f)
-	}
-	if f := asFailure(io.EOF); f.errorType != typeInternal || !errors.Is(f, io.EOF) {
-		t.Errorf("a stray error became %v", f)
-	}
-}
-
-func TestDeparture(t *testing.T) {
-	for _, row := range []struct {
-		name  string
-		cause error
-		want  *failure
-	}{
-		{name: "client left", cause: nil, want: errClientGone},
-		{name: "some other cause", cause: io.EOF, want: errClientGone},
-		{name: "process stops", cause: errShuttingDown, want: errShuttingDown},
-	} {
-		ctx, cancel := context.WithCancelCause(context.Background())
-		cancel(row.cause)
-		if got := departure(ctx); got != row.want {
-			t.Errorf("%s: %v, want %v", row.name, got, row.want)
+		}
+		slices.Sort(header)
+		if got := strings.Join(header, ", "); got != row.header {
+			t.Errorf("%s: the header is %s, want %s", row.code, got, row.header)
 		}
 	}
 }
 
-// TestDescribe: what a peer sent, which net/http quotes, stays out of messages and logs.
-func TestDescribe(t *testing.T) {
-	for text, want := range map[string]string{
-		`plain`: `plain`,
-		`net/http: HTTP/1.x transport connection broken: malformed HTTP status code "secret"`: `net/http: HTTP/1.x transport connection broken: malformed HTTP status code`,
-		`malformed MIME header: "secret" and "more"`:                                          `malformed MIME header`,
-		`"secret"`: ``,
+// FuzzErrorBody: whatever a failure says, the client gets just that, and nothing of what an error quotes.
+func FuzzErrorBody(f *testing.F) {
+	for _, s := range []string{
+		"", "plain", "\"quoted\" \\ /", "\x00\n\r\t\x1f\x7f", "é — 世界 😀", "\u2028\u2029\ufeff\ufffd", "\xff\xc3(\xed\xa0\x80",
+		"<script>&amp;", `{"type":"error"}`, "a: \"b\r\n\r\nHTTP/1.1 200 OK",
 	} {
-		if got := describe(errors.New(text)); got != want {
-			t.Errorf("%s: %q, want %q", text, got, want)
-		}
+		f.Add(s, s, s, s)
+		f.Add("malformed header: ", "", s, "req_1")
 	}
+	f.Fuzz(func(t *testing.T, code, message, theirs, id string) {
+		checkErrorBody(t, &failure{status: http.StatusBadGateway, code: code, message: message}, id)
+		for _, failed := range []func(error) *failure{
+			errConnection, errResponseRead, errInternal, func(err error) *failure { return errTimeout(3, err) },
+		} {
+			checkErrorBody(t, failed(errors.New(message)), id)
+
+			// As net/http words it, with what the peer has sent in quotes.
+			unquoted := strings.ReplaceAll(message, `"`, "")
+			got, want := failed(fmt.Errorf("%s: %q, %s", unquoted, theirs, code)), failed(fmt.Errorf("%s: %q", unquoted, ""))
+			if got.Error() != want.Error() || got.message != want.message {
+				t.Errorf("%q and %q, but without the peer's %q %q and %q", got, got.message, theirs, want, want.message)
+			}
+			if said := unquoted == strings.TrimRight(unquoted, " :="); said && !strings.HasSuffix(got.Error(), unquoted) {
+				t.Errorf("%q lacks what is not the peer's, %q", got, unquoted)
+			}
+		}
+	})
 }

@@ -37,7 +37,7 @@ func (e *endpoints) serve(w http.ResponseWriter, r *http.Request, path string) b
 	case "/livez":
 		answer = e.live
 	case "/metrics":
-		answer = func() (int, string, []byte) { return http.StatusOK, metricsContentType, e.metrics.page() }
+		answer = func() (int, string, []byte) { return http.StatusOK, metricsType, e.metrics.page() }
 	default:
 		return false
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -30,6 +29,19 @@ func testConfig(t testing.TB, text string, o overrides) *config {
 		t.Fatalf("configuration refused:\n%v", err)
 	}
 	return cfg
+}
+
+// errorText returns an error's text, "" for nil.
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// inBubble runs f as a subtest in a bubble of synctest.
+func inBubble(t *testing.T, name string, f func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
 
 // logRecorder keeps the lines of a log.
@@ -146,11 +158,12 @@ type rig struct {
 	log     logRecorder
 	front   *pipeListener
 	client  *http.Transport
+	pool    *pool
 	signals chan os.Signal
 	done    chan struct{} // closed when live has returned err
 	err     error
 	dials   atomic.Int32 // connections to the upstream that were asked for
-	// wrap, if not nil, is given the upstream connections in its turn: it may fail or wrap them.
+	// wrap, if not nil, is given the n-th upstream connection: it may fail or wrap it, after some time.
 	wrap func(n int, conn net.Conn) (net.Conn, error)
 }
 
@@ -164,11 +177,14 @@ func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	r.log.flush = func() { lines.flush(time.Minute) }
 	r.life = newLife(cfg, r.front, log, lines)
 	r.client = &http.Transport{DialContext: r.front.dial, DisableCompression: true}
+	r.pool = r.proxy.upstream.pool
 
 	back := newPipeListener()
-	server := &http.Server{Handler: upstream}
+	server := &http.Server{Handler: upstream, Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	go server.Serve(back)
-	r.proxy.upstream.pool.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	r.pool.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		n := int(r.dials.Add(1))
 		conn, err := back.dial(ctx, network, addr)
 		if err == nil && r.wrap != nil {
@@ -189,11 +205,28 @@ func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 		stop()
 		<-r.done
 		server.Close()
-		r.proxy.upstream.pool.closeIdle()
-		time.Sleep(time.Second) // net/http lingers for half of that on a connection that it closes
+		r.pool.closeIdle()
+		time.Sleep(time.Minute) // dials that nobody waits for, and what net/http lingers on
 	})
 	synctest.Wait()
 	return r
+}
+
+// serveRaw has serve answer on each connection to the upstream.
+func (r *rig) serveRaw(serve func(conn net.Conn)) {
+	r.wrap = func(_ int, conn net.Conn) (net.Conn, error) {
+		conn.Close() // this one leads to an http.Server
+		here, there := net.Pipe()
+		go serve(there)
+		return here, nil
+	}
+}
+
+// overHTTP2 has r speak HTTP/2 with its upstream, if yes.
+func (r *rig) overHTTP2(yes bool) {
+	r.pool.transport.Protocols = new(http.Protocols)
+	r.pool.transport.Protocols.SetHTTP1(!yes)
+	r.pool.transport.Protocols.SetUnencryptedHTTP2(yes)
 }
 
 // answer is what a client got for a request, and how long after it.
@@ -201,21 +234,45 @@ type answer struct {
 	status int
 	header http.Header
 	body   string
-	err    error // of reading the body
+	came   []time.Duration // when each piece of the body did
+	err    error           // of reading the body
 	took   time.Duration
 	last   bool // the connection is closed after it
+}
+
+// read reads all of an answer; start is when the request began.
+func (a answer) read(resp *http.Response, start time.Time) answer {
+	var body []byte
+	for piece := make([]byte, 32<<10); a.err == nil; {
+		var n int
+		if n, a.err = resp.Body.Read(piece); n > 0 {
+			body, a.came = append(body, piece[:n]...), append(a.came, time.Since(start))
+		}
+	}
+	if a.err == io.EOF {
+		a.err = nil
+	}
+	a.status, a.header, a.body, a.took, a.last = resp.StatusCode, resp.Header, string(body), time.Since(start), resp.Close
+	return a
 }
 
 // do sends a request and reads its whole answer. header holds names and values in turn.
 func (r *rig) do(method, path, body string, header ...string) answer {
 	r.t.Helper()
-	var content io.Reader
-	if body != "" {
-		content = strings.NewReader(body)
-	}
-	req, err := http.NewRequest(method, "http://proxy"+path, content)
+	return r.doFor(time.Hour*24, method, path, body, header...)
+}
+
+// doFor is do for a client that leaves after patience.
+func (r *rig) doFor(patience time.Duration, method, path, body string, header ...string) answer {
+	r.t.Helper()
+	ctx, leave := context.WithTimeout(context.Background(), patience)
+	defer leave()
+	req, err := http.NewRequestWithContext(ctx, method, "http://proxy"+path, nil)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if body != "" {
+		req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
@@ -226,8 +283,7 @@ func (r *rig) do(method, path, body string, header ...string) answer {
 		return answer{err: err, took: time.Since(start)}
 	}
 	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, string(got), err, time.Since(start), resp.Close}
+	return answer{}.read(resp, start)
 }
 
 // post is do with a POST of a small body to /v1/messages.
@@ -244,13 +300,12 @@ func (r *rig) dialRaw() *rawConnection {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { conn.Close() })
-	return &rawConnection{Conn: conn, t: r.t, start: time.Now()}
+	return &rawConnection{Conn: conn, start: time.Now()}
 }
 
 // rawConnection is a client's side of a connection.
 type rawConnection struct {
 	net.Conn
-	t     *testing.T
 	start time.Time
 }
 
@@ -262,25 +317,43 @@ func (c *rawConnection) send(text string) error {
 
 // answer reads an answer; took counts from the dial.
 func (c *rawConnection) answer() answer {
-	c.t.Helper()
 	resp, err := http.ReadResponse(bufio.NewReader(c.Conn), nil)
-	took := time.Since(c.start)
 	if err != nil {
-		return answer{err: err, took: took}
+		return answer{err: err, took: time.Since(c.start)}
 	}
-	got, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, string(got), err, took, resp.Close}
+	return answer{}.read(resp, c.start)
 }
 
-// errorCounts returns the upstream errors by type, without those that are 0.
-func (p *proxy) errorCounts() map[errorType]uint64 {
-	counts := map[errorType]uint64{}
-	for i, t := range errorTypes {
-		if n := p.metrics.errors[i].Load(); n > 0 {
-			counts[t] = n
-		}
+// completed returns the log line of the only request so far.
+func (r *rig) completed() logLine {
+	r.t.Helper()
+	synctest.Wait()
+	return r.log.one(r.t, "request completed")
+}
+
+// expectErrors wants exactly these upstream errors to be counted, in the order of the page, and nothing else to be left of
+// the requests so far.
+func (r *rig) expectErrors(want ...errorType) {
+	r.t.Helper()
+	r.expectNothingLeft()
+	var got []errorType
+	for i, kind := range errorTypes {
+		got = append(got, slices.Repeat([]errorType{kind}, int(r.proxy.metrics.errors[i].Load()))...)
 	}
-	return counts
+	if !slices.Equal(got, want) {
+		r.t.Errorf("errors %v, want %v", got, want)
+	}
+}
+
+// expectNothingLeft wants all requests to have ended, and to have given back what they held.
+func (r *rig) expectNothingLeft() {
+	r.t.Helper()
+	synctest.Wait()
+	places, inLine := r.proxy.places.load()
+	bytes, inLineForBytes := r.proxy.bodies.budget.load()
+	if active := r.proxy.active.Load(); places+inLine+bytes+inLineForBytes+active != 0 {
+		r.t.Errorf("%d places and %d bytes are taken, %d requests wait for them, %d are left", places, bytes, inLine+inLineForBytes, active)
+	}
 }
 
 // never is an upstream that reads the request and never answers.
@@ -298,12 +371,9 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	w.Write(body)
 }
 
-// requestHeader returns what in becomes on its way upstream, and leaves it as it is.
-func requestHeader(in http.Header, injected []header) http.Header {
-	out := maps.Clone(in)
-	for key, values := range out {
-		out[key] = slices.Clone(values)
-	}
-	rewriteRequestHeader(out, injected)
-	return out
+// localProxy returns a proxy without a tailnet, in front of nothing.
+func localProxy(t testing.TB) *proxy {
+	t.Helper()
+	cfg := testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"})
+	return newLife(cfg, nil, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
 }

@@ -271,13 +271,12 @@ type life struct {
 // newLife puts the parts together; nothing runs yet.
 func newLife(cfg *config, listener net.Listener, log *slog.Logger, lines *lineWriter) *life {
 	l := &life{cfg: cfg, log: log, listener: listener}
-	tn := newTailnet(cfg.socket, cfg.hostname, log)
 	if !cfg.local {
-		l.tailnet = tn
+		l.tailnet = newTailnet(cfg.socket, cfg.hostname, log)
 	}
 	counters := newMetrics(version, buildRevision())
 	l.proxy = newProxy(cfg, l.tailnet, counters, log)
-	tn.gauges(counters.gauge)
+	tailnetGauges(l.tailnet, counters.gauge)
 	counters.counter("proxy_log_lines_dropped_total", "Log lines that nobody read in time.", func() (float64, bool) { return float64(lines.dropped.Load()), true })
 	base, cut := context.WithCancelCause(context.Background())
 	l.cut = cut

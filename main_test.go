@@ -2,79 +2,49 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"errors"
-	"flag"
 	"fmt"
+	"io"
 	"math"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-// env returns a getenv of the given NAME=VALUE pairs.
-func env(pairs ...string) func(string) string {
-	return func(name string) string {
-		for _, pair := range pairs {
-			if key, value, _ := strings.Cut(pair, "="); key == name {
-				return value
-			}
-		}
-		return ""
-	}
-}
-
+// TestParseArgs: flags win over the environment.
 func TestParseArgs(t *testing.T) {
 	for _, row := range []struct {
-		name string
 		args []string
-		env  []string
+		env  map[string]string
 		want options
 		err  string // in the error
 	}{
-		{name: "nothing"},
-		{name: "everything", args: []string{"-config", "c", "-listen", "l", "-upstream", "u", "-local", "-check-config", "-check", "-version"},
+		{},
+		{args: []string{"-config", "c", "-listen", "l", "-upstream", "u", "-local", "-check-config", "-check", "-version"},
 			want: options{overrides: overrides{path: "c", listen: "l", upstream: "u", local: true}, checkConfig: true, check: true, version: true}},
-		{name: "two hyphens and equals signs", args: []string{"--config=c", "--local=false"}, want: options{overrides: overrides{path: "c"}}},
-		{name: "environment", env: []string{"CONFIG_PATH=e", "TAILSCALE_SOCKET=/s", "LOG_LEVEL=debug"}, want: options{overrides: overrides{path: "e", socket: "/s"}, logLevel: "debug"}},
-		{name: "flag over environment", args: []string{"-config", "c"}, env: []string{"CONFIG_PATH=e"}, want: options{overrides: overrides{path: "c"}}},
-		{name: "unknown flag", args: []string{"-nope"}, err: "anthropic-oauth-proxy: flag provided but not defined: -nope; -h lists what there is"},
-		{name: "missing value", args: []string{"-listen"}, err: "flag needs an argument: -listen"},
-		{name: "bad value", args: []string{"-local=maybe"}, err: "invalid boolean value"},
-		{name: "stray argument", args: []string{"-local", "serve"}, err: `unexpected argument "serve"`},
+		{args: []string{"--config=c", "--local=false"}, want: options{overrides: overrides{path: "c"}}},
+		{env: map[string]string{"CONFIG_PATH": "e", "TAILSCALE_SOCKET": "/s", "LOG_LEVEL": "debug"}, want: options{overrides: overrides{path: "e", socket: "/s"}, logLevel: "debug"}},
+		{args: []string{"-config", "c"}, env: map[string]string{"CONFIG_PATH": "e"}, want: options{overrides: overrides{path: "c"}}},
+		{args: []string{"-listen"}, err: "flag needs an argument: -listen"},
+		{args: []string{"-local=maybe"}, err: "invalid boolean value"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			var stdout bytes.Buffer
-			got, err := parseArgs(row.args, env(row.env...), &stdout)
-			switch {
-			case row.err == "" && (err != nil || *got != row.want):
-				t.Errorf("%+v, %v; want %+v", got, err, row.want)
-			case row.err != "" && (!strings.Contains(errorText(err), row.err) || exitCode(err) != 2):
-				t.Errorf("the error is %v (exit code %d), want 2 and %q", err, exitCode(err), row.err)
-			}
-			if stdout.Len() > 0 {
-				t.Errorf("it printed %s", &stdout)
-			}
-		})
-	}
-}
-
-func TestExitCode(t *testing.T) {
-	for _, row := range []struct {
-		err  error
-		want int
-	}{
-		{nil, 0}, {errFailed, 1}, {errors.New("x"), 1}, {usageError{errors.New("x")}, 2}, {configError{"x"}, 2},
-		{fmt.Errorf("wrapped: %w", usageError{errors.New("x")}), 2}, {flag.ErrHelp, 1},
-	} {
-		if got := exitCode(row.err); got != row.want {
-			t.Errorf("exitCode(%v) = %d, want %d", row.err, got, row.want)
+		got, err := parseArgs(row.args, func(name string) string { return row.env[name] }, io.Discard)
+		switch {
+		case row.err == "" && (err != nil || *got != row.want):
+			t.Errorf("%+v, %v; want %+v", got, err, row.want)
+		case row.err != "" && (!strings.Contains(errorText(err), row.err) || exitCode(err) != 2):
+			t.Errorf("the error is %v (exit code %d), want 2 and %q", err, exitCode(err), row.err)
 		}
 	}
 }
@@ -96,7 +66,8 @@ func TestRun(t *testing.T) {
 	problems := bad + ":2:16: proxy.timeout_secs must be a whole number from 1 to 3600\n" + bad + ":3:19: proxy.max_connections must be a whole number from 1 to 100000\n"
 	for _, row := range []struct {
 		name           string
-		args, env      []string
+		args           []string
+		configPath     string // in the environment
 		code           int
 		stdout, stderr string // "…" at an end: only the rest counts
 	}{
@@ -108,23 +79,22 @@ func TestRun(t *testing.T) {
 		{name: "-check-config", args: []string{"-check-config", "-config", warned, "-listen", ":1"}, stdout: testConfig(t, "", overrides{listen: ":1"}).toml(),
 			stderr: "warning: " + warned + ":1:11: tailscale.state_dir is ignored: tailscaled owns its state and auth key (TS_STATE_DIR, TS_AUTHKEY); remove the line\n"},
 		{name: "-check-config of a bad file", args: []string{"-check-config", "-config", bad}, code: 2, stderr: problems},
-		{name: "-check of a bad file", args: []string{"-check"}, env: []string{"CONFIG_PATH=" + bad}, code: 2, stderr: problems},
+		{name: "-check of a bad file", args: []string{"-check"}, configPath: bad, code: 2, stderr: problems},
 		{name: "bad file", args: []string{"-config", bad}, code: 2, stdout: `…"error":"` + bad + `:3:19: proxy.max_connections must be a whole number from 1 to 100000"}` + "\n", stderr: problems},
 		{name: "port in use", args: []string{"-local", "-listen", busy.Addr().String()}, code: 1, stdout: "…address already in use\"}\n"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			err := run(t.Context(), row.args, env(row.env...), &stdout, &stderr)
-			if exitCode(err) != row.code {
-				t.Errorf("exit code %d (%v), want %d", exitCode(err), err, row.code)
+		var stdout, stderr bytes.Buffer
+		getenv := func(name string) string { return map[string]string{"CONFIG_PATH": row.configPath}[name] }
+		err := run(t.Context(), row.args, getenv, &stdout, &stderr)
+		if exitCode(err) != row.code {
+			t.Errorf("%s: exit code %d (%v), want %d", row.name, exitCode(err), err, row.code)
+		}
+		for name, pair := range map[string][2]string{"stdout": {stdout.String(), row.stdout}, "stderr": {stderr.String(), row.stderr}} {
+			rest, partly := strings.CutPrefix(pair[1], "…")
+			if partly && !strings.HasSuffix(pair[0], rest) || !partly && pair[0] != pair[1] {
+				t.Errorf("%s: %s is\n%swant\n%s", row.name, name, pair[0], pair[1])
 			}
-			for name, pair := range map[string][2]string{"stdout": {stdout.String(), row.stdout}, "stderr": {stderr.String(), row.stderr}} {
-				rest, partly := strings.CutPrefix(pair[1], "…")
-				if partly && !strings.HasSuffix(pair[0], rest) || !partly && pair[0] != pair[1] {
-					t.Errorf("%s is\n%swant\n%s", name, pair[0], pair[1])
-				}
-			}
-		})
+		}
 	}
 }
 
@@ -135,9 +105,8 @@ func TestRunServes(t *testing.T) {
 	var stdout logRecorder
 	var stderr bytes.Buffer
 	ended := make(chan error, 1)
-	go func() {
-		ended <- run(ctx, []string{"-local", "-listen", "127.0.0.1:0"}, env("LOG_LEVEL=loud"), &stdout, &stderr)
-	}()
+	getenv := func(name string) string { return map[string]string{"LOG_LEVEL": "loud"}[name] }
+	go func() { ended <- run(ctx, []string{"-local", "-listen", "127.0.0.1:0"}, getenv, &stdout, &stderr) }()
 	for deadline := time.Now().Add(30 * time.Second); len(stdout.lines(t, "state: Running — accepting requests")) == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it does not run after 30 s")
@@ -176,29 +145,6 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestUsage: the help page names every flag and variable.
-func TestUsage(t *testing.T) {
-	for _, word := range []string{"-config PATH", "-listen ADDR", "-upstream URL", "-local ", "-check-config ", "-check ", "-version ", "-h ",
-		"CONFIG_PATH", "LOG_LEVEL", "TAILSCALE_SOCKET", "HTTPS_PROXY", defaultConfigPath, defaultSocket, defaultListen, defaultLocal, defaultUpstream, "Exit codes: 0 "} {
-		if !strings.Contains(usage, word) {
-			t.Errorf("-h does not name %s", word)
-		}
-	}
-	for line := range strings.Lines(usage) {
-		if len(line) > 101 {
-			t.Errorf("too long: %s", line)
-		}
-	}
-}
-
-func TestSignalName(t *testing.T) {
-	for sig, want := range map[syscall.Signal]string{syscall.SIGTERM: "SIGTERM", syscall.SIGINT: "SIGINT", syscall.SIGHUP: "SIGHUP"} {
-		if got := signalName(sig); got != want {
-			t.Errorf("%d is %s, want %s", sig, got, want)
-		}
-	}
-}
-
 // TestTuneGC: the environment's word is final; else GOGC is ours, and a soft limit keeps it from wasting memory.
 func TestTuneGC(t *testing.T) {
 	oldPercent, oldLimit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
@@ -207,24 +153,138 @@ func TestTuneGC(t *testing.T) {
 		debug.SetMemoryLimit(oldLimit)
 	})
 	cfg := &config{bodyMemory: 48 << 20, maxConnections: 1000}
+	const limit = 32<<20 + 48<<20 + 1000*64<<10
 	for _, row := range []struct {
-		name, gogc, gomemlimit string
-		percent                int
-		limit                  int64
+		gogc, gomemlimit string
+		percent          int
+		limit            int64
 	}{
-		{name: "nothing set", percent: 400, limit: 32<<20 + 48<<20 + 1000*64<<10},
-		{name: "GOGC", gogc: "50", percent: 100, limit: 32<<20 + 48<<20 + 1000*64<<10},
-		{name: "GOMEMLIMIT", gomemlimit: "100MiB", percent: 400, limit: math.MaxInt64},
+		{percent: 400, limit: limit}, {gogc: "50", percent: 100, limit: limit}, {gomemlimit: "100MiB", percent: 400, limit: math.MaxInt64},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			t.Setenv("GOGC", row.gogc)
-			t.Setenv("GOMEMLIMIT", row.gomemlimit)
-			debug.SetGCPercent(100)
-			debug.SetMemoryLimit(math.MaxInt64)
-			tuneGC(cfg)
-			if percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); percent != row.percent || limit != row.limit {
-				t.Errorf("GOGC %d and limit %d, want %d and %d", percent, limit, row.percent, row.limit)
+		t.Setenv("GOGC", row.gogc)
+		t.Setenv("GOMEMLIMIT", row.gomemlimit)
+		debug.SetGCPercent(100)
+		debug.SetMemoryLimit(math.MaxInt64)
+		tuneGC(cfg)
+		if percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); percent != row.percent || limit != row.limit {
+			t.Errorf("GOGC %d and limit %d, want %+v", percent, limit, row)
+		}
+	}
+}
+
+// TestShutDown holds the sequence of the runbook to the clock. Requests take as long as their path says.
+func TestShutDown(t *testing.T) {
+	const (
+		drained  = "all in-flight requests drained"
+		exceeded = "drain timeout exceeded, forcing shutdown"
+		complete = "shutdown complete"
+		again    = "received SIGINT again, exiting at once"
+	)
+	for _, row := range []struct {
+		name     string
+		settings string
+		signal   syscall.Signal // SIGTERM if 0
+		requests []string       // durations
+		began    bool           // their answers begin at once
+		ends     time.Duration  // the drain, after the signal
+		says     string         // and why
+		answers  []string       // status after the signal, in the order of requests
+	}{
+		{name: "idle", says: drained}, {name: "closed terminal", signal: syscall.SIGHUP, says: drained},
+		{name: "drained", requests: []string{"3s", "4s"}, ends: 4 * time.Second, says: drained, answers: []string{"200 after 3s", "200 after 4s"}},
+		{name: "exceeded", requests: []string{"3s", "1h", "1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"200 after 3s", "503 after 5s", "503 after 5s"}},
+		{name: "exceeded while streaming", began: true, requests: []string{"1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"cut after 5s"}},
+		{name: "configured", settings: "drain_timeout_secs = 3600\ntimeout_secs = 3600", requests: []string{"59m"}, began: true, ends: 59 * time.Minute, says: drained, answers: []string{"200 after 59m0s"}},
+		{name: "no drain at all", settings: "drain_timeout_secs = 0", requests: []string{"1s"}, says: exceeded, answers: []string{"503 after 0s"}},
+		{name: "queued requests are sent away at once", settings: "max_connections = 1", requests: []string{"2s", "1s", "1s"}, ends: 2 * time.Second, says: drained, answers: []string{"200 after 2s", "503 after 0s", "503 after 0s"}},
+		{name: "second signal", requests: []string{"1h"}, ends: 2 * time.Second, says: again, answers: []string{"503 after 2s"}},
+	} {
+		inBubble(t, row.name, func(t *testing.T) {
+			r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				if row.began {
+					http.NewResponseController(w).Flush()
+				}
+				d, _ := time.ParseDuration(r.URL.Path[1:])
+				select {
+				case <-time.After(d):
+				case <-r.Context().Done():
+				}
+			})
+			answers := make([]answer, len(row.requests))
+			var wg sync.WaitGroup
+			for i, path := range row.requests {
+				wg.Go(func() { answers[i] = r.do("POST", "/"+path, "x") })
+				synctest.Wait()
+			}
+			start := time.Now()
+			r.signals <- cmp.Or(row.signal, syscall.SIGTERM)
+			name := map[syscall.Signal]string{0: "SIGTERM", syscall.SIGHUP: "SIGHUP"}[row.signal]
+			want := []string{"received " + name + ", shutting down after 0s", fmt.Sprint(row.says, " after ", row.ends)}
+			if row.says == again {
+				time.Sleep(row.ends)
+				r.signals <- syscall.SIGINT
+			} else {
+				want = append(want, complete)
+			}
+			<-r.done
+			if took := time.Since(start); r.err != nil || took < row.ends || took > row.ends+2*lastBytes {
+				t.Errorf("it ended with %v after %v, want %v", r.err, took, row.ends)
+			}
+			wg.Wait()
+			var got []string
+			for _, line := range r.log.lines(t, "received SIGTERM, shutting down", "received SIGHUP, shutting down", drained, exceeded, complete, again) {
+				text := line["message"].(string)
+				if text != complete { // which may come lastBytes later
+					text = fmt.Sprint(text, " after ", line.time(t).Sub(start))
+				}
+				got = append(got, text)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("logged %q\nwant   %q", got, want)
+			}
+			left := 0.0
+			for i, a := range answers {
+				got := fmt.Sprintf("%d after %v", a.status, a.took)
+				if a.err != nil {
+					got = fmt.Sprintf("cut after %v", a.took)
+				}
+				if got != row.answers[i] || a.status == 503 && (!a.last || a.header.Get("X-Should-Retry") != "true") {
+					t.Errorf("request %d got %s (%v) with the header %v, want %s", i, got, a.err, a.header, row.answers[i])
+				}
+				if !strings.HasPrefix(got, "200") {
+					left++
+				}
+			}
+			if row.says == exceeded {
+				if line := r.log.one(t, exceeded); line["remaining"] != left || line["drain_timeout_secs"] != row.ends.Seconds() {
+					t.Errorf("%v", line)
+				}
+			}
+			if lines := r.log.lines(t, "request completed"); row.says != again && len(lines) != len(row.requests) {
+				t.Errorf("%d of %d requests have their line in the log", len(lines), len(row.requests))
 			}
 		})
 	}
+}
+
+// TestShutDownRefusesNewRequests: on connections that are open already, while others drain.
+func TestShutDownRefusesNewRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "", never)
+		idle := r.dialRaw()
+		go r.post()
+		synctest.Wait()
+		// Half of a request: a connection that is idle would be closed.
+		idle.send("POST / HTTP/1.1\r\n")
+		r.signals <- syscall.SIGTERM
+		synctest.Wait()
+		go idle.send("Host: x\r\nContent-Length: 5\r\n\r\n") // and the body stays away
+		if got := idle.answer(); got.status != 503 || got.took != 0 || !got.last || !strings.Contains(got.body, `"code":"shutting_down"`) {
+			t.Errorf("%+v, want a 503 at once", got)
+		}
+		if _, err := r.front.dial(t.Context(), "", ""); err == nil {
+			t.Error("a new connection was accepted")
+		}
+	})
 }

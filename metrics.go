@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"net/http"
 	"os"
@@ -15,22 +16,22 @@ import (
 	"time"
 )
 
-// metricsContentType is that of the page.
-const metricsContentType = "text/plain; version=0.0.4; charset=utf-8"
+// metricsType is the content type of [metrics.page].
+const metricsType = "text/plain; version=0.0.4; charset=utf-8"
 
 // metrics counts what the proxy does. Recording takes no lock: every figure is an atomic of its
 // own, and sums are made when they are written.
 type metrics struct {
-	version, revision string
-	started           time.Time
-	byStatus          [1000]atomic.Pointer[statusMetrics]
-	ttfb              histogram
-	errors            [len(errorTypes)]atomic.Uint64
-	retries           atomic.Uint64
-	others            []figure // what their owners know
+	byStatus [1000]atomic.Pointer[statusMetrics]
+	ttfb     histogram
+	errors   [len(errorTypes)]atomic.Uint64
+	retries  atomic.Uint64
+	began    time.Time
+	build    []string // labels of proxy_build_info
+	owned    []figure // in the order of the page
 }
 
-// figure is a metric without labels, whose value is asked for when the page is written; there is none if ok is false.
+// figure is a metric without labels whose value its owner knows.
 type figure struct {
 	name, kind, help string
 	value            func() (v float64, ok bool)
@@ -38,38 +39,39 @@ type figure struct {
 
 // statusMetrics are the figures of the requests that ended with one status.
 type statusMetrics struct {
-	requests [len(methods) + 1]atomic.Uint64 // the last for any other method
+	requests [len(methods)]atomic.Uint64
 	duration histogram
 }
 
-// methods are the values of the label method; others are counted as "other".
+// methods are the values of the label method; the last counts any other.
 var methods = [...]string{
 	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
-	http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace,
+	http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace, "other",
 }
 
 // durationBuckets are the upper bounds of the histograms' buckets, in seconds: from a refused request
-// to the longest that SDKs wait for a non-streaming answer.
+// to the longest that SDKs wait for a non-streaming answer, and beyond.
 var durationBuckets = [...]float64{
-	0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600,
+	0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, math.Inf(1),
 }
 
 // quantiles are those of proxy_request_duration_quantiles_seconds.
 var quantiles = [...]float64{0.5, 0.9, 0.99, 0.999}
 
-// newMetrics returns metrics that are all zero, of the given build of the program.
-func newMetrics(version, revision string) *metrics {
-	return &metrics{version: version, revision: revision, started: time.Now()}
+// newMetrics returns metrics that are all zero, of a program that was built as release from commit.
+func newMetrics(release, commit string) *metrics {
+	return &metrics{began: time.Now(), build: []string{"version", release, "revision", commit, "go_version", runtime.Version()}}
 }
 
-// gauge adds a figure that goes up and down. Figures are added before the first page is written.
+// gauge adds a metric to the page, whose value is asked for at each scrape; it is left out if value
+// says so. All are to be added before the first scrape.
 func (m *metrics) gauge(name, help string, value func() (v float64, ok bool)) {
-	m.others = append(m.others, figure{name, "gauge", help, value})
+	m.owned = append(m.owned, figure{name, "gauge", help, value})
 }
 
-// counter adds a figure that only grows.
+// counter is gauge for what only grows.
 func (m *metrics) counter(name, help string, value func() (v float64, ok bool)) {
-	m.others = append(m.others, figure{name, "counter", help, value})
+	m.owned = append(m.owned, figure{name, "counter", help, value})
 }
 
 // requestDone records a finished request; status is from 100 to 999.
@@ -81,7 +83,7 @@ func (m *metrics) requestDone(status int, method string, elapsed time.Duration) 
 	}
 	i := slices.Index(methods[:], method)
 	if i < 0 {
-		i = len(methods)
+		i = len(methods) - 1
 	}
 	s.requests[i].Add(1)
 	s.duration.observe(elapsed)
@@ -95,13 +97,11 @@ func (m *metrics) upstreamError(t errorType) { m.errors[slices.Index(errorTypes[
 
 // requestsTotal is the number of finished requests.
 func (m *metrics) requestsTotal() (n uint64) {
-	for i := range m.byStatus {
-		if s := m.byStatus[i].Load(); s != nil {
-			for j := range s.requests {
-				n += s.requests[j].Load()
-			}
+	m.eachStatus(func(_ string, s *statusMetrics) {
+		for i := range s.requests {
+			n += s.requests[i].Load()
 		}
-	}
+	})
 	return n
 }
 
@@ -115,8 +115,8 @@ func (m *metrics) errorsTotal() (n uint64) {
 
 // histogram counts durations in durationBuckets, each in its own bucket only.
 type histogram struct {
-	buckets [len(durationBuckets) + 1]atomic.Uint64 // the last has no upper bound
-	nanos   atomic.Int64                            // the sum of all durations
+	buckets [len(durationBuckets)]atomic.Uint64
+	nanos   atomic.Int64 // the sum of all durations
 }
 
 // observe adds d.
@@ -127,7 +127,7 @@ func (h *histogram) observe(d time.Duration) {
 }
 
 // snapshot returns the counts up to each bound, the last being the count of all, and the sum in seconds.
-func (h *histogram) snapshot() (cumulative [len(durationBuckets) + 1]uint64, sum float64) {
+func (h *histogram) snapshot() (cumulative [len(durationBuckets)]uint64, sum float64) {
 	var n uint64
 	for i := range h.buckets {
 		n += h.buckets[i].Load()
@@ -137,7 +137,7 @@ func (h *histogram) snapshot() (cumulative [len(durationBuckets) + 1]uint64, sum
 }
 
 // quantile estimates the q-quantile as Prometheus' histogram_quantile does: linearly within its
-// bucket, and the highest bound if it lies above that. NaN without observations.
+// bucket, and the highest finite bound if it lies above that. NaN without observations.
 func quantile(q float64, cumulative []uint64) float64 {
 	total := cumulative[len(cumulative)-1]
 	if total == 0 {
@@ -145,8 +145,8 @@ func quantile(q float64, cumulative []uint64) float64 {
 	}
 	rank := q * float64(total)
 	i := slices.IndexFunc(cumulative, func(n uint64) bool { return float64(n) >= rank })
-	if i >= len(durationBuckets) {
-		return durationBuckets[len(durationBuckets)-1]
+	if i == len(durationBuckets)-1 {
+		return durationBuckets[i-1]
 	}
 	var lower, below float64
 	if i > 0 {
@@ -156,29 +156,37 @@ func quantile(q float64, cumulative []uint64) float64 {
 	return lower + (durationBuckets[i]-lower)*(rank-below)/within
 }
 
-// page writes all metrics in Prometheus' text format.
+// page returns all metrics in Prometheus' text format.
 func (m *metrics) page() []byte {
 	var e encoder
 	m.writeRequests(&e)
-	for _, f := range slices.Concat(m.others, m.process(), runtimeFigures()) {
+	e.family("proxy_time_to_first_byte_seconds", "histogram", "Time from a request's arrival to the upstream's response headers.")
+	e.histogram(&m.ttfb)
+	e.family("proxy_upstream_errors_total", "counter", "Failed requests, by what failed.")
+	for i, t := range errorTypes {
+		e.sample("", float64(m.errors[i].Load()), "error_type", string(t))
+	}
+	e.single("proxy_upstream_retries_total", "counter", "Attempts made again after a timeout or a connection failure.", float64(m.retries.Load()))
+	for _, f := range m.owned {
 		if v, ok := f.value(); ok {
 			e.single(f.name, f.kind, f.help, v)
 		}
 	}
 	e.family("proxy_build_info", "gauge", "Always 1; the labels say which build this is.")
-	e.sample("", 1, "version", m.version, "revision", m.revision, "go_version", runtime.Version())
+	e.sample("", 1, m.build...)
 	e.family("go_info", "gauge", "Always 1; the label says which Go built the program.")
 	e.sample("", 1, "version", runtime.Version())
+	m.writeProcess(&e)
 	return e.Bytes()
 }
 
-// writeRequests writes what was counted per request.
+// writeRequests writes what was counted by status.
 func (m *metrics) writeRequests(e *encoder) {
 	e.family("proxy_requests_total", "counter", "Completed proxy requests, by status sent (499: the client left) and method.")
 	m.eachStatus(func(status string, s *statusMetrics) {
 		for i := range s.requests {
 			if n := s.requests[i].Load(); n > 0 {
-				e.sample("", float64(n), "status", status, "method", slices.Concat(methods[:], []string{"other"})[i])
+				e.sample("", float64(n), "status", status, "method", methods[i])
 			}
 		}
 	})
@@ -194,14 +202,6 @@ func (m *metrics) writeRequests(e *encoder) {
 		e.sample("_sum", sum, "status", status)
 		e.sample("_count", float64(cumulative[len(cumulative)-1]), "status", status)
 	})
-	e.family("proxy_time_to_first_byte_seconds", "histogram", "Time from a request's arrival to the upstream's response headers.")
-	e.histogram(&m.ttfb)
-
-	e.family("proxy_upstream_errors_total", "counter", "Failed requests, by what failed.")
-	for i, t := range errorTypes {
-		e.sample("", float64(m.errors[i].Load()), "error_type", string(t))
-	}
-	e.single("proxy_upstream_retries_total", "counter", "Attempts made again after a timeout or a connection failure.", float64(m.retries.Load()))
 }
 
 // eachStatus calls f for each status that was counted, in ascending order.
@@ -213,52 +213,43 @@ func (m *metrics) eachStatus(f func(status string, s *statusMetrics)) {
 	}
 }
 
-// process returns the customary process_* metrics, as far as the system shows them in /proc.
-func (m *metrics) process() []figure {
-	var limit syscall.Rlimit
-	noLimit := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
-	var usage syscall.Rusage
-	noUsage := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
-	fds, noFDs := os.ReadDir("/proc/self/fd")
-	statm, noPages := os.ReadFile("/proc/self/statm")
-	size, others, _ := strings.Cut(string(statm), " ")
-	resident, _, _ := strings.Cut(others, " ")
-	return []figure{
-		known("process_start_time_seconds", "gauge", "Start time of the process, in Unix time.", float64(m.started.UnixMilli())/1e3, nil),
-		known("process_cpu_seconds_total", "counter", "User and system CPU time spent.", float64(usage.Utime.Nano()+usage.Stime.Nano())/1e9, noUsage),
-		known("process_open_fds", "gauge", "Open file descriptors.", float64(len(fds)-1), noFDs), // one is ReadDir's own
-		known("process_max_fds", "gauge", "Limit of open file descriptors.", float64(limit.Cur), noLimit),
-		known("process_virtual_memory_bytes", "gauge", "Virtual memory size.", pages(size), noPages),
-		known("process_resident_memory_bytes", "gauge", "Resident memory size.", pages(resident), noPages),
-	}
-}
-
-// pages reads a number of memory pages, and returns it in bytes.
-func pages(s string) float64 {
-	n, _ := strconv.ParseFloat(s, 64)
-	return n * float64(os.Getpagesize())
-}
-
-// known returns a figure that was read already, or could not be.
-func known(name, kind, help string, v float64, err error) figure {
-	return figure{name, kind, help, func() (float64, bool) { return v, err == nil }}
-}
-
-// runtimeFigures returns the go_* basics, under the names that Prometheus' own Go client gives them.
-func runtimeFigures() []figure {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m) // stops the world for some 50 µs; package runtime/metrics would not, but takes 28 KB
-	return []figure{
-		known("go_goroutines", "gauge", "Goroutines that exist.", float64(runtime.NumGoroutine()), nil),
-		known("go_sched_gomaxprocs_threads", "gauge", "Threads that may run Go code at once.", float64(runtime.GOMAXPROCS(0)), nil),
-		known("go_memstats_heap_alloc_bytes", "gauge", "Heap bytes in use.", float64(m.HeapAlloc), nil),
-		known("go_memstats_heap_released_bytes", "gauge", "Heap bytes returned to the system.", float64(m.HeapReleased), nil),
-		known("go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(m.Sys), nil),
-		known("go_memstats_alloc_bytes_total", "counter", "Heap bytes allocated since the start.", float64(m.TotalAlloc), nil),
-		known("go_memstats_mallocs_total", "counter", "Heap objects allocated since the start.", float64(m.Mallocs), nil),
-		known("go_memstats_next_gc_bytes", "gauge", "Heap size at which the next garbage collection ends.", float64(m.NextGC), nil),
-		known("go_gc_cycles_total_gc_cycles_total", "counter", "Garbage collections since the start.", float64(m.NumGC), nil),
-		known("go_gc_gomemlimit_bytes", "gauge", "Memory limit of the runtime (GOMEMLIMIT).", float64(debug.SetMemoryLimit(-1)), nil),
+// writeProcess writes the customary process_* metrics and the go_* basics, under the names that Prometheus' own
+// Go client gives them.
+func (m *metrics) writeProcess(e *encoder) {
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory) // stops the world for some 50 µs; package runtime/metrics would not, but takes 28 KB
+	var spent syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &spent)
+	var files syscall.Rlimit
+	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
+	fds, _ := os.ReadDir("/proc/self/fd") // one is its own
+	size, resident, page := -1.0, -1.0, float64(os.Getpagesize())
+	statm, _ := os.ReadFile("/proc/self/statm")
+	fmt.Sscan(string(statm), &size, &resident)
+	for _, row := range []struct {
+		name, kind, help string
+		value            float64 // negative where the system has no /proc
+	}{
+		{"process_start_time_seconds", "gauge", "Start time of the process, in Unix time.", float64(m.began.UnixMilli()) / 1e3},
+		{"process_cpu_seconds_total", "counter", "User and system CPU time spent.", float64(spent.Utime.Nano()+spent.Stime.Nano()) / 1e9},
+		{"process_open_fds", "gauge", "Open file descriptors.", float64(len(fds) - 1)},
+		{"process_max_fds", "gauge", "Limit of open file descriptors.", float64(files.Cur)},
+		{"process_virtual_memory_bytes", "gauge", "Virtual memory size.", size * page},
+		{"process_resident_memory_bytes", "gauge", "Resident memory size.", resident * page},
+		{"go_goroutines", "gauge", "Goroutines that exist.", float64(runtime.NumGoroutine())},
+		{"go_sched_gomaxprocs_threads", "gauge", "Threads that may run Go code at once.", float64(runtime.GOMAXPROCS(0))},
+		{"go_memstats_heap_alloc_bytes", "gauge", "Heap bytes in use.", float64(memory.HeapAlloc)},
+		{"go_memstats_heap_released_bytes", "gauge", "Heap bytes returned to the system.", float64(memory.HeapReleased)},
+		{"go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(memory.Sys)},
+		{"go_memstats_alloc_bytes_total", "counter", "Heap bytes allocated since the start.", float64(memory.TotalAlloc)},
+		{"go_memstats_mallocs_total", "counter", "Heap objects allocated since the start.", float64(memory.Mallocs)},
+		{"go_memstats_next_gc_bytes", "gauge", "Heap size at which the next garbage collection ends.", float64(memory.NextGC)},
+		{"go_gc_cycles_total_gc_cycles_total", "counter", "Garbage collections since the start.", float64(memory.NumGC)},
+		{"go_gc_gomemlimit_bytes", "gauge", "Memory limit of the runtime (GOMEMLIMIT).", float64(debug.SetMemoryLimit(-1))},
+	} {
+		if row.value >= 0 {
+			e.single(row.name, row.kind, row.help, row.value)
+		}
 	}
 }
 
@@ -283,26 +274,19 @@ func (e *encoder) single(name, kind, help string, value float64) {
 // sample writes one sample of the family: its name's suffix, value, and labels as name, value, …
 func (e *encoder) sample(suffix string, value float64, labels ...string) {
 	e.WriteString(e.name + suffix)
-	separator := "{"
+	next, end := "{", ""
 	for i := 0; i+1 < len(labels); i += 2 {
-		e.WriteString(separator + labels[i] + `="` + escapeLabel.Replace(labels[i+1]) + `"`)
-		separator = ","
+		e.WriteString(next + labels[i] + `="` + escapeLabel.Replace(labels[i+1]) + `"`)
+		next, end = ",", "}"
 	}
-	if len(labels) > 0 {
-		e.WriteByte('}')
-	}
-	e.WriteString(" " + formatFloat(value) + "\n")
+	e.WriteString(end + " " + formatFloat(value) + "\n")
 }
 
 // histogram writes the samples of h.
 func (e *encoder) histogram(h *histogram, labels ...string) {
 	cumulative, sum := h.snapshot()
 	for i, n := range cumulative {
-		bound := math.Inf(1)
-		if i < len(durationBuckets) {
-			bound = durationBuckets[i]
-		}
-		e.sample("_bucket", float64(n), append(labels[:len(labels):len(labels)], "le", formatFloat(bound))...)
+		e.sample("_bucket", float64(n), append(labels[:len(labels):len(labels)], "le", formatFloat(durationBuckets[i]))...)
 	}
 	e.sample("_sum", sum, labels...)
 	e.sample("_count", float64(cumulative[len(cumulative)-1]), labels...)

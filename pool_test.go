@@ -8,52 +8,22 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// poolRig is a pool in a bubble of synctest, in front of a real http.Server.
-type poolRig struct {
-	*pool
-	t      *testing.T
-	opened atomic.Int32 // connections that were asked for
-	// dialled, if not nil, is called before the n-th connection is made.
-	dialled func(n int) error
-}
-
-func newPoolRig(t *testing.T, http2 bool, upstream http.HandlerFunc) *poolRig {
-	var protocols http.Protocols
-	protocols.SetHTTP1(!http2)
-	protocols.SetUnencryptedHTTP2(http2)
-	back := newPipeListener()
-	server := &http.Server{Handler: upstream, Protocols: &protocols}
-	go server.Serve(back)
-	r := &poolRig{t: t, pool: newUpstream(testConfig(t, "", overrides{upstream: "http://127.0.0.1:1"})).pool}
-	r.transport.Protocols = &protocols
-	r.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		n := int(r.opened.Add(1))
-		if r.dialled != nil {
-			if err := r.dialled(n); err != nil {
-				return nil, err
-			}
-		}
-		conn, err := back.dial(ctx, network, addr)
-		return newUpstreamConn(ctx, conn, time.Minute), err
-	}
-	t.Cleanup(func() {
-		r.closeIdle()
-		server.Close()
-		time.Sleep(time.Minute) // dials that nobody waits for, and what net/http lingers on
-	})
+// newPoolRig returns a rig whose pool is used directly.
+func newPoolRig(t *testing.T, http2 bool, upstream http.HandlerFunc) *rig {
+	r := newRig(t, "", upstream)
+	r.overHTTP2(http2)
 	return r
 }
 
-// send makes one request and reads its whole answer.
-func (r *poolRig) send(ctx context.Context, path string, body io.Reader) (string, error) {
-	conn, err := r.reserve(ctx)
+// send makes one request over the pool and reads its whole answer.
+func (r *rig) send(ctx context.Context, path string, body io.Reader) (string, error) {
+	conn, err := r.pool.reserve(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -67,60 +37,57 @@ func (r *poolRig) send(ctx context.Context, path string, body io.Reader) (string
 	return string(got), err
 }
 
+// slowly is a handshake that takes as long as given.
+func slowly(d time.Duration) func(int, net.Conn) (net.Conn, error) {
+	return func(_ int, conn net.Conn) (net.Conn, error) {
+		time.Sleep(d)
+		return conn, nil
+	}
+}
+
 // TestPoolColdStart: while it is not known what the upstream speaks, one connection is opened; then as many as are needed, for all who
 // wait at once.
 func TestPoolColdStart(t *testing.T) {
-	for _, row := range []struct {
-		name  string
-		http2 bool
-		dials int32
-		took  time.Duration // a handshake takes 300 ms, an answer a second
-	}{
-		{name: "HTTP/2", http2: true, dials: 3, took: 1600 * time.Millisecond},
-		{name: "HTTP/1.1", dials: 300, took: 1600 * time.Millisecond},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newPoolRig(t, row.http2, func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
-				r.dialled = func(int) error { time.Sleep(300 * time.Millisecond); return nil }
-				start := time.Now()
-				var wg sync.WaitGroup
-				for range 300 {
-					wg.Go(func() {
-						if _, err := r.send(t.Context(), "/", nil); err != nil {
-							t.Error(err)
-						}
-					})
-				}
-				wg.Wait()
-				if took := time.Since(start); took != row.took || r.opened.Load() != row.dials {
-					t.Errorf("%d dials, all answered after %v; want %d and %v", r.opened.Load(), took, row.dials, row.took)
-				}
-			})
+	for name, dials := range map[string]int32{"HTTP/2": 3, "HTTP/1.1": 300} {
+		inBubble(t, name, func(t *testing.T) {
+			r := newPoolRig(t, name == "HTTP/2", func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
+			r.wrap = slowly(300 * time.Millisecond)
+			start := time.Now()
+			var wg sync.WaitGroup
+			for range 300 {
+				wg.Go(func() {
+					if _, err := r.send(t.Context(), "/", nil); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			// One handshake to learn what the upstream speaks, one for the others, and a second for the answer.
+			if took := time.Since(start); took != 1600*time.Millisecond || r.dials.Load() != dials {
+				t.Errorf("%d dials, all answered after %v; want %d and 1.6s", r.dials.Load(), took, dials)
+			}
 		})
 	}
 }
 
 // TestPoolReuse: one connection serves requests that come one after the other, and is closed when it was unused for five minutes.
 func TestPoolReuse(t *testing.T) {
-	for name, http2 := range map[string]bool{"HTTP/2": true, "HTTP/1.1": false} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newPoolRig(t, http2, echo)
-				for i, row := range []struct {
-					pause time.Duration
-					dials int32
-				}{{0, 1}, {0, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle + time.Second, 2}} {
-					time.Sleep(row.pause)
-					synctest.Wait()
-					if got, err := r.send(t.Context(), "/", strings.NewReader("x")); got != "x" || err != nil {
-						t.Fatalf("request %d: %q, %v", i, got, err)
-					}
-					if r.opened.Load() != row.dials {
-						t.Errorf("request %d: %d dials, want %d", i, r.opened.Load(), row.dials)
-					}
+	for _, name := range []string{"HTTP/2", "HTTP/1.1"} {
+		inBubble(t, name, func(t *testing.T) {
+			r := newPoolRig(t, name == "HTTP/2", echo)
+			for i, row := range []struct {
+				pause time.Duration
+				dials int32
+			}{{0, 1}, {0, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle + time.Second, 2}} {
+				time.Sleep(row.pause)
+				synctest.Wait()
+				if got, err := r.send(t.Context(), "/", strings.NewReader("x")); got != "x" || err != nil {
+					t.Fatalf("request %d: %q, %v", i, got, err)
 				}
-			})
+				if r.dials.Load() != row.dials {
+					t.Errorf("request %d: %d dials, want %d", i, r.dials.Load(), row.dials)
+				}
+			}
 		})
 	}
 }
@@ -129,12 +96,9 @@ func TestPoolReuse(t *testing.T) {
 func TestPoolDialFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newPoolRig(t, true, echo)
-		r.dialled = func(n int) error {
+		r.wrap = func(n int, conn net.Conn) (net.Conn, error) {
 			time.Sleep(time.Second)
-			if n == 1 {
-				return syscall.ECONNREFUSED
-			}
-			return nil
+			return failing(syscall.ECONNREFUSED, 1)(n, conn)
 		}
 		var wg sync.WaitGroup
 		start := time.Now()
@@ -154,8 +118,8 @@ func TestPoolDialFails(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if r.opened.Load() != 2 {
-			t.Errorf("%d dials, want 2", r.opened.Load())
+		if r.dials.Load() != 2 {
+			t.Errorf("%d dials, want 2", r.dials.Load())
 		}
 	})
 }
@@ -163,30 +127,28 @@ func TestPoolDialFails(t *testing.T) {
 // TestPoolWaiterLeaves: the dial that it has begun goes on for the others, and a place that comes too late is not lost.
 func TestPoolWaiterLeaves(t *testing.T) {
 	for name, leaves := range map[string]time.Duration{"before": 500 * time.Millisecond, "at the same moment": time.Second} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newPoolRig(t, false, echo)
-				r.dialled = func(int) error { time.Sleep(time.Second); return nil }
-				ctx, cancel := context.WithTimeout(t.Context(), leaves)
-				defer cancel()
-				var wg sync.WaitGroup
-				wg.Go(func() { r.send(ctx, "/", nil) })
-				wg.Go(func() {
-					time.Sleep(time.Millisecond)
-					if _, err := r.send(t.Context(), "/", nil); err != nil || r.opened.Load() > 2 {
-						t.Errorf("the other: %v, %d dials", err, r.opened.Load())
-					}
-				})
-				wg.Wait()
-				synctest.Wait()
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				for _, c := range r.conns {
-					if c.busy != 0 || c.Available() != 1 {
-						t.Errorf("a connection without requests has %d, and %d places", c.busy, c.Available())
-					}
+		inBubble(t, name, func(t *testing.T) {
+			r := newPoolRig(t, false, echo)
+			r.wrap = slowly(time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), leaves)
+			defer cancel()
+			var wg sync.WaitGroup
+			wg.Go(func() { r.send(ctx, "/", nil) })
+			wg.Go(func() {
+				time.Sleep(time.Millisecond)
+				if _, err := r.send(t.Context(), "/", nil); err != nil || r.dials.Load() > 2 {
+					t.Errorf("the other: %v, %d dials", err, r.dials.Load())
 				}
 			})
+			wg.Wait()
+			synctest.Wait()
+			r.pool.mu.Lock()
+			defer r.pool.mu.Unlock()
+			for _, c := range r.pool.conns {
+				if c.busy != 0 || c.Available() != 1 {
+					t.Errorf("a connection without requests has %d, and %d places", c.busy, c.Available())
+				}
+			}
 		})
 	}
 }
@@ -214,13 +176,13 @@ func TestPoolCancelled(t *testing.T) {
 			r.send(ctx, "/", nil)
 			cancel()
 			synctest.Wait()
-			if want := int32(1 + i/cancelledAtMost); r.opened.Load() != want {
-				t.Fatalf("%d dials after %d departures, want %d", r.opened.Load(), i+1, want)
+			if want := int32(1 + i/cancelledAtMost); r.dials.Load() != want {
+				t.Fatalf("%d dials after %d departures, want %d", r.dials.Load(), i+1, want)
 			}
 		}
-		r.mu.Lock()
-		first := r.conns[0]
-		r.mu.Unlock()
+		r.pool.mu.Lock()
+		first := r.pool.conns[0]
+		r.pool.mu.Unlock()
 		if first.cancelled < cancelledAtMost || first.Err() != nil {
 			t.Errorf("the connection with the stream: %d cancelled, %v", first.cancelled, first.Err())
 		}
@@ -255,14 +217,14 @@ func TestPoolStandstill(t *testing.T) {
 		if _, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20))); err != nil || time.Since(start) > time.Second {
 			t.Errorf("another upload: %v after %v", err, time.Since(start))
 		}
-		if r.opened.Load() != 2 {
-			t.Errorf("%d dials, want 2", r.opened.Load())
+		if r.dials.Load() != 2 {
+			t.Errorf("%d dials, want 2", r.dials.Load())
 		}
 		close(read)
 		wg.Wait()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		for _, c := range r.conns {
+		r.pool.mu.Lock()
+		defer r.pool.mu.Unlock()
+		for _, c := range r.pool.conns {
 			if len(c.uploads) > 0 {
 				t.Errorf("%d uploads are still thought to be under way", len(c.uploads))
 			}
@@ -284,31 +246,20 @@ func TestUnprocessed(t *testing.T) {
 		{name: "GOAWAY that includes the stream", frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00"},
 		{name: "closed"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newPoolRig(t, true, nil)
-				r.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-					here, there := net.Pipe()
-					go func() {
-						go io.Copy(io.Discard, there)
-						io.WriteString(there, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
-						time.Sleep(time.Second)
-						io.WriteString(there, row.frame)
-						time.Sleep(time.Second)
-						there.Close()
-					}()
-					return newUpstreamConn(ctx, here, time.Minute), nil
-				}
-				_, err := r.send(t.Context(), "/", strings.NewReader("x"))
-				if _, got := errors.AsType[*unprocessedError](err); got != row.want || err == nil {
-					t.Errorf("%v: unprocessed %t", err, got)
-				}
+		inBubble(t, row.name, func(t *testing.T) {
+			r := newPoolRig(t, true, nil)
+			r.serveRaw(func(conn net.Conn) {
+				defer conn.Close()
+				go io.Copy(io.Discard, conn)
+				io.WriteString(conn, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
+				time.Sleep(time.Second)
+				io.WriteString(conn, row.frame)
+				time.Sleep(time.Second)
 			})
+			_, err := r.send(t.Context(), "/", strings.NewReader("x"))
+			if _, got := errors.AsType[*unprocessedError](err); got != row.want || err == nil {
+				t.Errorf("%v: unprocessed %t", err, got)
+			}
 		})
-	}
-	for _, text := range []string{"http2: client conn not usable", "http2: client conn could not be established"} {
-		if !isUnprocessed(errors.New(text)) {
-			t.Error(text)
-		}
 	}
 }

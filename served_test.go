@@ -86,7 +86,7 @@ func (r *records) page() []byte {
 	counters := newMetrics(version, string(r.Revision))
 	p := newProxy(cfg, nil, counters, log)
 	tn := newTailnet("/nowhere", "x", log)
-	tn.gauges(counters.gauge)
+	tailnetGauges(tn, counters.gauge)
 	tn.publish(&tailnetState{hostname: "x", keyExpiry: time.Unix(r.KeyExpiry, 0)})
 	for _, request := range r.Requests {
 		p.metrics.requestDone(request.Status, string(request.Method), request.Elapsed)

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,39 +31,27 @@ const (
 // seen builds an event; from is when a poll was begun, for those that are answers to one.
 type seen func(now time.Time) event
 
-// bus is a notice of a state.
-func bus(s ipn.State) seen {
-	return func(time.Time) event { return event{notice: &notice{State: &s}} }
-}
-
-// busError is control's refusal of a login.
-func busError(message string) seen {
-	return func(time.Time) event { return event{notice: &notice{ErrMessage: &message}} }
-}
-
-// busHealth is a health report.
-func busHealth(texts ...string) seen {
-	return func(time.Time) event {
-		var n notice
-		warnings := map[string]any{}
-		for i, text := range texts {
-			warnings[fmt.Sprint("w", i)] = map[string]string{"Text": text}
-		}
-		src, _ := json.Marshal(map[string]any{"Health": map[string]any{"Warnings": warnings}})
-		json.Unmarshal(src, &n)
-		return event{notice: &n}
-	}
-}
-
 // busJSON is a notice as it comes over the wire.
-func busJSON(text string) seen {
+func busJSON(format string, values ...any) seen {
 	return func(time.Time) event {
 		var n notice
-		if err := json.Unmarshal([]byte(text), &n); err != nil {
+		if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
 			panic(err)
 		}
 		return event{notice: &n}
 	}
+}
+
+// bus is a notice of a state, busError control's refusal of a login, busHealth a health report.
+func bus(s ipn.State) seen         { return busJSON(`{"State":%d}`, s) }
+func busError(message string) seen { return busJSON(`{"ErrMessage":%q}`, message) }
+func busHealth(texts ...string) seen {
+	warnings := map[string]any{}
+	for i, text := range texts {
+		warnings[fmt.Sprint("w", i)] = map[string]string{"Text": text}
+	}
+	src, _ := json.Marshal(map[string]any{"Warnings": warnings})
+	return busJSON(`{"Health":%s}`, src)
 }
 
 // busEnd is the end of the bus.
@@ -70,6 +61,15 @@ func busEnd(text string) seen { return func(time.Time) event { return event{err:
 func poll(age time.Duration, backend string, health ...string) seen {
 	return func(now time.Time) event {
 		return event{status: daemonStatus(backend, "node-1.x.ts.net.", health...), asked: now.Add(-age)}
+	}
+}
+
+// pollSelf is the status of a running daemon, which says self of itself.
+func pollSelf(self ipnstate.PeerStatus) seen {
+	return func(now time.Time) event {
+		status := daemonStatus("Running", "")
+		status.Self = &self
+		return event{status: status, asked: now}
 	}
 }
 
@@ -92,7 +92,14 @@ func verdict(s *tailnetState) string {
 	case s.problem != nil:
 		return s.problem.Error()
 	}
-	return "connected as " + s.hostname + " " + s.ip
+	text := "connected as " + s.hostname + " " + s.ip
+	if !s.online {
+		text += ", control lost"
+	}
+	if !s.keyExpiry.IsZero() {
+		text += s.keyExpiry.Format(", until 2006")
+	}
+	return text
 }
 
 // TestView holds the state machine against what real daemons were seen to do (field notes): each
@@ -117,72 +124,44 @@ func TestView(t *testing.T) {
 		steps []step
 	}{
 		{name: "nothing yet", steps: []step{{want: "-"}}},
-		{name: "socket absent", steps: []step{
-			{see: busEnd("connect: no such file or directory"), want: "TailnetNotRunning: connect: no such file or directory"},
+		{name: "socket absent", steps: []step{{see: busEnd("connect: no such file or directory"), want: "TailnetNotRunning: connect: no such file or directory"},
 			{see: pollFails(time.Millisecond, "x"), want: "TailnetNotRunning: connect: no such file or directory", again: true},
 			{after: time.Second, see: pollFails(time.Millisecond, "still absent"), want: "TailnetNotRunning: still absent"}}},
-		{name: "daemon hung while running", steps: []step{
-			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Second, see: poll(0, "Running"), want: connected},
-			{after: 13 * time.Second, see: pollFails(3*time.Second, "tailscaled does not answer on /s"), want: "TailnetNotRunning: tailscaled does not answer on /s"},
-			{after: time.Second, see: poll(0, "Running"), want: connected}}},
-		{name: "normal login", steps: []step{
-			{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true},
-			{see: bus(ipn.NeedsLogin), want: login, again: true},
-			{see: poll(0, "NeedsLogin"), want: login},
-			{see: busJSON(`{"LoginFinished":{}}`), want: login},
-			{see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
-			{see: bus(ipn.Running), want: "-", again: true},
-			{after: time.Millisecond, see: poll(0, "Running"), want: connected}}},
+		{name: "normal login", steps: []step{{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: bus(ipn.NeedsLogin), want: login, again: true},
+			{see: poll(0, "NeedsLogin"), want: login}, {see: busJSON(`{"LoginFinished":{}}`), want: login}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
+			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Millisecond, see: poll(0, "Running"), want: connected}}},
 		{name: "known by polls alone", steps: []step{{see: poll(0, "Starting"), want: "TailnetConnect: tailscaled is in state Starting"}, {see: poll(0, "Running"), want: connected}}},
-		{name: "bad key", steps: []step{
-			{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("invalid authkey"), want: refusal},
-			{after: time.Second, see: poll(0, "NeedsLogin", healthKey), want: refusal},
-			{see: busError("invalid authkey"), want: refusal},
-			{see: busEnd("EOF"), want: refusal}, // the daemon exits over it
+		{name: "bad key", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("invalid authkey"), want: refusal},
+			{after: time.Second, see: poll(0, "NeedsLogin", healthKey), want: refusal}, {see: busError("invalid authkey"), want: refusal}, {see: busEnd("EOF"), want: refusal}, // the daemon exits over it
 			{after: time.Minute, see: pollFails(0, "ENOENT"), want: refusal}}},
 		{name: "bad key, seen by polls alone", steps: []step{{see: poll(0, "NeedsLogin", "other", healthKey), want: "TailnetAuth: " + healthKey}, {see: poll(0, "NeedsLogin"), want: login}}},
-		{name: "bad key that heals", steps: []step{
-			{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("invalid authkey"), want: refusal},
-			{see: busJSON(`{"LoginFinished":{}}`), want: login}}},
-		{name: "bad key cleared by Running", steps: []step{
-			{see: busError("invalid authkey"), want: "-"}, {see: bus(ipn.NeedsLogin), want: refusal, again: true},
+		{name: "bad key cleared by Running", steps: []step{{see: busError("invalid authkey"), want: "-"}, {see: bus(ipn.NeedsLogin), want: refusal, again: true},
 			{see: poll(0, "Running"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
 		{name: "an error while running means nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busError("x"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
 		{name: "slow consumer", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("IPN bus consumer fell behind"), want: login}}},
-		{name: "approval needed", steps: []step{
-			{see: bus(ipn.NeedsMachineAuth), want: approval, again: true}, {after: time.Second, see: poll(0, "NeedsMachineAuth"), want: approval},
+		{name: "approval needed", steps: []step{{see: bus(ipn.NeedsMachineAuth), want: approval, again: true}, {after: time.Second, see: poll(0, "NeedsMachineAuth"), want: approval},
 			{see: busEnd("EOF"), want: approval}, {see: bus(ipn.Starting), want: approval, again: true},
 			{after: time.Second, see: poll(0, "Running"), want: connected}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}}},
-		{name: "control unreachable at start", steps: []step{
-			{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth("b", healthControl, "a"), want: "TailnetConnect: " + healthControl},
+		{name: "control unreachable at start", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth("b", healthControl, "a"), want: "TailnetConnect: " + healthControl},
 			{see: busHealth(), want: login}}},
 		{name: "control unreachable with state", steps: []step{
-			{see: poll(0, "NoState", healthControl), want: "TailnetConnect: " + healthControl}, {see: poll(0, "NoState"), want: "TailnetConnect: tailscaled is in state NoState"}}},
-		{name: "control unreachable at the second step of a login", steps: []step{
-			{see: poll(0, "NeedsLogin", "You are logged out. The last login error was: register request: http 503"),
-				want: "TailnetConnect: You are logged out. The last login error was: register request: http 503"}}},
-		{name: "control lost while running", steps: []step{
-			{see: poll(0, "Running"), want: connected},
-			{see: func(now time.Time) event {
-				status := daemonStatus("Running", "node-1.x.ts.net.")
-				status.Self.Online = false
-				return event{status: status, asked: now}
-			}, want: connected}}},
-		{name: "daemon killed, and back", steps: []step{
-			{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("unexpected EOF"), want: "TailnetNotRunning: unexpected EOF"},
+			{see: poll(0, "NoState", healthControl, "The last login error was: a"), want: "TailnetConnect: " + healthControl}, {see: poll(0, "NoState"), want: "TailnetConnect: tailscaled is in state NoState"}}},
+		{name: "control unreachable at the second step of a login", steps: []step{{see: poll(0, "NeedsLogin", "You are logged out. The last login error was: register request: http 503"),
+			want: "TailnetConnect: You are logged out. The last login error was: register request: http 503"}}},
+		{name: "control lost while running", steps: []step{{see: poll(0, "Running"), want: connected}, {see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), want: connected + ", control lost"}}},
+		{name: "a key that expires", steps: []step{
+			{see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), want: connected + ", until 2030"}}},
+		{name: "daemon killed, and back", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("unexpected EOF"), want: "TailnetNotRunning: unexpected EOF"},
 			{after: time.Second, see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true},
 			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Second, see: poll(0, "Running"), want: connected}}},
 		{name: "bus ends and comes back to a running daemon", steps: []step{
 			{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: time.Second, see: bus(ipn.Running), want: connected, again: true}}},
-		{name: "down and up", steps: []step{
-			{see: poll(0, "Running"), want: connected}, {see: bus(ipn.Stopped), want: stopped, again: true}, {after: time.Second, see: poll(0, "Stopped"), want: stopped},
+		{name: "down and up", steps: []step{{see: poll(0, "Running"), want: connected}, {see: bus(ipn.Stopped), want: stopped, again: true}, {after: time.Second, see: poll(0, "Stopped"), want: stopped},
 			{see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}, {see: bus(ipn.Running), want: "-", again: true},
 			{after: time.Second, see: poll(0, "Running"), want: connected}}},
-		{name: "stopped at start: only for a while", steps: []step{
-			{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true},
+		{name: "stopped at start: only for a while", steps: []step{{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true},
 			{after: 3 * time.Second, see: poll(0, "Stopped"), want: "TailnetConnect: tailscaled is in state Stopped"},
-			{after: 2*time.Second - 1, want: "TailnetConnect: tailscaled is in state Stopped"}, {after: 1, want: stopped},
-			{see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
+			{after: 2*time.Second - 1, want: "TailnetConnect: tailscaled is in state Stopped"}, {after: 1, want: stopped}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
 			{after: time.Hour, see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}}},
 		{name: "stopped, lost, and stopped again: the grace starts anew", steps: []step{
 			{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}, {after: 4 * time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"},
@@ -192,18 +171,13 @@ func TestView(t *testing.T) {
 			{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth("x", healthStore), want: "TailnetNotRunning: " + healthStore},
 			{after: time.Second, see: poll(0, "NoState", healthStore, "a"), want: "TailnetNotRunning: " + healthStore}}},
 
-		{name: "a poll overtaken by the bus says nothing", steps: []step{
-			{see: poll(0, "Running"), want: connected}, {after: time.Second, see: bus(ipn.Stopped), want: stopped, again: true},
-			{after: time.Millisecond, see: poll(2*time.Millisecond, "Running"), want: stopped, again: true},
-			{after: time.Millisecond, see: pollFails(3*time.Millisecond, "x"), want: stopped, again: true},
+		{name: "a poll overtaken by the bus says nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: bus(ipn.Stopped), want: stopped, again: true},
+			{after: time.Millisecond, see: poll(2*time.Millisecond, "Running"), want: stopped, again: true}, {after: time.Millisecond, see: pollFails(3*time.Millisecond, "x"), want: stopped, again: true},
 			{after: time.Millisecond, see: poll(time.Millisecond, "Running"), want: connected}}},
 		{name: "a poll overtaken by the end of the bus", steps: []step{
 			{after: time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: 1, see: poll(2, "Running"), want: "TailnetNotRunning: EOF", again: true}}},
-		{name: "a rename on the bus asks for a poll", steps: []step{
-			{see: poll(0, "Running"), want: connected}, {see: busJSON(`{"SelfChange":{"Name":"x"}}`), want: connected, again: true},
-			{see: func(now time.Time) event {
-				return event{status: daemonStatus("Running", "other.x.ts.net."), asked: now}
-			}, want: "connected as other 100.1.2.3"}}},
+		{name: "a rename on the bus asks for a poll", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busJSON(`{"SelfChange":{"Name":"x"}}`), want: connected, again: true},
+			{see: pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), want: "connected as other 100.1.2.3"}}},
 		{name: "a state that is new to this client", steps: []step{{see: poll(0, "Hibernating"), want: "TailnetConnect: tailscaled is in state NoState"}}},
 		{name: "running, but without itself", steps: []step{{see: func(now time.Time) event { return event{status: &ipnstate.Status{BackendState: "Running"}, asked: now} }, want: "-"}}},
 		{name: "a notice of nothing that matters", steps: []step{{see: busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), want: "-"}}},
@@ -221,18 +195,6 @@ func TestView(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// TestViewIdentity: name, address, control and key expiry come from the daemon's status.
-func TestViewIdentity(t *testing.T) {
-	expiry := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	status := daemonStatus("Running", "anthropic-oauth-proxy-1.tail.ts.net.")
-	status.Self.KeyExpiry = &expiry
-	v, now := &view{}, time.Now()
-	v.take(event{status: status, asked: now}, now)
-	if got, want := *v.state(now), (tailnetState{hostname: "anthropic-oauth-proxy-1", ip: "100.1.2.3", online: true, keyExpiry: expiry}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
@@ -282,13 +244,12 @@ func TestConnect(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				start := time.Now()
-				for _, c := range row.changes {
-					if c.at == 0 {
+				go func() {
+					for _, c := range row.changes {
+						time.Sleep(c.at - time.Since(start))
 						tn.publish(c.state)
-						continue
 					}
-					time.AfterFunc(c.at, func() { tn.publish(c.state) })
-				}
+				}()
 				if row.cancel > 0 {
 					time.AfterFunc(row.cancel, cancel)
 				}
@@ -310,18 +271,6 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// TestProblemWords: the runbook's names and sentences.
-func TestProblemWords(t *testing.T) {
-	for kind, want := range map[*problemKind]string{
-		tailnetAuth: "TailnetAuth: Tailnet authentication failed", tailnetMachineAuth: "TailnetMachineAuth: Tailnet needs machine authorization",
-		tailnetNotRunning: "TailnetNotRunning: Tailnet daemon not running", tailnetConnect: "TailnetConnect: Tailnet connection failed",
-	} {
-		if got := kind.name + ": " + kind.message; got != want || kind.hint == "" {
-			t.Errorf("%s (%s), want %s", got, kind.hint, want)
-		}
-	}
-}
-
 // TestTell: a loss is told once, when it has lasted for a second, and its end with how long it was.
 func TestTell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -330,7 +279,6 @@ func TestTell(t *testing.T) {
 		see := func(s *tailnetState, want string) {
 			t.Helper()
 			tn.publish(s)
-			tn.tell(s, time.Now())
 			var got []string
 			for _, line := range log.lines(t) {
 				got = append(got, fmt.Sprint(line["level"], " ", line["message"], " ", line["error"], " ", line["lost_for_ms"]))
@@ -354,6 +302,10 @@ func TestTell(t *testing.T) {
 		time.Sleep(time.Hour)
 		see(lost, "")
 		see(connected, "INFO tailnet connected again <nil> 3.601e+06")
+		see(lost, "")
+		time.Sleep(time.Second)
+		see(lost, "WARN tailnet connection lost; requests that still arrive are served TailnetNotRunning: first <nil>")
+		see(connected, "INFO tailnet connected again <nil> 1000")
 		see(&tailnetState{hostname: "node-1-1"}, "WARN this node has another name than tailscale.hostname says; clients reach it under its actual name <nil> <nil>")
 		see(&tailnetState{hostname: "node-1-1"}, "")
 		see(connected, "")
@@ -380,13 +332,16 @@ func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
 	go server.Serve(listener)
 	tn, log := newTestTailnet()
 	transport := &http.Transport{DialContext: listener.dial, MaxIdleConnsPerHost: maxLookups}
-	tn.client.Transport = transport
+	tn.client.Transport = bounded{transport}
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { tn.follow(ctx) })
 	t.Cleanup(func() {
 		stop()
 		wg.Wait()
+		if p := tn.current().problem; p != nil && strings.Contains(p.detail, "canceled") {
+			t.Errorf("its own end is taken for the daemon's: %v", p)
+		}
 		transport.CloseIdleConnections()
 		server.Close()
 		time.Sleep(time.Minute) // for handlers that sleep
@@ -398,20 +353,20 @@ func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
 func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	hung, bus := d.hung, d.bus
+	status, _ := json.Marshal(d.status)
 	switch r.URL.Path {
 	case "/localapi/v0/status":
 		d.polls = append(d.polls, time.Now())
-	case "/localapi/v0/watch-ipn-bus":
+	case busPath:
 		d.dials = append(d.dials, time.Now())
 	}
-	status, _ := json.Marshal(d.status)
 	d.mu.Unlock()
 	switch {
 	case hung:
 		<-r.Context().Done()
 	case r.URL.Path == "/localapi/v0/status":
 		w.Write(status)
-	case r.URL.Path == "/localapi/v0/watch-ipn-bus":
+	case r.URL.Path == busPath:
 		http.NewResponseController(w).Flush()
 		for {
 			select {
@@ -441,7 +396,7 @@ func (d *daemon) set(change func()) {
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &daemon{status: daemonStatus("NeedsLogin", ""), bus: make(chan string)}
-		tn, _ := followed(t, d)
+		tn, log := followed(t, d)
 		expect := func(what, want string) {
 			t.Helper()
 			synctest.Wait()
@@ -463,71 +418,206 @@ func TestFollow(t *testing.T) {
 		}
 
 		d.set(func() { d.hung = true })
-		start := time.Now()
-		for tn.current().problem == nil && time.Since(start) < time.Minute {
-			time.Sleep(100 * time.Millisecond)
+		for range 3 { // two more than there is a poll for
+			d.bus <- `{"SelfChange":{}}`
 		}
-		if after := time.Since(start); after > 20*time.Second {
-			t.Errorf("a hung daemon was found after %v, want 20s at most", after)
-		} else {
-			t.Logf("a hung daemon was found after %v", after)
-		}
+		time.Sleep(pollTimeout + lossSettles + time.Second)
 		expect("hung", "TailnetNotRunning: tailscaled does not answer on /nowhere")
+		log.one(t, "tailnet connection lost; requests that still arrive are served")
 		d.set(func() { d.hung = false })
-		start = time.Now()
-		for tn.current().problem != nil && time.Since(start) < time.Minute {
-			time.Sleep(100 * time.Millisecond)
-		}
-		if after := time.Since(start); after > 20*time.Second {
-			t.Errorf("its recovery was found after %v", after)
-		} else {
-			t.Logf("its recovery was found after %v", after)
-		}
+		time.Sleep(pollTimeout + pollInterval) // less than the 20 s that are promised
+		expect("recovered", "connected as node-1 100.1.2.3")
 	})
 }
 
 // TestRedial: a bus that ends is dialled again every 100 ms until the first connection, then after pauses that
 // grow to 500 ms.
 func TestRedial(t *testing.T) {
-	for name, row := range map[string]struct {
-		backend string
-		pauses  []time.Duration
-	}{
-		"before the first connection": {"NeedsLogin", []time.Duration{100 * time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond}},
-		"after it":                    {"Running", []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 500 * time.Millisecond, 500 * time.Millisecond}},
+	const ms = time.Millisecond
+	for backend, pauses := range map[string][]time.Duration{
+		"NeedsLogin": {100 * ms, 100 * ms, 100 * ms, 100 * ms},
+		"Running":    {100 * ms, 200 * ms, 400 * ms, 500 * ms, 500 * ms},
 	} {
-		t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d := &daemon{status: daemonStatus(backend, "node-1."), bus: make(chan string)}
+			followed(t, d)
+			synctest.Wait()
+			close(d.bus)
+			at := time.Now()
+			time.Sleep(3 * time.Second)
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			for i, pause := range pauses {
+				at = at.Add(pause)
+				if got := d.dials[i+1]; !got.Equal(at) {
+					t.Errorf("%s: dial %d at %v, want %v", backend, i+1, got, at)
+				}
+			}
+		})
+	}
+}
+
+// TestTailnetTalksTooMuch: what is larger than a real daemon's answers and messages is cut off, with the reason.
+// A bus may say as much as it likes in messages of a usual size.
+func TestTailnetTalksTooMuch(t *testing.T) {
+	long := strings.Repeat("x", maxAnswer)
+	for _, row := range []struct {
+		name   string
+		status *ipnstate.Status
+		bus    []string
+		want   string
+	}{
+		{name: "status", status: daemonStatus("Running", "node-1.", long), want: "TailnetNotRunning: " + errTooLarge.Error()},
+		{name: "status of almost that size", status: daemonStatus("Running", "node-1.", long[:len(long)-1000]), want: "connected as node-1 100.1.2.3"},
+		{name: "bus", status: daemonStatus("Running", "node-1."), bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
+		{name: "bus, in parts", status: daemonStatus("Running", "node-1."), bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := &daemon{status: daemonStatus(row.backend, "node-1."), bus: make(chan string)}
-				followed(t, d)
+				d := &daemon{status: row.status, bus: make(chan string)}
+				tn, _ := followed(t, d)
 				synctest.Wait()
-				close(d.bus)
-				start := time.Now()
-				time.Sleep(3 * time.Second)
-				d.mu.Lock()
-				defer d.mu.Unlock()
-				at := start
-				for i, pause := range row.pauses {
-					at = at.Add(pause)
-					if got := d.dials[i+1]; !got.Equal(at) {
-						t.Errorf("dial %d after %v, want %v", i+1, got.Sub(start), at.Sub(start))
-					}
+				time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
+				for _, text := range row.bus {
+					d.bus <- text
+				}
+				synctest.Wait()
+				now := tn.current()
+				if got := verdict(&now); got != row.want {
+					t.Errorf("%s, want %s", got, row.want)
 				}
 			})
 		})
 	}
 }
 
-// TestPolls: every ten seconds, and no oftener while nothing happens.
-func TestPolls(t *testing.T) {
+// TestSocketPath: the kernel says no more than "invalid argument" of a path that is too long for a socket.
+func TestSocketPath(t *testing.T) {
+	for size, want := range map[int]string{
+		107: "tailscaled's socket: dial unix PATH: connect: no such file or directory",
+		108: "tailscaled's socket: its path has 108 bytes, more than the kernel's 107: choose a shorter one (TAILSCALE_SOCKET, tailscale.socket)",
+	} {
+		path := "/" + strings.Repeat("s", size-1)
+		_, err := newTailnet(path, "x", slog.New(slog.DiscardHandler)).status(t.Context())
+		if got := strings.ReplaceAll(errorText(err), path, "PATH"); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+// TestTailnetGauges: the gauges follow the state of the tailnet, and that there is none.
+func TestTailnetGauges(t *testing.T) {
+	expiry := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, row := range []struct {
+		name  string
+		state *tailnetState // nil: no tailnet
+		want  string
+	}{
+		{name: "no tailnet", want: "connected 0, control_online 0"},
+		{name: "not connected", state: &tailnetState{problem: &problem{tailnetConnect, ""}, online: true}, want: "connected 0, control_online 0"},
+		{name: "connected", state: &tailnetState{hostname: "node-1", online: true}, want: "connected 1, control_online 1"},
+		{name: "connected, control lost, key that expires", state: &tailnetState{hostname: "node-1", keyExpiry: expiry}, want: fmt.Sprint("connected 1, control_online 0, key_expiry_timestamp_seconds ", expiry.Unix())},
+	} {
+		var tn *tailnet
+		if row.state != nil {
+			tn, _ = newTestTailnet()
+			tn.publish(row.state)
+		}
+		var got []string
+		tailnetGauges(tn, func(name, help string, value func() (float64, bool)) {
+			if v, ok := value(); ok {
+				got = append(got, fmt.Sprint(strings.TrimPrefix(name, "tailnet_"), " ", int64(v)))
+			}
+		})
+		if text := strings.Join(got, ", "); text != row.want {
+			t.Errorf("%s: got %s, want %s", row.name, text, row.want)
+		}
+	}
+}
+
+// whoisAlice is tailscaled's answer about a person's node.
+const whoisAlice = `{"Node":{"Name":"laptop.x.ts.net."},"UserProfile":{"LoginName":"alice@example.com"}}`
+
+// TestWhoIs: what tailscaled says of a caller, and how long that may take.
+func TestWhoIs(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		status int
+		answer string
+		delay  time.Duration
+		leaves time.Duration // when the caller leaves, if ever
+		want   identity
+		err    string
+		took   time.Duration
+	}{
+		{name: "person", answer: whoisAlice, want: identity{"laptop.x.ts.net", "alice@example.com"}},
+		{name: "tagged node", answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{"ci.x.ts.net", "tag:ci,tag:prod"}},
+		{name: "no profile", answer: `{"Node":{"Name":"x."}}`, want: identity{node: "x"}},
+		{name: "no node", answer: `{"UserProfile":{"LoginName":"a@b"}}`, want: identity{user: "a@b"}},
+		{name: "nothing", answer: `{}`},
+		{name: "null", answer: `null`},
+		{name: "unknown", status: 404, answer: "no match for IP:port"},
+		{name: "slow", answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: identity{"laptop.x.ts.net", "alice@example.com"}},
+		{name: "hung", answer: whoisAlice, delay: time.Hour, took: lookupTimeout, err: "tailscaled does not answer on /nowhere"},
+		{name: "caller leaves", answer: whoisAlice, delay: time.Hour, leaves: time.Second, took: time.Second, err: "gone"},
+		{name: "failure", status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
+		{name: "too much", answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, r *http.Request) {
+					if addr := r.FormValue("addr"); addr != "100.9.8.7:1234" {
+						t.Errorf("asked about %s", addr)
+					}
+					select {
+					case <-time.After(row.delay):
+					case <-r.Context().Done():
+					}
+					w.WriteHeader(max(200, row.status))
+					io.WriteString(w, row.answer)
+				}}
+				tn, _ := followed(t, d)
+				ctx, leave := context.WithCancelCause(t.Context())
+				defer leave(nil)
+				if row.leaves > 0 {
+					time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
+				}
+				start := time.Now()
+				who, err := tn.whoIs(ctx, "100.9.8.7:1234")
+				if took := time.Since(start); who != row.want || errorText(err) != row.err || took != row.took {
+					t.Errorf("%+v, %v after %v; want %+v, %s after %v", who, err, took, row.want, row.err, row.took)
+				}
+			})
+		})
+	}
+}
+
+// TestLookupsAreLimited: tailscaled is asked about 16 callers at once at most. The others wait for their turn, and
+// no longer in all than for a lookup: here two rounds have the time for it, and the third has not.
+func TestLookupsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string)}
-		followed(t, d)
-		time.Sleep(65 * time.Second)
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if len(d.polls) != 7 {
-			t.Errorf("%d polls in 65 s, want 7: %v", len(d.polls), d.polls)
+		var now, most, answered atomic.Int32
+		d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, _ *http.Request) {
+			n := now.Add(1)
+			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+			}
+			time.Sleep(4 * time.Second)
+			now.Add(-1)
+			io.WriteString(w, whoisAlice)
+		}}
+		tn, _ := followed(t, d)
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 3 * maxLookups {
+			wg.Go(func() {
+				if who, err := tn.whoIs(t.Context(), "100.9.8.7:1234"); err == nil && who.node != "" {
+					answered.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); most.Load() != maxLookups || answered.Load() != 2*maxLookups || took != lookupTimeout {
+			t.Errorf("%d at once, %d answered, %v; want %d, %d, %v", most.Load(), answered.Load(), took, maxLookups, 2*maxLookups, lookupTimeout)
 		}
 	})
 }

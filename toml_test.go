@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -47,50 +46,22 @@ func tomlMessages(errs []tomlError) []string {
 	return texts
 }
 
-// sortedEntries returns a table's entries by key.
-func sortedEntries(t *tomlTable) []*tomlEntry {
-	var entries []*tomlEntry
-	for _, key := range slices.Sorted(maps.Keys(t.entries)) {
-		entries = append(entries, t.entries[key])
-	}
-	return entries
-}
-
-// tomlInline writes a value as an inline table of TOML, with the keys in order.
-func tomlInline(v any) string {
-	var parts []string
-	switch v := v.(type) {
-	case *tomlTable:
-		for _, e := range sortedEntries(v) {
-			parts = append(parts, quoteTOML(e.name)+" = "+tomlInline(e.value))
-		}
-		return "{" + strings.Join(parts, ", ") + "}"
-	case []*tomlTable:
-		for _, element := range v {
-			parts = append(parts, tomlInline(element))
-		}
-		return "[" + strings.Join(parts, ", ") + "]"
-	case string:
-		return quoteTOML(v)
-	default:
-		return fmt.Sprint(v)
-	}
-}
-
-// tomlDocument writes a table as a document of the subset, with its header.
+// tomlDocument writes a table as a document of the subset, with its header, the keys in order and in quotes.
 func tomlDocument(header string, t *tomlTable) string {
 	var values, tables strings.Builder
-	for _, e := range sortedEntries(t) {
-		key := strings.TrimPrefix(header+"."+quoteTOML(e.name), ".")
-		switch v := e.value.(type) {
+	for _, name := range slices.Sorted(maps.Keys(t.entries)) {
+		key := strings.TrimPrefix(header+"."+quoteTOML(name), ".")
+		switch v := t.entries[name].value.(type) {
 		case *tomlTable:
 			tables.WriteString("[" + key + "]\n" + tomlDocument(key, v))
 		case []*tomlTable:
 			for _, element := range v {
 				tables.WriteString("[[" + key + "]]\n" + tomlDocument(key, element))
 			}
+		case string:
+			fmt.Fprintf(&values, "%s = %s\n", quoteTOML(name), quoteTOML(v))
 		default:
-			values.WriteString(quoteTOML(e.name) + " = " + tomlInline(v) + "\n")
+			fmt.Fprintf(&values, "%s = %v\n", quoteTOML(name), v)
 		}
 	}
 	return values.String() + tables.String()
@@ -102,34 +73,28 @@ func TestParseTOML(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		doc  string
-		want string // as an inline table
+		want string // as tomlDocument writes it
 	}{
-		{name: "only space", doc: " \t", want: `{}`},
-		{name: "comments", doc: "# é\na = 1 # two\n  # three\n[t]# four", want: `{"a" = 1, "t" = {}}`},
-		{name: "CRLF", doc: "a = 1\r\n\r\n[t] # x\r\nb = 'c'\r\n", want: `{"a" = 1, "t" = {"b" = "c"}}`},
-		{name: "byte order mark", doc: "\ufeffa = 1", want: `{"a" = 1}`},
-		{name: "keys", doc: "bare_-1 = 1\n\"quo\\u0074ed\" = 2\n'lit\\eral' = 3\n\"\" = 4", want: `{"" = 4, "bare_-1" = 1, "lit\\eral" = 3, "quoted" = 2}`},
-		{name: "dotted keys", doc: "a.b = 1\na . \"c.d\" = 2\n3.14 = 3", want: `{"3" = {"14" = 3}, "a" = {"b" = 1, "c.d" = 2}}`},
-		{name: "a key as long as may be", doc: strings.Repeat("a.", 99) + "a = 1", want: strings.Repeat(`{"a" = `, 100) + "1" + strings.Repeat("}", 100)},
-		{name: "tables", doc: "[a]\nx = 1\n[ a . b ]\ny = 2\n[c.d]\n[c]\nz = 3", want: `{"a" = {"b" = {"y" = 2}, "x" = 1}, "c" = {"d" = {}, "z" = 3}}`},
-		{name: "arrays of tables", doc: "[[a]]\nx = 1\n[a.b]\n[[a.c]]\n[[ a ]]\nx = 2\n[a.b]", want: `{"a" = [{"b" = {}, "c" = [{}], "x" = 1}, {"b" = {}, "x" = 2}]}`},
-		{name: "header below dotted keys", doc: "a.b.c = 1\n[a.b.d]\n[a.e]", want: `{"a" = {"b" = {"c" = 1, "d" = {}}, "e" = {}}}`},
-		{name: "dotted key into an implicit table", doc: "[a.b.c]\n[a]\nb.d = 1", want: `{"a" = {"b" = {"c" = {}, "d" = 1}}}`},
-		{name: "integers", doc: "a = 0\nb = -0\nc = +7\nd = 1_0_00\ne = 9223372036854775807\nf = -9223372036854775808", want: `{"a" = 0, "b" = 0, "c" = 7, "d" = 1000, "e" = 9223372036854775807, "f" = -9223372036854775808}`},
-		{name: "booleans", doc: "a = true\nb = false#", want: `{"a" = true, "b" = false}`},
-		{name: "basic string", doc: `a = "é # \b\t\n\f\r\"\\\u00E9\U0001F600 '"#`, want: `{"a" = "é # \u0008\u0009\u000A\u000C\u000D\"\\é😀 '"}`},
-		{name: "literal string", doc: `a = 'C:\new "x"'`, want: `{"a" = "C:\\new \"x\""}`},
-		{name: "replacement character", doc: "a = '\ufffd'", want: "{\"a\" = \"\ufffd\"}"},
+		{name: "only space", doc: " \t", want: ""},
+		{name: "comments", doc: "# é\na = 1 # two\n  # three\n[t]# four", want: "\"a\" = 1\n[\"t\"]\n"},
+		{name: "CRLF", doc: "a = 1\r\n\r\n[t] # x\r\nb = 'c'\r\n", want: "\"a\" = 1\n[\"t\"]\n\"b\" = \"c\"\n"},
+		{name: "byte order mark", doc: "\ufeffa = 1", want: "\"a\" = 1\n"},
+		{name: "keys", doc: "bare_-1 = 1\n\"quo\\u0074ed\" = 2\n'lit\\eral' = 3\n\"\" = 4", want: "\"\" = 4\n\"bare_-1\" = 1\n\"lit\\\\eral\" = 3\n\"quoted\" = 2\n"},
+		{name: "dotted keys", doc: "a.b = 1\na . \"c.d\" = 2\n3.14 = 3", want: "[\"3\"]\n\"14\" = 3\n[\"a\"]\n\"b\" = 1\n\"c.d\" = 2\n"},
+		{name: "tables", doc: "[a]\nx = 1\n[ a . b ]\ny = 2\n[c.d]\n[c]\nz = 3", want: "[\"a\"]\n\"x\" = 1\n[\"a\".\"b\"]\n\"y\" = 2\n[\"c\"]\n\"z\" = 3\n[\"c\".\"d\"]\n"},
+		{name: "arrays of tables", doc: "[[a]]\nx = 1\n[a.b]\n[[a.c]]\n[[ a ]]\nx = 2\n[a.b]", want: "[[\"a\"]]\n\"x\" = 1\n[\"a\".\"b\"]\n[[\"a\".\"c\"]]\n[[\"a\"]]\n\"x\" = 2\n[\"a\".\"b\"]\n"},
+		{name: "header below dotted keys", doc: "a.b.c = 1\n[a.b.d]\n[a.e]", want: "[\"a\"]\n[\"a\".\"b\"]\n\"c\" = 1\n[\"a\".\"b\".\"d\"]\n[\"a\".\"e\"]\n"},
+		{name: "dotted key into an implicit table", doc: "[a.b.c]\n[a]\nb.d = 1", want: "[\"a\"]\n[\"a\".\"b\"]\n\"d\" = 1\n[\"a\".\"b\".\"c\"]\n"},
+		{name: "integers", doc: "a = 0\nb = -0\nc = +7\nd = 1_0_00\ne = 9223372036854775807\nf = -9223372036854775808", want: "\"a\" = 0\n\"b\" = 0\n\"c\" = 7\n\"d\" = 1000\n\"e\" = 9223372036854775807\n\"f\" = -9223372036854775808\n"},
+		{name: "booleans", doc: "a = true\nb = false#", want: "\"a\" = true\n\"b\" = false\n"},
+		{name: "basic string", doc: `a = "é # \b\t\n\f\r\"\\\u00E9\U0001F600 '"#`, want: "\"a\" = \"é # \\u0008\\u0009\\u000A\\u000C\\u000D\\\"\\\\é😀 '\"\n"},
+		{name: "literal string", doc: `a = 'C:\new "x"'`, want: "\"a\" = \"C:\\\\new \\\"x\\\"\"\n"},
+		{name: "replacement character", doc: "a = '\ufffd'", want: "\"a\" = \"�\"\n"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			table, errs := parseTOML([]byte(row.doc))
-			if len(errs) > 0 {
-				t.Fatalf("refused %q:\n%s", row.doc, strings.Join(tomlMessages(errs), "\n"))
-			}
-			if got := tomlInline(table); got != row.want {
-				t.Errorf("decoded %q\n got %s\nwant %s", row.doc, got, row.want)
-			}
-		})
+		table, errs := parseTOML([]byte(row.doc))
+		if got := tomlDocument("", table); got != row.want || len(errs) > 0 {
+			t.Errorf("%s: decoded %q\n got %q\nwant %q; errors %v", row.name, row.doc, got, row.want, errs)
+		}
 	}
 }
 
@@ -163,73 +128,53 @@ func TestParseTOMLErrors(t *testing.T) {
 		want []string
 	}{
 		{name: "no value", doc: "a =\nb = # x\n", want: []string{"1:4: " + noValue, `2:5: found "#", expected a value`}},
-		{name: "no equals sign", doc: "a\nb : 1\nc", want: []string{
-			"1:2: found the end of the line" + noEquals, `2:3: found ":"` + noEquals, "3:2: found the end of the line" + noEquals}},
-		{name: "no key", doc: "= 1\né = 2\n. = 3\na. = 4\n", want: []string{
-			`1:1: found "="` + notKey, `2:1: found "é"` + notKey, `3:1: found "."` + notKey, `4:4: found "="` + notKey}},
+		{name: "no equals sign", doc: "a\nb : 1\nc", want: []string{"1:2: found the end of the line" + noEquals, `2:3: found ":"` + noEquals, "3:2: found the end of the line" + noEquals}},
+		{name: "no key", doc: "= 1\né = 2\n. = 3\na. = 4\n", want: []string{`1:1: found "="` + notKey, `2:1: found "é"` + notKey, `3:1: found "."` + notKey, `4:4: found "="` + notKey}},
 		{name: "columns count characters", doc: "'é😀' = é\n\t\t= 2", want: []string{"1:8: " + unknown("é"), `2:3: found "="` + notKey}},
-		{name: "columns behind a byte order mark", doc: "\ufeff=", want: []string{`1:1: found "="` + notKey}},
 		{name: "two values", doc: "a = '1' 2\nb = 1 c = 2\nb = 2", want: []string{`1:9: found "2"` + lineEnd, "2:5: " + unsupported("1 c = 2")}},
-		{name: "words", doc: "a = yes\nb = True # x\nc = “x”\nd = my proxy ", want: []string{
-			"1:5: " + unknown("yes"), "2:5: " + unknown("True"), "3:5: " + unknown("“x”"), "4:5: " + unknown("my proxy")}},
-		{name: "long words", doc: "a = " + strings.Repeat("é", 1000), want: []string{"1:5: " + unknown(strings.Repeat("é", 40))}},
+		{name: "words", doc: "a = yes\nb = True # x\nc = “x”\nd = my proxy ", want: []string{"1:5: " + unknown("yes"), "2:5: " + unknown("True"), "3:5: " + unknown("“x”"), "4:5: " + unknown("my proxy")}},
 		{name: "numbers that are wrong", doc: "a = 01\nb = 1__0\nc = +_1\nd = 1_\ne = -00\nf = +-1\ng = 9223372036854775808", want: []string{
 			"1:5: " + unsupported("01"), "2:5: " + unsupported("1__0"), "3:5: " + unsupported("+_1"), "4:5: " + unsupported("1_"),
 			"5:5: " + unsupported("-00"), "6:5: " + unsupported("+-1"), "7:5: " + unsupported("9223372036854775808")}},
-		{name: "numbers beyond the subset", doc: "a = 0xdead_BEEF\nb = 0o7\nc = 0b1\nd = 1.5\ne = 1e3\nf = -inf\ng = nan\nh = inf", want: []string{
+		{name: "numbers beyond the subset", doc: "a = 0xdead_BEEF\nb = 0o7\nc = 0b1\nd = 1.5\ne = 1e3\nf = -inf\ng = nan\nh = 1979-05-27 07:32:00Z # x", want: []string{
 			"1:5: " + unsupported("0xdead_BEEF"), "2:5: " + unsupported("0o7"), "3:5: " + unsupported("0b1"), "4:5: " + unsupported("1.5"),
-			"5:5: " + unsupported("1e3"), "6:5: " + unsupported("-inf"), "7:5: " + unsupported("nan"), "8:5: " + unsupported("inf")}},
-		{name: "dates and times", doc: "a = 1979-05-27 07:32:00Z # x\nb = 07:32:00", want: []string{
-			"1:5: " + unsupported("1979-05-27 07:32:00Z"), "2:5: " + unsupported("07:32:00")}},
-		{name: "multi-line strings", doc: "a = \"\"\"\none\n[two],\n\"\"\"\nb = '''three'''\nc", want: []string{
-			"1:5: " + multiline, "5:5: " + multiline, "6:2: found the end of the line" + noEquals}},
-		{name: "arrays", doc: "a = [\n 1,\n 'x', # y\n [1],\n [2]\n]\n\n[b]\nc = []\nd", want: []string{
-			"1:5: " + arrays, "9:5: " + arrays, "10:2: found the end of the line" + noEquals}},
+			"5:5: " + unsupported("1e3"), "6:5: " + unsupported("-inf"), "7:5: " + unsupported("nan"), "8:5: " + unsupported("1979-05-27 07:32:00Z")}},
+		{name: "multi-line strings", doc: "a = \"\"\"\none\n[two],\n\"\"\"\nb = '''three'''\nc", want: []string{"1:5: " + multiline, "5:5: " + multiline, "6:2: found the end of the line" + noEquals}},
+		{name: "arrays", doc: "a = [\n 1,\n 'x', # y\n [1],\n [2]\n]\n\n[b]\nc = []\nd", want: []string{"1:5: " + arrays, "9:5: " + arrays, "10:2: found the end of the line" + noEquals}},
 		{name: "array without end", doc: "a = [\n[1],\n[b]\nb =", want: []string{"1:5: " + arrays, "4:4: " + noValue}},
-		{name: "inline tables", doc: "a = {}\nb = { c = [\n 1 ] }\n[b.c]\nd", want: []string{
-			"1:5: " + inline, "2:5: " + inline, "5:2: found the end of the line" + noEquals}},
-		{name: "escapes", doc: `a = "C:\path\n\x41"` + "\n" + `b = "\uD800"` + "\n" + `c = "\U00110000"` + "\n" + `d = "\u12"` + "\n" + `e = "\` + "\n" + `f = "\'"` + "\ng =", want: []string{
-			"1:8: " + badEscape, "2:6: " + badEscape, "3:6: " + badEscape, "4:6: " + badEscape, "5:6: " + badEscape, "6:6: " + badEscape, "7:4: " + noValue}},
-		{name: "string without end", doc: "a = \"x\nb = 'y\nc = \"\\\"\n\"d = 1", want: []string{
-			`1:5: this string has no end: add " after it`, "2:5: this string has no end: add ' after it", `3:5: this string has no end: add " after it`, `4:1: this string has no end: add " after it`}},
+		{name: "inline tables", doc: "a = {}\nb = { c = [\n 1 ] }\n[b.c]\nd", want: []string{"1:5: " + inline, "2:5: " + inline, "5:2: found the end of the line" + noEquals}},
+		{name: "escapes", doc: `a = "C:\path\n\x41"` + "\n" + `b = "\uD800"` + "\n" + `c = "\U00110000"` + "\n" + `d = "\u12"` + "\n" + `e = "\` + "\n" + `f = "\'"` + "\ng =", want: []string{"1:8: " + badEscape, "2:6: " + badEscape, "3:6: " + badEscape, "4:6: " + badEscape, "5:6: " + badEscape, "6:6: " + badEscape, "7:4: " + noValue}},
+		{name: "string without end", doc: "a = \"x\nb = 'y\nc = \"\\\"\n\"d = 1", want: []string{`1:5: this string has no end: add " after it`, "2:5: this string has no end: add ' after it", `3:5: this string has no end: add " after it`, `4:1: this string has no end: add " after it`}},
 		{name: "string broken over lines", doc: "a = \"first\nsecond\n third\"\nb =", want: []string{`1:5: this string has no end: add " after it`, "4:4: " + noValue}},
 		{name: "multi-line string as a key", doc: "\"\"\"a\"\"\" = 1\n['''a''']", want: []string{`1:3: found "\""` + noEquals, `2:4: found "'", expected ] after the name of the table`}},
 		{name: "headers", doc: "[]\n[a\n[[b]\n[c] d\n[e]]\n[ [f]]\n[g.]\n['h]\n", want: []string{
 			`1:2: found "]"` + notKey, "2:3: found the end of the line, expected ] after the name of the table",
 			`3:4: found "]", expected ]] after the name of the table`, `4:5: found "d"` + lineEnd, `5:4: found "]"` + lineEnd,
 			`6:3: found "["` + notKey, `7:4: found "]"` + notKey, "8:2: this string has no end: add ' after it"}},
-		{name: "lines below a broken header are not the table above", doc: "[a]\nx = 1\n[b\nx = 1\nx = 2\n[a]\nx = 1", want: []string{
-			"3:3: found the end of the line, expected ] after the name of the table", `5:1: "x" is already in line 4` + duplicate, `6:2: "a" is already in line 1` + taken}},
-		{name: "duplicate keys", doc: "a = 1\n\"a\" = 2\nb.c = 1\nb.c = 2\nb = 3", want: []string{
-			`2:1: "a" is already in line 1` + duplicate, `4:3: "c" is already in line 3` + duplicate, `5:1: "b" is already in line 3` + duplicate}},
+		{name: "lines below a broken header are not the table above", doc: "[a]\nx = 1\n[b\nx = 1\nx = 2\n[a]\nx = 1", want: []string{"3:3: found the end of the line, expected ] after the name of the table", `5:1: "x" is already in line 4` + duplicate, `6:2: "a" is already in line 1` + taken}},
+		{name: "duplicate keys", doc: "a = 1\n\"a\" = 2\nb.c = 1\nb.c = 2\nb = 3", want: []string{`2:1: "a" is already in line 1` + duplicate, `4:3: "c" is already in line 3` + duplicate, `5:1: "b" is already in line 3` + duplicate}},
 		{name: "duplicate tables", doc: "[a]\n[a]\n[a.b]\n[[a]]\n[[c]]\n[c]\n[d.e]\n[d]\n[d]\n[[d]]", want: []string{
 			`2:2: "a" is already in line 1` + taken, `4:3: "a" is already in line 1` + taken, `6:2: "c" is already in line 5` + taken,
 			`9:2: "d" is already in line 7` + taken, `10:3: "d" is already in line 7` + taken}},
-		{name: "tables made by dotted keys", doc: "a.b.c = 1\n[a]\n[a.b]\n[[a.b]]\n[a.d]\n", want: []string{
-			`2:2: "a" is already in line 1` + taken, `3:4: "b" is already in line 1` + taken, `4:5: "b" is already in line 1` + taken}},
+		{name: "tables made by dotted keys", doc: "a.b.c = 1\n[a]\n[a.b]\n[[a.b]]\n[a.d]\n", want: []string{`2:2: "a" is already in line 1` + taken, `3:4: "b" is already in line 1` + taken, `4:5: "b" is already in line 1` + taken}},
 		{name: "implicit table extended by a dotted key", doc: "[a.b.c]\n[a]\nb.d = 1\n[a.b]\n", want: []string{`4:4: "b" is already in line 1` + taken}},
-		{name: "dotted keys into tables with headers", doc: "[a.b]\n[[a.c]]\n[a]\nb.x = 1\nc.x = 1\n", want: []string{
-			`4:1: "b" is already in line 1` + taken, `5:1: "c" is already in line 2` + taken}},
-		{name: "values are no tables", doc: "a = 1\na.b = 2\n[a.c]\n[a]\n[[a]]", want: []string{
-			`2:1: "a" is already in line 1` + taken, `3:2: "a" is already in line 1` + taken, `4:2: "a" is already in line 1` + taken, `5:3: "a" is already in line 1` + taken}},
+		{name: "values are no tables", doc: "a = 1\na.b = 2\n[a.c]\n[a]\n[[a]]", want: []string{`2:1: "a" is already in line 1` + taken, `3:2: "a" is already in line 1` + taken, `4:2: "a" is already in line 1` + taken, `5:3: "a" is already in line 1` + taken}},
 		{name: "implicit table as an array", doc: "[[a.b]]\n[[a]]\n", want: []string{`2:3: "a" is already in line 1` + taken}},
 		{name: "not UTF-8", doc: "# \xff\xfe\na = \"\xc3\"\nb = \xed\xa0\x80\nc =", want: []string{
 			"1:3: byte 0xFF is not UTF-8: save the file in that encoding", "2:6: byte 0xC3 is not UTF-8: save the file in that encoding",
 			"3:5: byte 0xED is not UTF-8: save the file in that encoding", "4:4: " + noValue}},
-		{name: "control characters", doc: "a = \"\x00\"\n# \x7f\n\x0b\n# \r\r\nb = 1\r", want: []string{
-			"1:6: " + control(0), "2:3: " + control(0x7f), "3:1: " + control(0x0b), "4:3: " + control('\r'), "5:6: " + control('\r')}},
-		{name: "byte order mark elsewhere", doc: "\ufeff\ufeffa = 1", want: []string{`1:1: found "\ufeff"` + notKey}},
+		{name: "control characters", doc: "a = \"\x00\"\n# \x7f\n\x0b\n# \r\r\nb = 1\r", want: []string{"1:6: " + control(0), "2:3: " + control(0x7f), "3:1: " + control(0x0b), "4:3: " + control('\r'), "5:6: " + control('\r')}},
+		{name: "as deep as may be", doc: strings.Repeat("a.", 99) + "a = 1"},
 		{name: "header too deep", doc: "[" + strings.Repeat("a.", 100) + "a]\nb =", want: []string{"1:202: unsupported: a key of more than 100 parts; nest tables less deep", "2:4: " + noValue}},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			_, errs := parseTOML([]byte(row.doc))
-			if got := tomlMessages(errs); !slices.Equal(got, row.want) {
-				t.Errorf("errors of %.200q\n got %s\nwant %s", row.doc, strings.Join(got, "\n     "), strings.Join(row.want, "\n     "))
-			}
-		})
+		_, errs := parseTOML([]byte(row.doc))
+		if got := tomlMessages(errs); !slices.Equal(got, row.want) {
+			t.Errorf("%s: errors of %.200q\n got %s\nwant %s", row.name, row.doc, strings.Join(got, "\n     "), strings.Join(row.want, "\n     "))
+		}
 	}
 }
 
+// TestParseTOMLGivesUp: what is no TOML at all ends after a hundred errors.
 func TestParseTOMLGivesUp(t *testing.T) {
 	_, errs := parseTOML(bytes.Repeat([]byte("not TOML\n"), 1000))
 	if len(errs) != maxTOMLErrors || errs[len(errs)-1].Error() != "100:5: too many errors: is this a TOML file?" {
@@ -237,129 +182,41 @@ func TestParseTOMLGivesUp(t *testing.T) {
 	}
 }
 
-// TestParseTOMLPositions holds the places that the checks of the configuration
-// report.
-func TestParseTOMLPositions(t *testing.T) {
-	table, errs := parseTOML([]byte("'é' = 1\n[proxy]\n  'a'.b =  'x'\n\n  [[headers]]\n[[headers]]\nname = 'y'\n"))
-	if len(errs) > 0 {
-		t.Fatalf("refused: %v", errs)
-	}
-	var got []string
-	var walk func(path string, t *tomlTable)
-	walk = func(path string, t *tomlTable) {
-		got = append(got, fmt.Sprintf("%s: table %v", path, t.pos))
-		for _, e := range sortedEntries(t) {
-			got = append(got, fmt.Sprintf("%s.%s: key %v, value %v", path, e.name, e.pos, e.valuePos))
-			switch v := e.value.(type) {
-			case *tomlTable:
-				walk(path+"."+e.name, v)
-			case []*tomlTable:
-				for i, element := range v {
-					walk(fmt.Sprintf("%s.%s[%d]", path, e.name, i), element)
-				}
-			}
-		}
-	}
-	walk("", table)
-	want := []string{
-		": table {1 1}",
-		".headers: key {5 5}, value {5 5}",
-		".headers[0]: table {5 5}",
-		".headers[1]: table {6 3}",
-		".headers[1].name: key {7 1}, value {7 8}",
-		".proxy: key {2 2}, value {2 2}",
-		".proxy: table {2 2}",
-		".proxy.a: key {3 3}, value {3 3}",
-		".proxy.a: table {3 3}",
-		".proxy.a.b: key {3 7}, value {3 12}",
-		".é: key {1 1}, value {1 7}",
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("positions\n got %s\nwant %s", strings.Join(got, "\n     "), strings.Join(want, "\n     "))
-	}
-}
-
-// TestParseTOMLIncomplete reads what is left of a document with errors.
-func TestParseTOMLIncomplete(t *testing.T) {
-	table, errs := parseTOML([]byte("[a]\nx = 1\ny = oops\n[b]\nx = 2\nx = 3\n[c]\nx = \"\\q\"\n[d"))
-	if len(errs) != 4 {
-		t.Fatalf("got %d errors, want 4:\n%s", len(errs), strings.Join(tomlMessages(errs), "\n"))
-	}
-	if got, want := tomlInline(table), `{"a" = {"x" = 1}, "b" = {"x" = 2}, "c" = {}}`; got != want {
-		t.Errorf("decoded\n got %s\nwant %s", got, want)
-	}
-	for name, want := range map[string]bool{"a": true, "b": false, "c": true} {
-		if got := table.entries[name].value.(*tomlTable).incomplete; got != want {
-			t.Errorf("[%s] incomplete: got %v, want %v", name, got, want)
-		}
-	}
-}
-
 // TestParseTOMLHostile would run for minutes if anything took more than linear
 // time, and would crash if anything recursed without bound.
 func TestParseTOMLHostile(t *testing.T) {
 	const size, limit = 1 << 20, 20 * time.Second
-	keys := func(n int) string {
-		var doc strings.Builder
-		for i := range n {
-			fmt.Fprintf(&doc, "key%d = %d\n", i, i)
-		}
-		return doc.String()
+	var keys strings.Builder
+	for i := range 100_000 {
+		fmt.Fprintf(&keys, "key%d = %d\n", i, i)
 	}
 	for _, row := range []struct {
 		name                 string
 		prefix, unit, suffix string
 		valid                bool
 	}{
-		{name: "100,000 keys", prefix: keys(100_000), valid: true},
+		{name: "100,000 keys", prefix: keys.String(), valid: true},
 		{name: "array of tables", unit: "[[a]]\n", valid: true},
 		{name: "long string", prefix: "a = '", unit: "é", suffix: "'", valid: true},
 		{name: "many escapes", prefix: `a = "`, unit: `\t`, suffix: `"`, valid: true},
-		{name: "blank lines", unit: "\n", valid: true},
 		{name: "dotted header", prefix: "[", unit: "a."},
 		{name: "dotted key", unit: "a . "},
 		{name: "brackets", prefix: "a = ", unit: "["},
-		{name: "arrays without end", unit: "a = [\n"},
 		{name: "array of what may be headers", prefix: "a = [\n", unit: "[x\n"},
 		{name: "strings without end", unit: "a = \"\n"},
 		{name: "quotation marks", unit: `"`},
-		{name: "wrong escapes", prefix: `a = "`, unit: `\q`, suffix: `"`},
 		{name: "long number", prefix: "a = ", unit: "1_"},
-		{name: "control characters", unit: "\x01"},
 		{name: "not UTF-8", unit: "\xff"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			doc := row.prefix
-			if row.unit != "" {
-				doc += strings.Repeat(row.unit, size/len(row.unit)) + row.suffix
-			}
-			start := time.Now()
-			_, errs := parseTOML([]byte(doc))
-			if took := time.Since(start); took > limit {
-				t.Errorf("%d bytes took %v, over %v", len(doc), took, limit)
-			}
-			if row.valid != (len(errs) == 0) {
-				t.Errorf("got %d errors, want valid %v: %.200q", len(errs), row.valid, tomlMessages(errs))
-			}
-		})
-	}
-}
-
-func TestQuoteTOML(t *testing.T) {
-	for _, row := range []struct {
-		name, text, want string
-	}{
-		{name: "empty", text: "", want: `""`},
-		{name: "plain", text: "anthropic-beta é😀 # 'x'", want: `"anthropic-beta é😀 # 'x'"`},
-		{name: "quotes and backslashes", text: `"C:\n"`, want: `"\"C:\\n\""`},
-		{name: "control characters", text: "\x00\t\n\r\x1f\x7f", want: `"\u0000\u0009\u000A\u000D\u001F\u007F"`},
-		{name: "not UTF-8", text: "a\xff\xfeb", want: `"a` + "\ufffd\ufffd" + `b"`},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			if got := quoteTOML(row.text); got != row.want {
-				t.Errorf("quoteTOML(%q) = %s, want %s", row.text, got, row.want)
-			}
-		})
+		doc := row.prefix
+		if row.unit != "" {
+			doc += strings.Repeat(row.unit, size/len(row.unit)) + row.suffix
+		}
+		start := time.Now()
+		_, errs := parseTOML([]byte(doc))
+		if took := time.Since(start); took > limit || row.valid != (len(errs) == 0) {
+			t.Errorf("%s: %d bytes took %v and have %d errors, want valid %t: %.200q", row.name, len(doc), took, len(errs), row.valid, tomlMessages(errs))
+		}
 	}
 }
 
@@ -395,9 +252,8 @@ func FuzzParseTOML(f *testing.F) {
 		if len(errs) > 0 {
 			t.Fatalf("accepted %q, but not\n%s\n%v", doc, written, errs)
 		}
-		want, _ := json.Marshal(tomlTagged(table))
-		if got, _ := json.Marshal(tomlTagged(again)); !bytes.Equal(got, want) {
-			t.Errorf("read %q\nas    %s\nagain %s", doc, want, got)
+		if got := tomlDocument("", again); got != written {
+			t.Errorf("read %q\nas    %s\nagain %s", doc, written, got)
 		}
 	})
 }
@@ -405,6 +261,7 @@ func FuzzParseTOML(f *testing.F) {
 // FuzzQuoteTOML reads back what quoteTOML writes.
 func FuzzQuoteTOML(f *testing.F) {
 	f.Add("\"\\\x00\u0085é\ufeff\U0010ffff\xff")
+	f.Add("\"C:\\n\" \t\n\r\x1f\x7f # 'x' a\xff\xfeb")
 	f.Fuzz(func(t *testing.T, text string) {
 		quoted := quoteTOML(text)
 		table, errs := parseTOML([]byte(quoted + " = " + quoted))
@@ -413,7 +270,7 @@ func FuzzQuoteTOML(f *testing.F) {
 		}
 		want := string([]rune(text)) // each byte that is not UTF-8 is now U+FFFD
 		if e := table.entries[want]; e == nil || e.value != want {
-			t.Errorf("quoteTOML(%q) = %s, read as %s", text, quoted, tomlInline(table))
+			t.Errorf("quoteTOML(%q) = %s, read as %v", text, quoted, table.entries)
 		}
 	})
 }

@@ -24,23 +24,21 @@ func TestWatch(t *testing.T) {
 		{name: "more time", more: []time.Duration{time.Minute, 0}, stopped: time.Hour, want: []time.Duration{time.Second, 61 * time.Second}},
 		{name: "more time, then in time", more: []time.Duration{time.Minute}, stopped: 60 * time.Second, want: []time.Duration{time.Second}, inTime: true},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				var called []time.Duration
-				w := startWatch(time.Second, func(now time.Time) time.Duration {
-					called = append(called, now.Sub(start))
-					return row.more[len(called)-1]
-				})
-				time.Sleep(row.stopped)
-				if inTime := w.stop(); inTime != row.inTime {
-					t.Errorf("in time: %t", inTime)
-				}
-				time.Sleep(time.Hour)
-				if !slices.Equal(called, row.want) {
-					t.Errorf("asked after %v, want %v", called, row.want)
-				}
+		inBubble(t, row.name, func(t *testing.T) {
+			start := time.Now()
+			var called []time.Duration
+			w := startWatch(time.Second, func(now time.Time) time.Duration {
+				called = append(called, now.Sub(start))
+				return row.more[len(called)-1]
 			})
+			time.Sleep(row.stopped)
+			if inTime := w.stop(); inTime != row.inTime {
+				t.Errorf("in time: %t", inTime)
+			}
+			time.Sleep(time.Hour)
+			if !slices.Equal(called, row.want) {
+				t.Errorf("asked after %v, want %v", called, row.want)
+			}
 		})
 	}
 }
@@ -54,7 +52,7 @@ func TestWatchOfStoppedProcess(t *testing.T) {
 		w.ring() // as if it came late
 		time.Sleep(catchUp - 1)
 		early := calls.Load()
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if inTime := w.stop(); early != 0 || calls.Load() != 1 || inTime {
 			t.Errorf("overdue was asked %d times before, %d times after a second; in time: %t", early, calls.Load(), inTime)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,10 +31,16 @@ func FuzzRequestWire(f *testing.F) {
 			return // what net/http limits is tested by TestRefusedByServer in e2e
 		}
 		synctest.Test(t, func(t *testing.T) {
-			w := newWire(t)
+			w := &wire{rig: newRig(t, "max_body_mb = 1", nil)}
+			w.serveRaw(w.serveStrictly)
 			w.converse(sent, int(piece))
 			w.compare(readSent(string(sent)))
-			w.aftermath()
+			w.expectNothingLeft()
+			for _, line := range w.log.lines(t) {
+				if line["level"] == "WARN" || line["level"] == "ERROR" {
+					t.Errorf("logged: %v", line) // a bug
+				}
+			}
 		})
 	})
 }
@@ -43,18 +50,6 @@ type wire struct {
 	*rig
 	answers []byte        // all that the client got
 	arrived []wireRequest // what the upstream got
-}
-
-// newWire starts a proxy in front of a strict upstream.
-func newWire(t *testing.T) *wire {
-	w := &wire{rig: newRig(t, "max_body_mb = 1", nil)}
-	w.wrap = func(_ int, conn net.Conn) (net.Conn, error) {
-		conn.Close() // this one leads to an http.Server
-		here, there := net.Pipe()
-		go w.serveStrictly(there)
-		return here, nil
-	}
-	return w
 }
 
 // numberHeader is in each of the upstream's answers: how many requests it has got.
@@ -105,11 +100,21 @@ func (w *wire) converse(sent []byte, piece int) {
 	}
 }
 
-// compare holds the answers and what reached the upstream against what the client sent.
+// compare holds the answers, the log and what reached the upstream against what the client sent.
 func (w *wire) compare(sent []wireRequest) {
 	w.t.Helper()
 	answers, forwarded := w.readAnswers(sent), 0
+	logged := map[any]logLine{}
+	for _, line := range w.log.lines(w.t, "request completed") {
+		logged[line["request_id"]] = line
+	}
 	for i, a := range answers {
+		// Each answer has its line, but for those of net/http and of our own endpoints.
+		id := a.Header.Get(requestIDHeader)
+		if line, ok := logged[id]; ok && line["status"] != float64(a.StatusCode) || i < len(sent) && ok != (id != "" && !sent[i].own()) {
+			w.t.Errorf("answer %d, %s, is logged as %v", i+1, a.Status, line)
+		}
+		delete(logged, id)
 		number := a.Header.Get(numberHeader)
 		if number != "" {
 			forwarded++
@@ -134,29 +139,8 @@ func (w *wire) compare(sent []wireRequest) {
 	if n := len(answers); n < len(sent) && (n == 0 || !answers[n-1].Close) {
 		w.t.Errorf("%d answers to %d requests", n, len(sent))
 	}
-	w.compareLog(sent, answers)
-}
-
-// compareLog holds the log against the answers: each has its line, but for those of net/http and of our own endpoints.
-func (w *wire) compareLog(sent []wireRequest, answers []*http.Response) {
-	w.t.Helper()
-	logged := map[any]logLine{}
-	for _, line := range w.log.lines(w.t, "request completed") {
-		logged[line["request_id"]] = line
-	}
-	for i, a := range answers {
-		id := a.Header.Get(requestIDHeader)
-		line, ok := logged[id]
-		if ok && line["status"] != float64(a.StatusCode) {
-			w.t.Errorf("answer %d, %s, is logged as %v", i+1, a.Status, line)
-		}
-		if i < len(sent) && ok != (id != "" && !sent[i].own()) {
-			w.t.Errorf("answer %d, %s, to %v: logged %t", i+1, a.Status, sent[i], ok)
-		}
-		delete(logged, id)
-	}
-	if len(logged) > 0 {
-		w.t.Errorf("logged, but not answered: %v", logged)
+	for id, line := range logged {
+		w.t.Errorf("the request %s is logged, but not answered: %v", id, line)
 	}
 }
 
@@ -214,61 +198,285 @@ func (w *wire) checkAnswer(r *wireRequest, a *http.Response) {
 func (w *wire) checkArrived(r, got *wireRequest) {
 	w.t.Helper()
 	target := got.target
-	if want := originForm(r.target); strings.HasPrefix(want, "//") {
+	want := originForm(r.target)
+	if strings.HasPrefix(want, "//") {
 		target = strings.TrimPrefix(target, "http://127.0.0.1:1") // see FuzzRequestTarget
 	}
-	if got.method != r.method || target != originForm(r.target) || got.body != r.body {
+	if got.method != r.method || target != want || got.body != r.body {
 		w.t.Errorf("%v reaches the upstream as %v", *r, *got)
 	}
-	want := passingOn(w.t, r.header)
-	betas := elements(strings.Join(want["anthropic-beta"], ","))
-	if beta := w.cfg.headers[0].values[0]; !slices.Contains(betas, beta) {
-		betas = append(betas, beta)
+	// net/http's server adds Cache-Control to a Pragma that stands alone, and its client sends one User-Agent, unless that is empty.
+	header := maps.Clone(r.header)
+	if pragma, control := header["pragma"], header["cache-control"]; len(control) == 0 && len(pragma) > 0 && pragma[0] == "no-cache" {
+		header["cache-control"] = pragma[:1]
 	}
-	if list := got.header["anthropic-beta"]; len(list) != 1 || !slices.Equal(elements(list[0]), betas) {
-		w.t.Errorf("betas %q, want one line with %q", list, betas)
-	}
-	want["anthropic-beta"] = got.header["anthropic-beta"]
-	if !reflect.DeepEqual(got.header, want) {
-		w.t.Errorf("sent upstream: %q\nwant:          %q", got.header, want)
-	}
-}
-
-// passingOn returns what may pass of a client's headers, with what net/http does to them: its server adds Cache-Control
-// to a Pragma that stands alone, and its client sends one User-Agent, unless that is empty.
-func passingOn(t *testing.T, h map[string][]string) map[string][]string {
-	t.Helper()
-	h = maps.Clone(h)
-	if pragma, control := h["pragma"], h["cache-control"]; len(control) == 0 && len(pragma) > 0 && pragma[0] == "no-cache" {
-		h["cache-control"] = pragma[:1]
-	}
-	pass := passing(t, h, clientsEndHere)
-	delete(pass, "host")
-	if agents := pass["user-agent"]; len(agents) > 0 && agents[0] != "" {
-		pass["user-agent"] = agents[:1]
+	header = passing(w.t, header, clientsEndHere)
+	delete(header, "host")
+	if agents := header["user-agent"]; len(agents) > 0 && agents[0] != "" {
+		header["user-agent"] = agents[:1]
 	} else {
-		delete(pass, "user-agent")
+		delete(header, "user-agent")
 	}
-	return pass
+	header["anthropic-beta"] = got.header["anthropic-beta"] // see FuzzRequestHeader
+	if !reflect.DeepEqual(got.header, header) || len(got.header["anthropic-beta"]) != 1 {
+		w.t.Errorf("sent upstream: %q\nwant:          %q", got.header, header)
+	}
 }
 
-// aftermath checks that nothing is left of the requests, and that none has met a bug.
-func (w *wire) aftermath() {
-	w.t.Helper()
-	synctest.Wait()
-	for name, g := range map[string]*gate{"places": w.proxy.places, "bytes": w.proxy.bodies.budget} {
-		if taken, waiting := g.load(); taken != 0 || waiting != 0 {
-			w.t.Errorf("%d %s are taken, and %d requests wait for them", taken, name, waiting)
+// HTTP/1.1 once more, written from RFC 9112 and not from net/http: how a request reads that a client has sent, and how
+// strict one has to be that the proxy sends.
+
+// wireRequest is a request as it stands on a connection.
+type wireRequest struct {
+	method, target string
+	header         map[string][]string // names in small letters
+	body           string
+	lax            bool // not quite HTTP, or hardly in use: the proxy may refuse it
+	last           bool // the connection must be closed after it
+}
+
+// String implements fmt.Stringer.
+func (r wireRequest) String() string {
+	return fmt.Sprintf("%s %q with headers %q and body %q", r.method, r.target, r.header, r.body)
+}
+
+// own reports whether the proxy answers r itself.
+func (r *wireRequest) own() bool {
+	path, _, _ := strings.Cut(originForm(r.target), "?")
+	return path == "/health" || path == "/livez" || path == "/metrics"
+}
+
+// forwarded reports whether r is to reach the upstream.
+func (r *wireRequest) forwarded() bool { return r.method != http.MethodConnect && !r.own() }
+
+var (
+	token       = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+	requestLine = regexp.MustCompile(`^(` + token + `) ([^\x00-\x20\x7f]*) HTTP/1\.([0-9])$`)
+	fieldLine   = regexp.MustCompile(`^(` + token + `):([^\x00-\x08\x0a-\x1f\x7f]*)$`)
+	foldedLine  = regexp.MustCompile(`^[ \t][^\x00-\x08\x0a-\x1f\x7f]*$`)
+	digits      = regexp.MustCompile(`^[0-9]+$`)
+	// What is written as everybody reads it.
+	strictHead   = regexp.MustCompile(`^` + token + ` [^\x00-\x20\x7f]+ HTTP/1\.1\r\n(` + token + `: ([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?\r\n)*\r\n$`)
+	strictLength = regexp.MustCompile(`\r\nContent-Length: ([0-9]{1,7})\r\n`)
+	// With extensions, which are of no use to anyone.
+	chunkLine = regexp.MustCompile(`^([0-9A-Fa-f]{1,16})([ \t]*(;[^\r]*)?)$`)
+	// Targets and hosts that nobody may refuse.
+	plainTarget = regexp.MustCompile(`^(http://[0-9A-Za-z.-]+(:[0-9]+)?)?/([!$&'()*+,./:;=?@_~0-9A-Za-z-]|%[0-9A-Fa-f]{2})*$`)
+	plainHost   = regexp.MustCompile(`^[0-9A-Za-z.-]+(:[0-9]+)?$`)
+)
+
+// readArrived reads a request as strictly as one can, so that no other reader can see another one: lines that end in
+// CRLF, one Host, one length at most and no transfer coding, no header that ends at the proxy, and no byte behind it.
+// io.EOF says that there is none.
+func readArrived(reader *bufio.Reader) (r wireRequest, err error) {
+	text := ""
+	for line := ""; line != "\r\n"; text += line {
+		if line, err = reader.ReadString('\n'); err != nil && text+line != "" {
+			err = fmt.Errorf("%q: %v", text+line, err)
+		}
+		if err != nil {
+			return r, err
 		}
 	}
-	if n := w.proxy.active.Load(); n != 0 {
-		w.t.Errorf("%d requests are left", n)
+	if !strictHead.MatchString(text) {
+		return r, fmt.Errorf("%q", text)
 	}
-	for _, line := range w.log.lines(w.t) {
-		if line["level"] == "WARN" || line["level"] == "ERROR" {
-			w.t.Errorf("logged: %v", line)
+	length := 0
+	if m := strictLength.FindStringSubmatch(text); m != nil {
+		length, _ = strconv.Atoi(m[1])
+	}
+	body := make([]byte, length)
+	n, err := io.ReadFull(reader, body)
+	if err != nil || reader.Buffered() > 0 {
+		return r, fmt.Errorf("%d bytes and %d behind them, for a body of %d", n, reader.Buffered(), length)
+	}
+	r, ok := (&sentReader{rest: text + string(body)}).request()
+	host, lengths := r.header["host"], r.header["content-length"]
+	delete(r.header, "host")
+	delete(r.header, "content-length")
+	if !ok || !slices.Equal(host, []string{"127.0.0.1:1"}) || len(lengths) > 1 || len(lengths) == 1 && lengths[0] != strconv.Itoa(length) {
+		return r, fmt.Errorf("hosts %q and lengths %q", host, lengths)
+	}
+	for name := range r.header {
+		if endsHere.MatchString(name) || clientsEndHere.MatchString(name) {
+			return r, fmt.Errorf("the header %q, which ends at the proxy", name)
 		}
 	}
+	return r, nil
+}
+
+// sentReader reads what a client has sent. It is as strict as RFC 9112 lets a server be, except that it takes what
+// net/http takes too: lines that end in LF (2.2), folded header lines (5.2) and equal lengths twice (RFC 9110, 8.6), as
+// the RFC allows; after a POST, of which old clients send more than they say (2.2), up to four CR and LF; and CONNECT
+// without a target, which is refused like any other.
+type sentReader struct {
+	rest string
+	lax  bool // one of those was met
+}
+
+// readSent returns the requests that are valid and complete, up to the first that is not, or the last of its connection.
+func readSent(sent string) (requests []wireRequest) {
+	s := &sentReader{rest: sent}
+	for {
+		s.lax = false
+		if n := len(requests); n > 0 && requests[n-1].method == http.MethodPost {
+			head := s.rest[:min(4, len(s.rest))]
+			skipped := len(head) - len(strings.TrimLeft(head, "\r\n"))
+			s.rest, s.lax = s.rest[skipped:], skipped > 0
+		}
+		r, ok := s.request()
+		if !ok {
+			return requests
+		}
+		requests = append(requests, r)
+		if r.last {
+			return requests
+		}
+	}
+}
+
+// line reads a line. ok is false if it has no end.
+func (s *sentReader) line() (line string, ok bool) {
+	line, s.rest, ok = strings.Cut(s.rest, "\n")
+	line, crlf := strings.CutSuffix(line, "\r")
+	s.lax = s.lax || !crlf
+	return line, ok
+}
+
+// request reads a request; ok is false if it is not valid, or not complete.
+func (s *sentReader) request() (r wireRequest, ok bool) {
+	line, ok := s.line()
+	m := requestLine.FindStringSubmatch(line)
+	if !ok || m == nil || m[2] == "" && m[1] != http.MethodConnect {
+		return r, false
+	}
+	r = wireRequest{method: m[1], target: m[2]}
+	if r.header, ok = s.fields(); !ok {
+		return r, false
+	}
+	hosts, old := r.header["host"], m[3] == "0"
+	plain := plainTarget.MatchString(r.target) || r.target == "*" && r.method == http.MethodOptions
+	if r.method == http.MethodConnect {
+		plain = plainHost.MatchString(r.target)
+	}
+	switch {
+	case len(hosts) > 1, len(hosts) == 0 && !old && r.method != http.MethodConnect:
+		return r, false
+	case len(hosts) == 1 && !plainHost.MatchString(hosts[0]), !plain:
+		s.lax = true
+	}
+	if expect := r.header["expect"]; len(expect) > 0 && !strings.EqualFold(expect[0], "100-continue") {
+		s.lax = true
+	}
+	// HTTP/1.0 does not outlive an answer here.
+	r.last = old || slices.Contains(elements(strings.ToLower(strings.Join(r.header["connection"], ","))), "close")
+	ok = s.body(&r, old)
+	r.lax = s.lax
+	return r, ok
+}
+
+// fields reads header lines and the empty one behind them.
+func (s *sentReader) fields() (header map[string][]string, ok bool) {
+	header = map[string][]string{}
+	for name := ""; ; {
+		line, ok := s.line()
+		switch m := fieldLine.FindStringSubmatch(line); {
+		case !ok:
+			return nil, false
+		case line == "":
+			for _, values := range header {
+				for i := range values {
+					values[i] = strings.Trim(values[i], " \t")
+				}
+			}
+			return header, true
+		case m != nil:
+			name = strings.ToLower(m[1])
+			header[name] = append(header[name], strings.Trim(m[2], " \t"))
+		case name != "" && foldedLine.MatchString(line):
+			header[name][len(header[name])-1] += " " + strings.Trim(line, " \t")
+			s.lax = true
+		default:
+			return nil, false
+		}
+	}
+}
+
+// body reads r's body (RFC 9112, 6.3). old says that r is HTTP/1.0, which has no transfer codings: one that names
+// them is in error about its end, and its connection must be closed (6.1).
+func (s *sentReader) body(r *wireRequest, old bool) (ok bool) {
+	size := 0
+	if lengths := r.header["content-length"]; len(lengths) > 0 {
+		for _, length := range lengths {
+			if length != lengths[0] || !digits.MatchString(length) {
+				return false
+			}
+		}
+		n, err := strconv.ParseInt(lengths[0], 10, 64)
+		if err != nil {
+			return false
+		}
+		size = int(n)
+		s.lax = s.lax || len(lengths) > 1
+	}
+	codings := r.header["transfer-encoding"]
+	if len(codings) > 0 {
+		r.last = true
+	}
+	if len(codings) == 0 || old {
+		if size > len(s.rest) {
+			return false
+		}
+		r.body, s.rest = s.rest[:size], s.rest[size:]
+		// The proxy does not read on behind a body that it does not read.
+		r.last = r.last || size > 0 && !r.forwarded()
+		return true
+	}
+	if len(codings) > 1 || !strings.EqualFold(codings[0], "chunked") {
+		return false // others may be valid: the proxy knows none
+	}
+	_, named := r.header["trailer"]
+	s.lax = s.lax || named
+	r.body, ok = s.chunks()
+	return ok
+}
+
+// chunks reads a chunked body (RFC 9112, 7.1).
+func (s *sentReader) chunks() (body string, ok bool) {
+	for {
+		line, rest, ok := strings.Cut(s.rest, "\r\n")
+		m := chunkLine.FindStringSubmatch(line)
+		if !ok || m == nil {
+			return body, false
+		}
+		s.lax = s.lax || m[2] != ""
+		size, err := strconv.ParseUint(m[1], 16, 64)
+		s.rest = rest
+		switch {
+		case err != nil:
+			return body, false
+		case size == 0:
+			return body, s.trailer()
+		case size > uint64(len(rest)):
+			return body, false
+		}
+		body += rest[:size]
+		if s.rest, ok = strings.CutPrefix(rest[size:], "\r\n"); !ok {
+			return body, false
+		}
+	}
+}
+
+// trailer reads what follows the last chunk. No server has a use for it, so its lines may be bad ones.
+func (s *sentReader) trailer() (ok bool) {
+	if rest, ok := strings.CutPrefix(s.rest, "\r\n"); ok {
+		s.rest = rest
+		return true
+	}
+	lines, rest, ok := strings.Cut(s.rest, "\r\n\r\n")
+	_, valid := (&sentReader{rest: lines + "\r\n\r\n"}).fields()
+	s.rest, s.lax = rest, s.lax || !valid
+	return ok
 }
 
 // wireSeeds are requests that two readers have been known to read in two ways, and plain ones. Most are followed by one
@@ -285,74 +493,46 @@ func wireSeeds() (seeds []string) {
 		next   = "GET /next HTTP/1.1\r\n" + host + "\r\n"
 	)
 	for _, requests := range []string{
-		"", next + next, post + length + "\r\nhello", post + te + "\r\n" + chunks,
-		post + "Anthropic-Beta: a\r\nanthropic-beta: oauth-2025-04-20,b\r\nConnection: x-hop\r\nX-Hop: 1\r\nForwarded: for=1\r\n\r\n",
-		get + "User-Agent: x\r\nPragma: no-cache\r\nCookie: a\r\nCookie: b\r\n\r\n", post + "Content-Length: 0\r\n\r\n",
-		post + "Expect: 100-continue\r\n" + length + "\r\nhello", post + "Expect: 200-ok\r\n" + length + "\r\nhello",
-		get + "Connection: close\r\n\r\n", get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n",
-
+		"", next + next, post + length + "\r\nhello", post + te + "\r\n" + chunks, post + "Content-Length: 0\r\n\r\n",
+		post + "Anthropic-Beta: a\r\nanthropic-beta: oauth-2025-04-20,b\r\nConnection: x-hop\r\nX-Hop: 1\r\nForwarded: for=1\r\n\r\n", get + "User-Agent: x\r\nPragma: no-cache\r\nCookie: a\r\nCookie: b\r\n\r\n",
+		get + "Connection: close\r\n\r\n", post + "Expect: 100-continue\r\n" + length + "\r\nhello", post + "Expect: 200-ok\r\n" + length + "\r\nhello",
+		get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n",
 		// Both lengths, of which one hides a request; in HTTP/1.0 too, which has no transfer codings.
-		post + length + te + "\r\n" + chunks, post + te + "Content-Length: 15\r\n\r\n" + chunks,
-		post + "Content-Length: 6\r\n" + te + "\r\n0\r\n\r\nG",
-		post + te + "Content-Length: 4\r\n\r\n2c\r\n" + next + "\r\n0\r\n\r\n",
-		old + "\r\n", old + te + "\r\n", old + te + length + "\r\nhello",
-		"GET /a HTTP/1.0\r\nConnection: close, keep-alive\r\n\r\n",
-
+		post + length + te + "\r\n" + chunks, post + te + "Content-Length: 15\r\n\r\n" + chunks, post + "Content-Length: 6\r\n" + te + "\r\n0\r\n\r\nG",
+		post + te + "Content-Length: 4\r\n\r\n2c\r\n" + next + "\r\n0\r\n\r\n", old + "\r\n", old + te + "\r\n", old + te + length + "\r\nhello", "GET /a HTTP/1.0\r\nConnection: close, keep-alive\r\n\r\n",
 		// What the proxy answers itself.
-		"HEAD /health HTTP/1.1\r\n" + host + "\r\n", "POST /metrics HTTP/1.1\r\n" + host + length + "\r\nhello",
-		"GET /livez HTTP/1.1\r\n" + host + te + "\r\n" + chunks, "GET /health HTTP/1.0\r\nConnection: keep-alive\r\n" + te + "\r\n",
-		"CONNECT h:443 HTTP/1.1\r\n" + host + length + "\r\nhello", "CONNECT /a HTTP/1.1\r\n" + host + te + "\r\n" + chunks,
-
+		"HEAD /health HTTP/1.1\r\n" + host + "\r\n", "POST /metrics HTTP/1.1\r\n" + host + length + "\r\nhello", "GET /livez HTTP/1.1\r\n" + host + te + "\r\n" + chunks,
+		"GET /health HTTP/1.0\r\nConnection: keep-alive\r\n" + te + "\r\n", "CONNECT h:443 HTTP/1.1\r\n" + host + length + "\r\nhello", "CONNECT /a HTTP/1.1\r\n" + host + te + "\r\n" + chunks,
 		// Lines that end too early, too late, or in other ways.
-		"\r\n", post + length + "\r\nhello\r\n\r\n", post + length + "\r\nhello\r\r\n", strings.ReplaceAll(post+"\r\n",
-			"\r\n", "\n"),
-		strings.ReplaceAll(next, "\r\n", "\r"), post + "A: b\n" + te + "\n" + chunks,
-		"POST /a HTTP/1.1\r\n " + te + host + "\r\n" + chunks,
-		"GET /a\r\n", "GET /a HTTP/1.1\r\n\r\n",
-		get + host + "\r\n", "GET /a HTTP/1.1\r\nHost:\r\n\r\n", "GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n",
+		"\r\n", post + length + "\r\nhello\r\n\r\n", post + length + "\r\nhello\r\r\n", "POST /a HTTP/1.1\nHost: proxy\n\n", strings.ReplaceAll(next, "\r\n", "\r"), post + "A: b\n" + te + "\n" + chunks,
+		"POST /a HTTP/1.1\r\n " + te + host + "\r\n" + chunks, "GET /a\r\n", "GET /a HTTP/1.1\r\n\r\n", get + host + "\r\n", "GET /a HTTP/1.1\r\nHost:\r\n\r\n", "GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n",
 		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
 	} {
 		seeds = append(seeds, requests+next)
 	}
 	for _, line := range []string{
-		"HEAD /a HTTP/1.1", "OPTIONS * HTTP/1.1", "GET * HTTP/1.1", "GET http://h/a HTTP/1.1", "GET h:80 HTTP/1.1",
-		"CONNECT h:443 HTTP/1.1",
-		"CONNECT  HTTP/1.1", "GET /a HTTP/1.1 ", "GET  /a HTTP/1.1", "GET /a b HTTP/1.1", "GET /a\tHTTP/1.1",
-		"GET //a|b?c HTTP/1.1",
-		"GET /%zz HTTP/1.1", "GET /a HTTP/1.9", "GET /a HTTP/2.0", "PRI * HTTP/2.0", "GET /a HTTP/0.9", "GET /a http/1.1",
-		"get /a HTTP/1.1",
-		"G\x80T /a HTTP/1.1", "GET /\x00 HTTP/1.1",
+		"HEAD /a HTTP/1.1", "OPTIONS * HTTP/1.1", "GET * HTTP/1.1", "GET http://h/a HTTP/1.1", "GET h:80 HTTP/1.1", "CONNECT h:443 HTTP/1.1", "CONNECT  HTTP/1.1", "GET /a HTTP/1.1 ", "GET  /a HTTP/1.1", "GET /a b HTTP/1.1",
+		"GET /a\tHTTP/1.1", "GET //a|b?c HTTP/1.1", "GET /%zz HTTP/1.1", "GET /a HTTP/1.9", "GET /a HTTP/2.0", "PRI * HTTP/2.0", "GET /a HTTP/0.9", "GET /a http/1.1", "get /a HTTP/1.1", "G\x80T /a HTTP/1.1",
+		"GET /\x00 HTTP/1.1",
 	} {
 		seeds = append(seeds, line+"\r\n"+host+"\r\n"+next)
 	}
 	for _, body := range []string{
-		"5;x=\"y\"\r\nhello\r\n0;z\r\n\r\n", "05\r\nhello\r\n00\r\n\r\n", "5 \r\nhello\r\n0\r\n\r\n",
-		"0x5\r\nhello\r\n0\r\n\r\n", "-5\r\nhello\r\n0\r\n\r\n",
-		"10000000000000005\r\nhello\r\n0\r\n\r\n", "fffffffffffffffe\r\nhello\r\n0\r\n\r\n", "5\nhello\r\n0\r\n\r\n",
-		"5;\nhello\r\n0\r\n\r\n",
-		"5\r\nhelloX\r\n0\r\n\r\n", "5\r\nhello\n0\r\n\r\n", "5\r\nhello\r\n0\r\n", "5\r\nhello\r\n0\n\n", "\r\n",
-		"0\r\n\r\n0\r\n\r\n",
-		"0\r\nContent-Length: 3\r\nHost: x\r\n\r\n", "0\r\nA: b\n\n", "0\r\nA B\r\n\r\n",
+		"5;x=\"y\"\r\nhello\r\n0;z\r\n\r\n", "05\r\nhello\r\n00\r\n\r\n", "5 \r\nhello\r\n0\r\n\r\n", "0x5\r\nhello\r\n0\r\n\r\n", "-5\r\nhello\r\n0\r\n\r\n", "10000000000000005\r\nhello\r\n0\r\n\r\n",
+		"fffffffffffffffe\r\nhello\r\n0\r\n\r\n", "5\nhello\r\n0\r\n\r\n", "5;\nhello\r\n0\r\n\r\n", "5\r\nhelloX\r\n0\r\n\r\n", "5\r\nhello\n0\r\n\r\n", "5\r\nhello\r\n0\r\n", "5\r\nhello\r\n0\n\n", "\r\n",
+		"0\r\n\r\n0\r\n\r\n", "0\r\nContent-Length: 3\r\nHost: x\r\n\r\n", "0\r\nA: b\n\n", "0\r\nA B\r\n\r\n",
 	} {
 		seeds = append(seeds, post+te+"\r\n"+body+next)
 	}
 	// Codings that some take for chunked, lengths that some take for a number, and other lines that are read in two ways.
 	for _, line := range []string{
-		"Transfer-Encoding: xchunked", "Transfer-Encoding : chunked", " Transfer-Encoding: chunked", "Transfer-Encoding:\tchunked",
-		"Transfer-Encoding: \x0bchunked", "Transfer-Encoding: chunked\r\nTransfer-Encoding: x", te + "Transfer-Encoding: chunked",
-		"Transfer-Encoding: chunked, identity", "Transfer-Encoding: identity", "Transfer-Encoding: gzip, chunked",
-		"Transfer-Encoding:",
-		"Transfer-Encoding:\r\n chunked", "Transfer-Encoding: \"chunked\"", "transfer-encoding: CHUNKED",
-		"Transfer_Encoding: chunked",
-		"Transfer-Encoding: chunked;q=1", "X: y\rTransfer-Encoding: chunked", "Transfer-Encoding\n: chunked",
-		"Connection: transfer-encoding\r\nTransfer-Encoding: chunked",
-		"Content-Length: 5", "Content-Length: 5\r\nContent-Length: 0", "Content-Length: 5, 5", "Content-Length: +5",
-		"Content-Length: -5",
-		"Content-Length: 0x5", "Content-Length: 005", "Content-Length: 5 ", "Content-Length: 5 5", "Content-Length: \x0c5",
-		"Content-Length: 5;",
-		"Content-Length:", "Content-Length: 18446744073709551621", "Content-Length: 9223372036854775807", "Content-Length: 1048577",
-		"Content_Length: 5", "Content-Length : 5", "Content-Length: 5.0", "Content-Length: \u0665", "Content-Length:\r\n 5",
-		"A: b\r\r\n", "A: b\x00", "A\x00: b", "A b: c", ": x", "A", "A: b\r\n c\r\n\t d \r\n ",
+		"Transfer-Encoding: xchunked", "Transfer-Encoding : chunked", " Transfer-Encoding: chunked", "Transfer-Encoding:\tchunked", "Transfer-Encoding: \x0bchunked", "Transfer-Encoding: chunked\r\nTransfer-Encoding: x",
+		te + "Transfer-Encoding: chunked", "Transfer-Encoding: chunked, identity", "Transfer-Encoding: identity", "Transfer-Encoding: gzip, chunked", "Transfer-Encoding:", "Transfer-Encoding:\r\n chunked",
+		"Transfer-Encoding: \"chunked\"", "transfer-encoding: CHUNKED", "Transfer_Encoding: chunked", "Transfer-Encoding: chunked;q=1", "X: y\rTransfer-Encoding: chunked", "Transfer-Encoding\n: chunked",
+		"Connection: transfer-encoding\r\nTransfer-Encoding: chunked", "Content-Length: 5", "Content-Length: 5\r\nContent-Length: 0", "Content-Length: 5, 5", "Content-Length: +5", "Content-Length: -5",
+		"Content-Length: 0x5", "Content-Length: 005", "Content-Length: 5 ", "Content-Length: 5 5", "Content-Length: \x0c5", "Content-Length: 5;", "Content-Length:", "Content-Length: 18446744073709551621",
+		"Content-Length: 9223372036854775807", "Content-Length: 1048577", "Content_Length: 5", "Content-Length : 5", "Content-Length: 5.0", "Content-Length: \u0665", "Content-Length:\r\n 5", "A: b\r\r\n", "A: b\x00",
+		"A\x00: b", "A b: c", ": x", "A", "A: b\r\n c\r\n\t d \r\n ",
 	} {
 		seeds = append(seeds, post+line+"\r\n\r\n"+chunks+next, post+length+line+"\r\n\r\nhello"+next)
 	}

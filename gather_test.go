@@ -1,0 +1,67 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestGatherer: while one write is under way, what others add waits, in order and up to the limit, and goes out with the
+// next; then nothing is held.
+func TestGatherer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out [][]byte
+		g := newGatherer(10, func(p []byte) error {
+			time.Sleep(time.Second)
+			out = append(out, bytes.Clone(p))
+			return nil
+		})
+		start := time.Now()
+		for i, row := range []struct {
+			text  string
+			after time.Duration // since the start, when add returns
+		}{{"first", 0}, {"four", 0}, {"two", 0}, {"six", 0}, {"-", time.Second}, {"more than the limit", 2 * time.Second}} {
+			piece := []byte(row.text)
+			if err := g.add(piece); err != nil || time.Since(start) != row.after {
+				t.Errorf("piece %d: %v after %v, want it taken after %v", i, err, time.Since(start), row.after)
+			}
+			clear(piece) // as tls.Conn, which uses its buffer again
+			synctest.Wait()
+			if i == 3 && g.tryAdd([]byte("x")) {
+				t.Error("more than the limit is kept waiting")
+			}
+		}
+		if busy, _ := g.state(); !busy || g.settle(time.Millisecond) || !g.settle(time.Minute) {
+			t.Error("settle does not wait for what is under way")
+		}
+		if got := string(bytes.Join(out, []byte("|"))); got != "first|fourtwosix|-|more than the limit" {
+			t.Errorf("written: %s", got)
+		}
+		if busy, _ := g.state(); busy || g.waiting != nil {
+			t.Error("something is still held")
+		}
+	})
+}
+
+// TestGathererFails: nothing goes out after an error, which everybody gets, also who waits for room.
+func TestGathererFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed, calls := errors.New("failed"), 0
+		g := newGatherer(1, func([]byte) error {
+			time.Sleep(time.Second)
+			calls++
+			return failed
+		})
+		for i, want := range []error{nil, nil, failed, failed} {
+			if err := g.add([]byte("x")); err != want {
+				t.Errorf("piece %d: %v, want %v", i, err, want)
+			}
+			synctest.Wait()
+		}
+		if busy, err := g.state(); busy || err != failed || calls != 1 {
+			t.Errorf("busy %t, error %v, %d writes", busy, err, calls)
+		}
+	})
+}
