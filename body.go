@@ -70,6 +70,9 @@ func (b *bodyReader) read(r *http.Request, conn net.Conn) (body *requestBody, er
 		switch {
 		case body.size > b.largest:
 			return body, errBodyTooLarge(b.largest)
+		case err == io.EOF && r.ContentLength < 0:
+			content = bytes.Clone(content) // it has grown by doubling
+			fallthrough
 		case err == io.EOF:
 			body.keep(content)
 			return body, nil
@@ -90,7 +93,8 @@ var largeContents sync.Pool // of *[]byte
 // newContent returns memory for n bytes, of length 0.
 func newContent(n int64) []byte {
 	if n >= largeContent {
-		if used, ok := largeContents.Get().(*[]byte); ok && int64(cap(*used)) >= n {
+		// Not much more than that: what is not needed is in no budget.
+		if used, ok := largeContents.Get().(*[]byte); ok && n <= int64(cap(*used)) && int64(cap(*used)) <= n+n/4 {
 			return (*used)[:0]
 		}
 	}
@@ -114,9 +118,6 @@ type requestBody struct {
 func (b *requestBody) keep(content []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if cap(content) > len(content)+bytes.MinRead {
-		content = bytes.Clone(content)
-	}
 	b.content = content
 	b.settle()
 }

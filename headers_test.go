@@ -98,8 +98,7 @@ func readHeader(lines string) (h http.Header, ok bool) {
 // fieldName is a token (RFC 9110, 5.6.2).
 var fieldName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
-// FuzzRequestHeader: what is sent upstream is exactly what the client sent, without what ends here, and with what
-// is injected.
+// FuzzRequestHeader: what is sent upstream is exactly what the client sent, without what ends here, and with what is injected.
 func FuzzRequestHeader(f *testing.F) {
 	for _, seed := range []string{
 		"", "Anthropic-Beta: a,ours-1\nAnthropic-Beta:\n", "Anthropic-Beta: ,\nanthropic-beta: ours-2,ours-2\n", "Connection: a, ,b\nA: 1\nB: 2\n",
@@ -180,55 +179,57 @@ func FuzzResponseHeader(f *testing.F) {
 
 // FuzzRequestTarget: what the upstream gets is byte for byte what the client sent, behind the upstream's own path.
 func FuzzRequestTarget(f *testing.F) {
+	ways := []struct {
+		http2    bool
+		absolute bool // through a forward proxy
+		base     string
+	}{
+		{}, {http2: true}, {base: "/api%2Fv2"}, {http2: true, base: "/api%2Fv2"}, {base: "//api"}, {absolute: true}, {absolute: true, base: "/api"},
+	}
 	for _, seed := range []string{
 		"/", "/v1/messages?beta=true", "//x", "//a|b", "/a%2Fb", "/?a;b=%zz", "/x?", "*", "http://h/p?q", "/é", `/a\b"c`, "//%41", "//", "/?#", "https://u@h?/",
 		"/%68ealth", "/health/", "//health", "/a/../b/./c/..", "/\xff\xfe?\x80", "/http://example.com/", "http://h//a|b?", "http://h", "h:1", "*?", "/%zz", "/\x7f",
 		"/?", "/x??a?b", "/%41%7e", "/a//b/", "///", "//x/y?a=//b", "//x%2Fy", "/a;b:c", "/\"'<>[]{}^`|?\"'<>[]{}^`|", "/a#b?c#d", "/*", "http://u:p@h:9/a", "http://h?a/b", "x", "/\x01",
 	} {
-		f.Add(seed)
+		for way := range ways {
+			f.Add(seed, uint8(way))
+		}
 	}
-	f.Fuzz(func(t *testing.T, target string) {
+	f.Fuzz(func(t *testing.T, target string, way uint8) {
 		path, _, _ := strings.Cut(originForm(target), "?")
 		if strings.ContainsAny(target, " \r\n") || path == "/health" || path == "/livez" || path == "/metrics" {
 			return // the first ends the target, the others are the proxy's own
 		}
-		for _, row := range []struct {
-			http2    bool
-			absolute bool // through a forward proxy
-			base     string
-		}{
-			{}, {http2: true}, {base: "/api%2Fv2"}, {http2: true, base: "/api%2Fv2"}, {base: "//api"}, {absolute: true}, {absolute: true, base: "/api"},
-		} {
-			synctest.Test(t, func(t *testing.T) {
-				got := "nothing"
-				r := newRig(t, "", func(_ http.ResponseWriter, r *http.Request) { got = r.RequestURI })
-				r.overHTTP2(row.http2)
-				r.proxy.upstream.absolute = row.absolute
-				r.cfg.upstream, _ = url.Parse("http://127.0.0.1:1" + row.base)
-				client := r.dialRaw()
-				go client.send("OPTIONS " + target + " HTTP/1.1\r\nHost: proxy\r\n\r\n") // the answer tells whether it was read
-				answer := client.answer()
-				if answer.err == nil && answer.header.Get(requestIDHeader) == "" && got == "nothing" {
-					return // net/http refuses it
-				}
-				want := originForm(target)
-				if want != "*" {
-					want = row.base + want
-				}
-				// Some of those that begin with two slashes can be written in the absolute form only, which means the same.
-				if rest, absolute := strings.CutPrefix(got, "http://127.0.0.1:1"); absolute && (row.absolute || strings.HasPrefix(want, "//")) {
-					got = rest
-				} else if row.absolute {
-					t.Errorf("%q is sent to a forward proxy as %q", target, got)
-				}
-				if row.absolute && want == "*" {
-					want = "" // RFC 9112, 3.2.4
-				}
-				if answer.status != http.StatusOK || got != want {
-					t.Errorf("%+v: %q is sent as %q, want %q; the answer is %+v", row, target, got, want, answer)
-				}
-			})
-		}
+		row := ways[int(way)%len(ways)]
+		synctest.Test(t, func(t *testing.T) {
+			got := "nothing"
+			r := newRig(t, "", func(_ http.ResponseWriter, r *http.Request) { got = r.RequestURI })
+			r.overHTTP2(row.http2)
+			r.proxy.upstream.absolute = row.absolute
+			r.cfg.upstream, _ = url.Parse("http://127.0.0.1:1" + row.base)
+			client := r.dialRaw()
+			go client.send("OPTIONS " + target + " HTTP/1.1\r\nHost: proxy\r\n\r\n") // the answer tells whether it was read
+			answer := client.answer()
+			if answer.err == nil && answer.header.Get(requestIDHeader) == "" && got == "nothing" {
+				return // net/http refuses it
+			}
+			want := originForm(target)
+			if want != "*" {
+				want = row.base + want
+			}
+			// Some of those that begin with two slashes can be written in the absolute form only, which means the same.
+			if rest, absolute := strings.CutPrefix(got, "http://127.0.0.1:1"); absolute && (row.absolute || strings.HasPrefix(want, "//")) {
+				got = rest
+			} else if row.absolute {
+				t.Errorf("%q is sent to a forward proxy as %q", target, got)
+			}
+			if row.absolute && want == "*" {
+				want = "" // RFC 9112, 3.2.4
+			}
+			if answer.status != http.StatusOK || got != want {
+				t.Errorf("%+v: %q is sent as %q, want %q; the answer is %+v", row, target, got, want, answer)
+			}
+		})
 	})
 }
 

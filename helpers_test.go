@@ -150,8 +150,7 @@ func (l *pipeListener) Close() error {
 // Addr implements net.Listener.
 func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
 
-// rig is a whole serving process in a bubble of synctest, except that its connections, to clients
-// and to the upstream, are pipes.
+// rig is a whole serving process in a bubble of synctest, except that its connections, to clients and to the upstream, are pipes.
 type rig struct {
 	*life
 	t       *testing.T
@@ -167,8 +166,7 @@ type rig struct {
 	wrap func(n int, conn net.Conn) (net.Conn, error)
 }
 
-// newRig starts a process with the given lines in its [proxy] table, in front of an upstream that is
-// a real http.Server.
+// newRig starts a process with the given lines in its [proxy] table, in front of an upstream that is a real http.Server.
 func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	t.Helper()
 	r := &rig{t: t, front: newPipeListener(), signals: make(chan os.Signal, 2), done: make(chan struct{})}

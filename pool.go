@@ -24,6 +24,9 @@ const (
 	upstreamIdle = 5 * time.Minute
 )
 
+// errClosedUnused is a connection that was opened in vain.
+var errClosedUnused = errors.New("the upstream closed the connection before a request was sent")
+
 // pool says which connection to the upstream takes a request, and opens connections. Unlike http.Transport's it sends nothing
 // twice, opens no more than needed, and keeps what one request does to its connection from others.
 type pool struct {
@@ -49,6 +52,7 @@ type pooledConn struct {
 	socket *upstreamConn
 	places int // requests at once
 
+	unused    int                 // the number of the dial, until a request has come
 	busy      int                 // requests that have one
 	cancelled int                 // requests that were given up so far
 	uploads   map[*trip]time.Time // bodies that are not read to their end, and when a part of them was read last
@@ -101,8 +105,12 @@ func (p *pool) free() *pooledConn {
 		switch {
 		case c.busy >= c.places, c.cancelled >= cancelledAtMost, c.standsStill():
 		case c.Err() != nil:
+			if c.unused > p.failed {
+				p.failed, p.failure = c.unused, errClosedUnused // or else it would be dialled for ever
+			}
 			p.drop(c)
 		case c.Reserve() == nil:
+			c.unused = 0
 			c.busy++
 			return c
 		}
@@ -129,7 +137,7 @@ func (p *pool) tell() {
 func (p *pool) dial(number int) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
 	defer cancel()
-	c := &pooledConn{pool: p, uploads: map[*trip]time.Time{}}
+	c := &pooledConn{pool: p, unused: number, uploads: map[*trip]time.Time{}}
 	var err error
 	c.ClientConn, err = p.transport.NewClientConn(withDialed(ctx, &c.socket), p.scheme, p.addr)
 

@@ -262,4 +262,14 @@ func TestUnprocessed(t *testing.T) {
 			}
 		})
 	}
+	inBubble(t, "closed before the request", func(t *testing.T) {
+		r := newPoolRig(t, true, nil)
+		r.serveRaw(func(conn net.Conn) {
+			io.ReadFull(conn, make([]byte, 24)) // the preface
+			conn.Close()
+		})
+		if _, err := r.send(t.Context(), "/", nil); err == nil || r.dials.Load() > 1 {
+			t.Errorf("%v after %d dials, want an error after one", err, r.dials.Load())
+		}
+	})
 }

@@ -11,8 +11,7 @@ import (
 	"time"
 )
 
-// tomlTagged converts a decoded value to toml-test's JSON, in which a scalar
-// is an object that names its type.
+// tomlTagged converts a decoded value to toml-test's JSON, in which a scalar is an object that names its type.
 func tomlTagged(v any) any {
 	switch v := v.(type) {
 	case *tomlTable:
@@ -67,8 +66,7 @@ func tomlDocument(header string, t *tomlTable) string {
 	return values.String() + tables.String()
 }
 
-// TestParseTOML decodes one construct per row; toml-test in e2e covers the
-// language as a whole.
+// TestParseTOML decodes one construct per row; toml-test in e2e covers the language as a whole.
 func TestParseTOML(t *testing.T) {
 	for _, row := range []struct {
 		name string

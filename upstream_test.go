@@ -152,16 +152,16 @@ func TestConnectionFailure(t *testing.T) {
 		dials    int32
 		took     time.Duration
 	}{
-		{name: "refused for ever", dial: failing(refused, 9), status: 502, dials: 2, took: 100 * time.Millisecond},
+		{name: "refused for ever", dial: failing(refused, 9), upstream: never, status: 502, dials: 2, took: 100 * time.Millisecond},
 		{name: "refused once", dial: failing(refused, 1), upstream: echo, status: 200, dials: 2, took: 100 * time.Millisecond},
-		{name: "name not found for ever", dial: failing(&net.DNSError{Err: "no such host", IsNotFound: true}, 9), status: 502, dials: 2, took: 100 * time.Millisecond},
-		{name: "dial timed out", dial: failing(context.DeadlineExceeded, 9), status: 502, dials: 1},
+		{name: "name not found for ever", dial: failing(&net.DNSError{Err: "no such host", IsNotFound: true}, 9), upstream: never, status: 502, dials: 2, took: 100 * time.Millisecond},
+		{name: "dial timed out", dial: failing(context.DeadlineExceeded, 9), upstream: never, status: 502, dials: 1},
 		{name: "dial hangs for longer than timeout_secs", settings: "timeout_secs = 2\ntimeout_retries = 1", dial: func(_ int, conn net.Conn) (net.Conn, error) {
 			conn.Close()
 			time.Sleep(5 * time.Second)
 			return nil, context.DeadlineExceeded
-		}, status: 504, dials: 1, took: 4100 * time.Millisecond},
-		{name: "bad certificate", dial: failing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, 9), status: 502, dials: 1},
+		}, upstream: never, status: 504, dials: 1, took: 4100 * time.Millisecond},
+		{name: "bad certificate", dial: failing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, 9), upstream: never, status: 502, dials: 1},
 		{name: "lost after it was sent", upstream: says(""), status: 502, dials: 1},
 		{name: "an interim status at the end", upstream: says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), status: 502, dials: 1},
 		{name: "no HTTP", upstream: says("SSH-2.0-secret\r\n"), status: 502, dials: 1},
@@ -170,11 +170,7 @@ func TestConnectionFailure(t *testing.T) {
 		}, status: 502, dials: 1},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
-			upstream := row.upstream
-			if upstream == nil {
-				upstream = never
-			}
-			r := newRig(t, row.settings, upstream)
+			r := newRig(t, row.settings, row.upstream)
 			r.wrap = row.dial
 			got := r.post()
 			if got.status != row.status || got.took != row.took || r.dials.Load() != row.dials {

@@ -149,7 +149,7 @@ type proxyError struct {
 	RequestID string `json:"request_id"`
 }
 
-var requestID = regexp.MustCompile(`^req_[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+var requestID = regexp.MustCompile(`^req_[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
 
 // checkProxyError checks that the answer is the proxy's own, complete and
 // consistent, with this status and code ("" is any), and returns its body.
