@@ -70,9 +70,6 @@ func (b *bodyReader) read(r *http.Request, conn net.Conn) (body *requestBody, er
 		switch {
 		case body.size > b.largest:
 			return body, errBodyTooLarge(b.largest)
-		case err == io.EOF && r.ContentLength < 0:
-			content = bytes.Clone(content) // it has grown by doubling
-			fallthrough
 		case err == io.EOF:
 			body.keep(content)
 			return body, nil
@@ -118,6 +115,9 @@ type requestBody struct {
 func (b *requestBody) keep(content []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if cap(content) > len(content)+len(content)/4+bytes.MinRead { // chunked: it has grown by doubling
+		content = bytes.Clone(content)
+	}
 	b.content = content
 	b.settle()
 }

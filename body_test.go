@@ -197,7 +197,7 @@ func TestUploadAnyPieces(t *testing.T) {
 				if err != nil || b.size != int64(size) {
 					t.Fatalf("%d bytes, %s: %d were read, %v", size, name, b.size, err)
 				}
-				if held := cap(b.content); held > size+bytes.MinRead+size/8 { // size classes round up
+				if held := cap(b.content); held > size+bytes.MinRead+size/4 { // size classes round up
 					t.Errorf("%d bytes, %s, declared %d: %d bytes are held", size, name, declared, held)
 				}
 				for range 2 { // attempts
