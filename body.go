@@ -82,7 +82,8 @@ func (b *bodyReader) read(r *http.Request, conn net.Conn) (body *requestBody, er
 	}
 }
 
-// largeContent is from where on memory for a body is used again, in bytes: fresh memory costs a sixth of all that is done for a large body.
+// largeContent is from where on memory for a body is used again, in bytes: fresh memory costs a sixth of all that is
+// done for a large body.
 const largeContent = 256 << 10
 
 var largeContents sync.Pool // of *[]byte

@@ -116,9 +116,9 @@ func (u *upstream) send(o *outgoing) (*incoming, error) {
 	}
 }
 
-// isUnsent reports whether err proves that the upstream has processed nothing of the request, and another try may help. A request may
-// cost money each time that it is processed, and nobody can tell a lost answer from a lost request. A dial that
-// timed out has been tried for long enough, and a bad certificate stays bad.
+// isUnsent reports whether err proves that the upstream has processed nothing of the request, and another try may
+// help. A request may cost money each time that it is processed, and nobody can tell a lost answer from a lost
+// request. A dial that timed out has been tried for long enough, and a bad certificate stays bad.
 func isUnsent(err error) bool {
 	dial, unsent := errors.AsType[*dialError](err)
 	_, unprocessed := errors.AsType[*unprocessedError](err)

@@ -49,6 +49,7 @@ type Server struct {
 	http    http.Server
 	handler atomic.Pointer[http.Handler]
 	dir     string
+	conns   atomic.Int32 // accepted so far
 
 	mu       sync.Mutex
 	requests []*record
@@ -87,6 +88,11 @@ func (s *Server) start(address string, protocol Protocol) error {
 		return fmt.Errorf("starting the fake API: %w", err)
 	}
 	s.URL = "http://" + listener.Addr().String()
+	s.http.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			s.conns.Add(1)
+		}
+	}
 	s.http.ErrorLog = log.New(io.Discard, "", 0) // clients that leave are part of the game
 	if protocol == Plaintext {
 		go s.http.Serve(listener) // it returns when Close is called
@@ -121,6 +127,9 @@ func (s *Server) secure(protocol Protocol, ip net.IP) error {
 	s.http.Protocols.SetHTTP2(protocol == HTTP2)
 	return os.WriteFile(s.CAFile, authority.PEM, 0o644)
 }
+
+// Connections returns how many connections were opened so far.
+func (s *Server) Connections() int { return int(s.conns.Load()) }
 
 // Env returns what a client's environment needs in order to trust the server.
 func (s *Server) Env() []string {

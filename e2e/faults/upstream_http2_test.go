@@ -36,7 +36,7 @@ var http2Faults = []fault{
 			return true
 		})
 		s.start(u.url(), "", u.ca.env())
-		s.passed(s.post(), 200, "second", 1) // net/http repeats within the attempt
+		s.passed(s.post(), 200, "second", 2)
 		u.got(2)
 	}},
 	{name: "GOAWAY that disowns requests for ever", outcome: "502 `connection` after one repetition", run: func(s *scene) {
@@ -89,7 +89,7 @@ var http2Faults = []fault{
 			return true
 		})
 		s.start(u.url(), "", u.ca.env())
-		s.passed(s.post(), 200, "second", 1)
+		s.passed(s.post(), 200, "second", 2)
 		u.got(2)
 	}},
 	{name: "RST_STREAM REFUSED_STREAM for ever", outcome: "502 `connection` after one repetition", run: func(s *scene) {
