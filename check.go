@@ -45,14 +45,19 @@ func check(ctx context.Context, o overrides, stdout io.Writer) error {
 	report(stdout, "config", started, source)
 
 	d := &doctor{cfg: cfg, upstream: newUpstream(cfg)}
+	if d.via, err = http.ProxyFromEnvironment(&http.Request{URL: cfg.upstream}); err != nil {
+		return usageError{fmt.Errorf("the proxy in the environment: %w", err)}
+	}
+	return d.examine(ctx, stdout)
+}
+
+// examine goes through the steps.
+func (d *doctor) examine(ctx context.Context, stdout io.Writer) error {
 	defer func() {
 		if d.conn != nil {
 			d.conn.Close()
 		}
 	}()
-	if d.via, err = http.ProxyFromEnvironment(&http.Request{URL: cfg.upstream}); err != nil {
-		return usageError{fmt.Errorf("the proxy in the environment: %w", err)}
-	}
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) (string, error)
@@ -65,7 +70,7 @@ func check(ctx context.Context, o overrides, stdout io.Writer) error {
 		{"http", d.http, "the upstream accepts connections, but does not speak HTTP on them"},
 	} {
 		started := time.Now()
-		ctx, cancel := context.WithTimeout(ctx, max(cfg.connectTimeout, pollTimeout))
+		ctx, cancel := context.WithTimeout(ctx, max(d.cfg.connectTimeout, pollTimeout))
 		found, err := step.run(ctx)
 		cancel()
 		if p, ok := errors.AsType[*problem](err); ok {
