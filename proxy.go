@@ -29,14 +29,14 @@ type proxy struct {
 	places   *gate // requests at once
 	bodies   *bodyReader
 
-	draining  context.Context // done, with errShuttingDown, once the process is told to stop
-	stopping  context.CancelCauseFunc
-	active    atomic.Int64 // requests that have arrived and are not finished, queued ones included
-	drained   chan struct{}
-	drainOnce sync.Once
-	logging   sync.WaitGroup  // log lines that wait for a caller's identity
-	hurried   context.Context // done when they must not wait any longer
-	hurry     context.CancelFunc
+	active   atomic.Int64    // requests that have arrived and are not finished, queued ones included
+	draining context.Context // done, with errShuttingDown, once the process is told to stop
+	stop     context.CancelCauseFunc
+	drained  context.Context // done once the last request has left after that
+	left     context.CancelFunc
+	logging  sync.WaitGroup  // log lines that wait for a caller's identity
+	hurried  context.Context // done when they must not wait any longer
+	hurry    context.CancelFunc
 }
 
 // newProxy returns a proxy that is ready to serve. tn is nil where there is no tailnet.
@@ -49,12 +49,12 @@ func newProxy(cfg *config, tn *tailnet, counters *metrics, log *slog.Logger) *pr
 		metrics:  counters,
 		log:      log,
 		places:   newGate(cfg.maxConnections),
-		drained:  make(chan struct{}),
 	}
 	p.bodies = &bodyReader{budget: newGate(cfg.bodyMemory), largest: cfg.maxBody, timeout: cfg.timeout, crowded: func() bool {
 		return p.places.contended() || p.bodies.budget.contended()
 	}}
-	p.draining, p.stopping = context.WithCancelCause(context.Background())
+	p.draining, p.stop = context.WithCancelCause(context.Background())
+	p.drained, p.left = context.WithCancel(context.Background())
 	p.hurried, p.hurry = context.WithCancel(context.Background())
 	p.registerGauges()
 	return p
@@ -445,19 +445,19 @@ func (p *proxy) logLine(x *exchange, latency time.Duration) {
 // depart counts x's end; the last one to leave after the signal ends the drain.
 func (p *proxy) depart() {
 	if p.active.Add(-1) == 0 && p.draining.Err() != nil {
-		p.drainOnce.Do(func() { close(p.drained) })
+		p.left()
 	}
 }
 
 // drain refuses new requests, sends queued ones away and waits up to timeout for the others, or
 // until ctx ends. It returns how many are left.
 func (p *proxy) drain(ctx context.Context, timeout time.Duration) (remaining int64) {
-	p.stopping(errShuttingDown)
+	p.stop(errShuttingDown)
 	if p.active.Load() > 0 {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		select {
-		case <-p.drained:
+		case <-p.drained.Done():
 		case <-ctx.Done():
 		}
 	}
