@@ -26,7 +26,7 @@ in
   # config.toml as attributes, laid over defaultConfig below.
   config ? { },
   # Requests and limits of the containers `proxy` and `tailscaled`, laid over defaultResources below.
-  # GOMEMLIMIT follows the proxy's memory limit, GOMAXPROCS each container's CPU limit.
+  # GOMEMLIMIT follows each container's memory limit, GOMAXPROCS its CPU limit.
   resources ? { },
 }:
 let
@@ -96,14 +96,15 @@ let
   # Of the memory limit, Go gets 80 %. The kernel counts more against the limit than Go knows of:
   # the sockets' buffers (a queued upload waits in its socket, a thousand streams have two each), the
   # resident pages of the binary and the tmpfs of the socket. A heap that reaches the limit costs
-  # CPU for garbage collection; a container that reaches it is killed.
-  memoryLimitMi = mebibytes sizes.proxy.limits.memory;
-  goMemoryLimitMi = memoryLimitMi * 80 / 100;
-  goMemoryLimit =
-    if settings.proxy.body_memory_mb < goMemoryLimitMi then
-      "${toString goMemoryLimitMi}MiB"
+  # CPU for garbage collection; a container that reaches it is killed: tailscaled, which buffers what it
+  # forwards, within seconds of large uploads.
+  goMemoryLimitMi = container: mebibytes sizes.${container}.limits.memory * 80 / 100;
+  goMemoryLimit = container: "${toString (goMemoryLimitMi container)}MiB";
+  proxyMemoryLimit =
+    if settings.proxy.body_memory_mb < goMemoryLimitMi "proxy" then
+      goMemoryLimit "proxy"
     else
-      throw "body_memory_mb = ${toString settings.proxy.body_memory_mb} does not fit the proxy's memory limit: GOMEMLIMIT is ${toString goMemoryLimitMi}MiB";
+      throw "body_memory_mb = ${toString settings.proxy.body_memory_mb} does not fit the proxy's memory limit: GOMEMLIMIT is ${goMemoryLimit "proxy"}";
 
   # Threads that run Go code at once: whole CPUs of the limit, at least one. By itself Go takes no fewer
   # than two; with half a CPU they use up a period's share in half the time, and then all wait.
@@ -227,7 +228,7 @@ let
     inherit image imagePullPolicy;
     env = environment {
       LOG_LEVEL = logLevel;
-      GOMEMLIMIT = goMemoryLimit;
+      GOMEMLIMIT = proxyMemoryLimit;
       GOMAXPROCS = goMaxProcs "proxy";
     };
     ports = [
@@ -306,6 +307,7 @@ let
       TS_ACCEPT_DNS = "false";
       # No NET_ADMIN, no tun device.
       TS_USERSPACE = "true";
+      GOMEMLIMIT = goMemoryLimit "tailscaled";
       GOMAXPROCS = goMaxProcs "tailscaled";
     };
     resources = sizes.tailscaled;
@@ -386,9 +388,9 @@ let
       namespace
       labels
       selector
-      memoryLimitMi
       runbookUrl
       ;
+    memoryLimitMi = mebibytes sizes.proxy.limits.memory;
   };
 
   httpGet = path: {

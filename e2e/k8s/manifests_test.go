@@ -222,6 +222,8 @@ func TestResources(t *testing.T) {
 			{r.container.Name + " memory request", res.Requests.Memory().String(), r.memoryRequest},
 			{r.container.Name + " memory limit", res.Limits.Memory().String(), r.memoryLimit},
 			// Whole CPUs, rounded up: by itself Go takes no fewer than two.
+			// The rest is for what the kernel counts, and Go does not.
+			{r.container.Name + " GOMEMLIMIT", env(r.container)["GOMEMLIMIT"], fmt.Sprintf("%dMiB", res.Limits.Memory().Value()>>20*80/100)},
 			{r.container.Name + " GOMAXPROCS", env(r.container)["GOMAXPROCS"], strconv.FormatInt(max(1, res.Limits.Cpu().Value()), 10)},
 		})
 	}
