@@ -345,7 +345,10 @@ func (a *answerWriter) write(chunk []byte) error {
 	n, err := a.w.Write(chunk)
 	a.written += int64(n)
 	a.missing -= int64(n)
-	if err == nil && a.missing != 0 {
+	switch {
+	case err == http.ErrBodyNotAllowed: // a 204 or 304 of an upstream that sends one all the same
+		return nil
+	case err == nil && a.missing != 0:
 		err = a.control.Flush()
 	}
 	return writeFailed(err)
@@ -402,8 +405,8 @@ func (p *proxy) finish(x *exchange) {
 	p.metrics.requestDone(x.status, x.r.Method, latency)
 	p.logDone(x, latency)
 	if f != nil && (x.answer.begun() || x.status == statusClientGone) {
-		if x.answer.begun() && x.answer.written == 0 {
-			x.answer.control.Flush() // the headers, which may still wait for the first bytes
+		if x.answer.begun() {
+			x.answer.control.Flush() // what has come goes out before the cut: headers wait for the first bytes, the last of them for an end
 		}
 		panic(http.ErrAbortHandler) // a broken answer must look broken
 	}

@@ -137,9 +137,11 @@ func (u *h2Upstream) serve(p *h2Peer, settings []http2.Setting, harm func(*h2Pee
 }
 
 // begin sends the headers of an answer.
-func (p *h2Peer) begin(stream uint32, status string) {
+func (p *h2Peer) begin(stream uint32, status string, header ...hpack.HeaderField) {
 	p.encoded.Reset()
-	p.encoder.WriteField(hpack.HeaderField{Name: ":status", Value: status})
+	for _, field := range append([]hpack.HeaderField{{Name: ":status", Value: status}}, header...) {
+		p.encoder.WriteField(field)
+	}
 	p.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: p.encoded.Bytes(), EndHeaders: true})
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // http2Faults are those of an upstream that speaks HTTP/2.
@@ -47,6 +48,27 @@ var http2Faults = []fault{
 		s.start(u.url(), "", u.ca.env())
 		s.refused(s.post(), 502, "connection", -1, "connection:")
 		u.got(2)
+	}},
+	{name: "answers 204 with a body", outcome: "204, without it", run: func(s *scene) {
+		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
+			p.answer(stream, "204", "what nobody may send")
+			return true
+		})
+		s.start(u.url(), "", u.ca.env())
+		s.passed(s.post(), 204, "", 1)
+	}},
+	{name: "the connection is lost before the end of an answer whose every byte has come", outcome: "all of it is delivered; `response_read`", run: func(s *scene) {
+		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
+			p.begin(stream, "200", hpack.HeaderField{Name: "content-length", Value: "5"})
+			p.WriteData(stream, false, []byte("whole"))
+			settle()
+			return false
+		})
+		s.start(u.url(), "", u.ca.env())
+		if a := s.post(); a.StatusCode != 200 || string(a.body) != "whole" {
+			s.Errorf("the client got status %d and %q (%v), want 200 and all that came", a.StatusCode, a.body, a.err)
+		}
+		s.expect(line{status: 200, attempts: 1, errorType: "response_read", err: "response_read:"})
 	}},
 	{name: "the connection is lost with streams under way", outcome: "each of them breaks off; `response_read`", run: func(s *scene) {
 		const streams = 10
