@@ -5,14 +5,18 @@ package faults
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -35,6 +39,20 @@ var resourceFaults = []fault{
 	{name: "standard output closed", outcome: "requests are served as ever; their log lines are lost", run: func(s *scene) {
 		s.withoutLog(">&-")
 	}},
+	{name: "standard output whose reader has gone", outcome: "requests are served as ever; their log lines are lost", run: func(s *scene) {
+		reader := s.logToPipe()
+		reader.Close()
+		s.passedAll(100)
+	}},
+	{name: "standard output that nobody reads", outcome: "requests are served as ever; lines beyond 1 MiB are dropped, and counted", run: func(s *scene) {
+		defer s.logToPipe().Close()
+		s.passedAll(3000)
+		if dropped := proxytest.Scrape(s.T, s.proxy).Value("proxy_log_lines_dropped_total"); dropped < 100 {
+			s.Errorf("%v lines were dropped, want more than a hundred", dropped)
+		}
+	}},
+	{name: "50 readers of answers of 8 MiB that stand still, in a container of 128 MiB", release: true, alone: true,
+		outcome: "the API is kept from sending ahead; the answers are whole when they read on", run: stillReaders},
 	{name: "5 % of one processor", release: true, alone: true, outcome: "slow, and nothing else: all requests succeed", run: throttled},
 }
 
@@ -258,10 +276,70 @@ func (s *scene) withoutLog(redirect string) {
 		s.Fatal(err)
 	}
 	s.before = s.usage()
-	for range 100 {
-		a := s.post()
-		s.passed(a, 200, "18", 1)
+	s.passedAll(100)
+}
+
+// passedAll sends n requests, one after the other.
+func (s *scene) passedAll(n int) {
+	s.Helper()
+	for range n {
+		s.passed(s.post(), 200, "18", 1)
 	}
+}
+
+// logToPipe starts the proxy with a pipe as its standard output, which nobody reads, and returns the reader's end.
+func (s *scene) logToPipe() (reader *os.File) {
+	s.Helper()
+	path := filepath.Join(s.TempDir(), "log")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		s.Fatal(err)
+	}
+	reader, err := os.OpenFile(path, os.O_RDWR, 0) // does not wait for a writer
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.withoutLog(">'" + path + "'")
+	return reader
+}
+
+func stillReaders(s *scene) {
+	const readers, size = 50, 8 * mib
+	ca := newAuthority(s)
+	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/plain" {
+			io.WriteString(w, "plain")
+			return
+		}
+		io.Copy(w, zeros(size))
+	}))
+	up.EnableHTTP2, up.TLS = true, &tls.Config{Certificates: []tls.Certificate{ca.certificate(nil)}}
+	up.StartTLS()
+	s.Cleanup(up.Close)
+	s.hangUp = up.CloseClientConnections
+	group := s.cgroup("memory")
+	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
+	s.launch(proxytest.Options{
+		Binary: s.wrapped(group.enter(), ""),
+		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", up.URL},
+		Env:    []string{"GOMEMLIMIT=102MiB", ca.env()}, // as k8s/deployment.yaml has it
+	})
+	var answers []*http.Response
+	for range readers {
+		resp, err := s.client.Get(s.proxy.URL() + "/v1/messages")
+		if err != nil {
+			s.Fatal(err)
+		}
+		answers = append(answers, resp)
+	}
+	time.Sleep(3 * time.Second) // for all that may come ahead
+	for _, resp := range answers {
+		n, err := io.Copy(io.Discard, resp.Body)
+		if resp.Body.Close(); n != size || err != nil {
+			s.Errorf("%d bytes of an answer came (%v), want %d", n, err, size)
+		}
+		s.expect(line{status: 200, attempts: 1})
+	}
+	s.Logf("at most %d MiB of 128", group.peak())
 }
 
 func throttled(s *scene) {
