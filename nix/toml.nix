@@ -1,5 +1,5 @@
-# Renders an attribute set as TOML: strings, integers, floats, booleans and lists of them are
-# values, sets are tables, non-empty lists of sets are arrays of tables.
+# Renders an attribute set as the TOML that the program reads: strings, integers and booleans are
+# values, sets are tables, lists of sets are arrays of tables, of which an empty one is not written.
 let
   inherit (builtins)
     all
@@ -10,7 +10,6 @@ let
     fromJSON
     isAttrs
     isBool
-    isFloat
     isInt
     isList
     isString
@@ -28,14 +27,12 @@ let
     value:
     if isString value then
       text value
-    else if isBool value || isInt value || isFloat value then
+    else if isBool value || isInt value then
       toJSON value
-    else if isList value then
-      "[${concatStringsSep ", " (map inline value)}]"
     else
-      throw "toml.nix: no TOML for ${toJSON value}";
+      throw "toml.nix: the configuration has no values like ${toJSON value}";
 
-  isTables = value: isList value && value != [ ] && all isAttrs value;
+  isTables = value: isList value && all isAttrs value;
 
   # The lines of a table: its values, then the tables in it, each below a header with its whole path.
   table =

@@ -36,8 +36,8 @@ func (g *generator) value(depth int) any {
 	}
 }
 
-// table makes a value that TOML can hold: no null, and no table inside a list
-// of anything but tables.
+// table makes a value that a configuration can hold: texts, integers, booleans,
+// tables and lists of tables.
 func (g *generator) table(depth int) map[string]any {
 	m := map[string]any{}
 	for range g.IntN(6) {
@@ -50,17 +50,20 @@ func (g *generator) table(depth int) map[string]any {
 				tables[i] = g.table(depth - 1)
 			}
 			m[g.key()] = tables
-		case n == 2:
-			list := make([]any, g.IntN(4))
-			for i := range list {
-				list[i] = g.scalar()
-			}
-			m[g.key()] = list
 		default:
-			m[g.key()] = g.scalar()
+			m[g.key()] = g.setting()
 		}
 	}
 	return m
+}
+
+// setting makes a scalar that is no float.
+func (g *generator) setting() any {
+	v := g.scalar()
+	for _, float := v.(float64); float; _, float = v.(float64) {
+		v = g.scalar()
+	}
+	return v
 }
 
 func (g *generator) scalar() any {
