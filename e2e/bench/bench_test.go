@@ -327,6 +327,12 @@ func TestFlags(t *testing.T) {
 // TestMeasure runs the smallest and the streaming workload for real, without
 // what has to be installed.
 func TestMeasure(t *testing.T) {
+	measureAll(t, options{only: []string{ours, direct}, work: []string{"small1", "post1", "get10", "streams500"}, rounds: 1, duration: 200 * time.Millisecond})
+}
+
+// measureAll measures what o asks for, and wants all figures.
+func measureAll(t *testing.T, o options) {
+	t.Helper()
 	if err := raiseFileLimit(); err != nil {
 		t.Fatal(err)
 	}
@@ -335,12 +341,6 @@ func TestMeasure(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer up.close()
-	o := options{only: []string{ours, direct}, work: []string{"small1", "post1", "get10", "streams500"}, rounds: 1, duration: 200 * time.Millisecond}
-	if err := tryQuota(); err != nil {
-		t.Log(err)
-	} else {
-		o.only, o.work = append(o.only, limited, limitedOne), append(o.work, quotaName(quotaLoads[0]))
-	}
 	contestants, err := resolve(o)
 	if err != nil {
 		t.Fatal(err)
@@ -354,29 +354,6 @@ func TestMeasure(t *testing.T) {
 		if strings.HasPrefix(line, ours) && strings.Contains(line, " - ") {
 			t.Errorf("a figure is missing: %s", line)
 		}
-	}
-}
-
-// TestQuota has a busy loop run where it gets half of a processor.
-func TestQuota(t *testing.T) {
-	dir, err := makeQuota()
-	if err != nil {
-		t.Skip(err)
-	}
-	command := inQuota(dir, []string{"/bin/sh", "-c", "while :; do :; done"})
-	cmd := exec.Command(command[0], command[1:]...)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(2 * time.Second)
-	used, err := readCPU(cmd.Process.Pid)
-	if err != nil || used > 1.4 {
-		t.Errorf("used %.2f s in 2 s (%v), want 1", used, err)
-	}
-	_ = cmd.Process.Kill() // it does not end by itself
-	_ = cmd.Wait()
-	if err := os.Remove(dir); err != nil {
-		t.Error(err)
 	}
 }
 
