@@ -250,5 +250,8 @@ func TestRequestBodyReleases(t *testing.T) {
 		if taken, _ := g.load(); taken != row.want || (b.content == nil) != (row.want == 0) {
 			t.Errorf("%s: %d bytes are reserved in the end, want %d; the memory is still held: %t", row.name, taken, row.want, b.content != nil)
 		}
+		if n, _ := newest.Read(make([]byte, 8)); row.want == 0 && n > 0 {
+			t.Errorf("%s: memory that may be another request's by now is still read", row.name)
+		}
 	}
 }
