@@ -36,12 +36,17 @@ func (g *gate) tryAcquire(n int64) bool {
 	return true
 }
 
-// acquire takes n units, waiting in line for them until ctx ends; its error is then ctx's cause
-// and nothing was taken. n must not exceed the gate's size.
-func (g *gate) acquire(ctx context.Context, n int64) error {
+// acquire takes n units, waiting in line for them until ctx ends; its error is then ctx's cause and nothing was taken. n
+// must not exceed the gate's size. Who holds units already may wait first in line: else all who hold some could wait for
+// more, for ever.
+func (g *gate) acquire(ctx context.Context, n int64, first bool) error {
 	t := &ticket{n: n, granted: make(chan struct{})}
 	g.mu.Lock()
-	place := g.waiting.PushBack(t)
+	join := g.waiting.PushBack
+	if first {
+		join = g.waiting.PushFront
+	}
+	place := join(t)
 	g.grant()
 	g.mu.Unlock()
 

@@ -15,6 +15,7 @@ var errLeft = errors.New("left")
 // gateCaller is one caller of a gate.
 type gateCaller struct {
 	n      int64
+	first  bool
 	leave  context.CancelCauseFunc
 	result chan error
 }
@@ -30,11 +31,15 @@ func TestGate(t *testing.T) {
 			var waiting, holding []*gateCaller
 			var leaver *gateCaller
 			come := func() {
-				c := &gateCaller{n: 1 + random.Int64N(g.size), result: make(chan error, 1)}
+				c := &gateCaller{n: 1 + random.Int64N(g.size), first: random.IntN(4) == 0, result: make(chan error, 1)}
 				var ctx context.Context
 				ctx, c.leave = context.WithCancelCause(context.Background())
-				go func() { c.result <- g.acquire(ctx, c.n) }()
-				waiting = append(waiting, c)
+				go func() { c.result <- g.acquire(ctx, c.n, c.first) }()
+				if c.first {
+					waiting = slices.Insert(waiting, 0, c)
+				} else {
+					waiting = append(waiting, c)
+				}
 			}
 			leave := func() {
 				if len(waiting) > 0 {

@@ -7,17 +7,22 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// An upload that brings less than slowUploadBytes in slowUploadWindow is given up while others wait for memory or for a
-// place.
+// An upload that brings less than slowUploadBytes in slowUploadWindow is given up while others wait for what it holds.
 const (
 	slowUploadWindow = 10 * time.Second
 	slowUploadBytes  = 10 * 8 << 10
+)
+
+// An upload that would need longer than longUpload for its rest, at the pace of the latest paceWindow, keeps while others
+// wait only the memory that it has filled.
+const (
+	paceWindow = time.Second
+	longUpload = 20 * time.Second
 )
 
 // chunkStep is how much of a chunked body is read at a time, in bytes.
@@ -29,6 +34,16 @@ type bodyReader struct {
 	largest int64         // bytes of one
 	timeout time.Duration // the longest silence of an upload
 	crowded func() bool   // somebody waits for what an upload holds
+
+	slow atomic.Int64 // bytes of the uploads that are charged as they come
+}
+
+// bodySource is a request whose body is to be read.
+type bodySource struct {
+	*http.Request
+	conn net.Conn
+	wait func(n int64) error // takes n bytes of the budget, before those who have none yet
+	slow func()              // the upload is charged as it comes from now on, and is to hold nothing else that others wait for
 }
 
 // reservation returns how many bytes of the budget r's body needs; 0 if it has none.
@@ -39,87 +54,138 @@ func (b *bodyReader) reservation(r *http.Request) int64 {
 	return r.ContentLength
 }
 
-// read reads r's body, which comes over conn, and takes over what was reserved for it. The body is returned with an error
-// too, for its size; it is finished then.
-func (b *bodyReader) read(r *http.Request, conn net.Conn) (body *requestBody, err error) {
-	body = &requestBody{budget: b.budget, reserved: b.reservation(r)}
+// read reads the body of u and takes over what was reserved for it. The body is returned with an error too, for its size;
+// it is finished then.
+func (b *bodyReader) read(u bodySource) (body *requestBody, err error) {
+	body = &requestBody{limits: b, reserved: b.reservation(u.Request)}
+	guard := newUploadGuard(u, body)
+	defer guard.stop()
 	defer func() {
-		if err != nil || body.content == nil { // or panic
+		if err != nil || !body.complete { // or panic
 			body.finish()
 		}
 	}()
-	guard := newUploadGuard(conn, b)
-	defer guard.stop()
-	content := newContent(max(r.ContentLength, bytes.MinRead))
+	// One byte more than is allowed, to see whether there is one.
+	most := b.largest + 1
+	if u.ContentLength >= 0 {
+		most = u.ContentLength
+	}
 	var unwatch func() bool
 	for {
-		if len(content) == cap(content) {
-			// One byte more than is allowed, to see whether there is one.
-			content = slices.Grow(content, int(min(int64(len(content)), b.largest+1-int64(len(content)))))
+		room, err := guard.room(most)
+		if err != nil {
+			return body, err
 		}
-		room := cap(content)
-		if r.ContentLength < 0 { // net/http fills what it gets from a chunk: not so much that progress can't be seen
-			room = min(room, len(content)+chunkStep, int(b.largest)+1)
-		}
-		n, err := r.Body.Read(content[len(content):room])
+		n, err := u.Body.Read(room)
 		guard.progress(n)
-		content = content[:len(content)+n]
-		body.size = int64(len(content))
-		// net/http reports io.EOF together with the last byte of a declared length: nothing grows just to learn that
-		// nothing follows.
+		body.filled(n)
+		// net/http reports io.EOF together with the last byte of a declared length: nothing is asked for just to learn
+		// that nothing follows.
 		switch {
 		case body.size > b.largest:
 			return body, errBodyTooLarge(b.largest)
 		case err == io.EOF:
-			body.keep(content)
+			body.keep()
 			return body, nil
 		case err != nil:
-			return body, guard.verdict(r.Context(), err)
+			return body, guard.verdict(u.Context(), err)
 		case unwatch == nil: // not before the first read: what has come is read, even if the process is about to end
-			unwatch = context.AfterFunc(r.Context(), guard.interrupt)
+			unwatch = context.AfterFunc(u.Context(), guard.interrupt)
 			defer unwatch()
 		}
 	}
 }
 
-// largeContent is from where on memory for a body is used again, in bytes: fresh memory costs a sixth of all that is
-// done for a large body.
-const largeContent = 256 << 10
+// segmentSize is how much memory a body gets at a time, in bytes. Segments are used again: fresh memory costs a sixth of
+// all that is done for a large body.
+const segmentSize = 64 << 10
 
-var largeContents sync.Pool // of *[]byte
-
-// newContent returns memory for n bytes, of length 0.
-func newContent(n int64) []byte {
-	if n >= largeContent {
-		// Not much more than that: what is not needed is in no budget.
-		if used, ok := largeContents.Get().(*[]byte); ok && n <= int64(cap(*used)) && int64(cap(*used)) <= n+n/4 {
-			return (*used)[:0]
-		}
-	}
-	return make([]byte, 0, n)
-}
+var segments = sync.Pool{New: func() any { return new([segmentSize]byte) }}
 
 // requestBody is a request's body in memory. Its bytes count against the budget from their reservation until nothing can
 // need them any more.
 type requestBody struct {
-	size   int64
-	budget *gate
+	limits *bodyReader
+	size   int64 // what has come; for the goroutine that reads the body
 
-	mu       sync.Mutex
-	content  []byte
-	reserved int64
-	readers  int  // that are open
-	done     bool // no further one will be
+	mu        sync.Mutex
+	content   [][]byte // in segments; only the last has room
+	allocated int64    // bytes of all segments
+	reserved  int64    // bytes of the budget
+	slow      bool     // reserved follows allocated
+	complete  bool     // all of it has come
+	readers   int      // that are open
+	done      bool     // no further one will be
 }
 
-// keep sets the content, which is complete.
-func (b *requestBody) keep(content []byte) {
+// room returns where the next bytes go, of which there are most in all. A slow upload takes the budget's bytes for it with
+// wait.
+func (b *requestBody) room(most int64, wait func(n int64) error) ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if cap(content) > len(content)+len(content)/4+bytes.MinRead { // chunked: it has grown by doubling
-		content = bytes.Clone(content)
+	if b.size == b.allocated {
+		n := min(segmentSize, most-b.size)
+		if b.slow {
+			b.mu.Unlock()
+			err := wait(n)
+			b.mu.Lock()
+			if err != nil {
+				return nil, err
+			}
+			b.reserved += n
+			b.limits.slow.Add(n)
+		}
+		var segment []byte
+		if n == segmentSize {
+			segment = segments.Get().(*[segmentSize]byte)[:0]
+		} else {
+			segment = make([]byte, 0, n)
+		}
+		b.content = append(b.content, segment)
+		b.allocated += n
 	}
-	b.content = content
+	last := b.content[len(b.content)-1]
+	return last[len(last):cap(last)], nil
+}
+
+// filled says that n bytes have come into the room.
+func (b *requestBody) filled(n int) {
+	last := &b.content[len(b.content)-1]
+	*last = (*last)[:len(*last)+n]
+	b.size += int64(n)
+}
+
+// chargeAsItComes gives the memory back that the upload has not filled, unless slow uploads hold half of all: others are
+// to have something. fits is false then.
+func (b *requestBody) chargeAsItComes() (fits bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.slow || b.reserved <= b.allocated {
+		return true
+	}
+	if !b.limits.fitsSlow(b.allocated) {
+		return false
+	}
+	b.slow = true
+	b.limits.slow.Add(b.allocated)
+	b.limits.budget.release(b.reserved - b.allocated)
+	b.reserved = b.allocated
+	return true
+}
+
+// fitsSlow reports whether slow uploads may hold n bytes more.
+func (b *bodyReader) fitsSlow(n int64) bool { return b.slow.Load()+n <= b.budget.size/2 }
+
+// keep says that all has come.
+func (b *requestBody) keep() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.content) - 1; cap(b.content[n]) == segmentSize && len(b.content[n]) < segmentSize { // chunked
+		segment := b.content[n]
+		b.content[n] = bytes.Clone(segment)
+		segments.Put((*[segmentSize]byte)(segment[:segmentSize]))
+	}
+	b.complete = true
 	b.settle()
 }
 
@@ -142,23 +208,30 @@ func (b *requestBody) finish() {
 
 // settle shrinks the reservation to what is still needed. The caller holds b.mu.
 func (b *requestBody) settle() {
+	if b.slow {
+		b.slow = false
+		b.limits.slow.Add(-b.reserved)
+	}
 	needed := b.size
 	if b.done && b.readers == 0 {
-		if used := b.content; cap(used) >= largeContent {
-			largeContents.Put(&used)
+		for _, segment := range b.content {
+			if cap(segment) == segmentSize {
+				segments.Put((*[segmentSize]byte)(segment[:segmentSize]))
+			}
 		}
 		needed, b.content = 0, nil
 	}
 	if excess := b.reserved - needed; excess > 0 {
 		b.reserved = needed
-		b.budget.release(excess)
+		b.limits.budget.release(excess)
 	}
 }
 
 // bodyCopy is one attempt's reader of a requestBody. net/http may close it in the middle of a Read.
 type bodyCopy struct {
 	body   *requestBody
-	rest   []byte
+	rest   [][]byte
+	offset int // in the first segment of the rest
 	closed bool
 }
 
@@ -170,8 +243,13 @@ func (c *bodyCopy) Read(p []byte) (n int, err error) {
 	if c.closed && len(c.rest) > 0 {
 		return 0, io.ErrClosedPipe
 	}
-	n = copy(p, c.rest)
-	c.rest = c.rest[n:]
+	for len(c.rest) > 0 && n < len(p) {
+		copied := copy(p[n:], c.rest[0][c.offset:])
+		n += copied
+		if c.offset += copied; c.offset == len(c.rest[0]) {
+			c.rest, c.offset = c.rest[1:], 0
+		}
+	}
 	if len(c.rest) == 0 {
 		c.rest = nil
 		c.close()
@@ -197,25 +275,28 @@ func (c *bodyCopy) close() {
 	}
 }
 
-// uploadGuard ends an upload that falls silent and, while others wait, a slow one.
+// uploadGuard ends an upload that falls silent and, while others wait, a very slow one; of one that is merely slow it has
+// given back what others wait for.
 type uploadGuard struct {
 	*watch
-	conn     net.Conn
-	limits   *bodyReader
+	bodySource
+	body     *requestBody
 	start    time.Time
 	received atomic.Int64 // bytes so far
 	latest   atomic.Int64 // when the latest of them came, after start
+	inLine   atomic.Bool  // the upload waits for memory: its client can do nothing
 
-	windowEnd time.Time
-	counted   int64                   // received at the beginning of the window
-	failed    atomic.Pointer[failure] // why the upload was ended
+	windowEnd, paceEnd         time.Time
+	beforeWindow, beforeSecond int64 // received before them
+
+	failed atomic.Pointer[failure] // why the upload was ended
 }
 
-// newUploadGuard begins to guard an upload over conn. It is to be stopped.
-func newUploadGuard(conn net.Conn, limits *bodyReader) *uploadGuard {
-	g := &uploadGuard{conn: conn, limits: limits, start: time.Now()}
-	g.windowEnd = g.start.Add(slowUploadWindow)
-	g.watch = startWatch(min(slowUploadWindow, limits.timeout), g.judge)
+// newUploadGuard begins to guard an upload. It is to be stopped.
+func newUploadGuard(u bodySource, body *requestBody) *uploadGuard {
+	g := &uploadGuard{bodySource: u, body: body, start: time.Now()}
+	g.windowEnd, g.paceEnd = g.start.Add(slowUploadWindow), g.start.Add(paceWindow)
+	g.watch = startWatch(min(paceWindow, body.limits.timeout), g.judge)
 	return g
 }
 
@@ -225,15 +306,46 @@ func (g *uploadGuard) progress(n int) {
 	g.latest.Store(int64(time.Since(g.start)))
 }
 
+// room returns where the next bytes go, of which there are most in all.
+func (g *uploadGuard) room(most int64) ([]byte, error) {
+	room, err := g.body.room(most, func(n int64) error {
+		if !g.body.limits.fitsSlow(n) && g.body.limits.crowded() {
+			return errSlowUpload
+		}
+		g.inLine.Store(true)
+		defer g.inLine.Store(false)
+		err := g.wait(n)
+		g.progress(0)
+		return err
+	})
+	if g.ContentLength < 0 { // net/http fills what it gets from a chunk: not so much that progress can't be seen
+		room = room[:min(len(room), chunkStep)]
+	}
+	return room, err
+}
+
 // judge ends the upload if that is due, or returns when to look again.
 func (g *uploadGuard) judge(now time.Time) time.Duration {
-	silentAt := g.start.Add(time.Duration(g.latest.Load()) + g.limits.timeout)
-	if !now.Before(g.windowEnd) {
-		received := g.received.Load()
-		if received-g.counted < slowUploadBytes && g.limits.crowded() {
+	limits, received, waited := g.body.limits, g.received.Load(), g.inLine.Load()
+	silentAt := g.start.Add(time.Duration(g.latest.Load()) + limits.timeout)
+	if waited {
+		silentAt = now.Add(limits.timeout)
+	}
+	if !now.Before(g.paceEnd) {
+		pace := (received - g.beforeSecond) * int64(longUpload/paceWindow)
+		if !waited && limits.reservation(g.Request)-received > pace && limits.crowded() {
+			if !g.body.chargeAsItComes() {
+				g.failed.Store(errSlowUpload)
+			}
+			g.slow()
+		}
+		g.beforeSecond, g.paceEnd = received, now.Add(paceWindow)
+	}
+	if waited || !now.Before(g.windowEnd) {
+		if !waited && received-g.beforeWindow < slowUploadBytes && limits.crowded() {
 			g.failed.Store(errSlowUpload)
 		}
-		g.counted, g.windowEnd = received, now.Add(slowUploadWindow)
+		g.beforeWindow, g.windowEnd = received, now.Add(slowUploadWindow)
 	}
 	if !now.Before(silentAt) {
 		g.failed.Store(errSilentUpload)
@@ -242,7 +354,7 @@ func (g *uploadGuard) judge(now time.Time) time.Duration {
 		g.interrupt()
 		return 0
 	}
-	return min(g.windowEnd.Sub(now), silentAt.Sub(now))
+	return min(g.windowEnd.Sub(now), g.paceEnd.Sub(now), silentAt.Sub(now))
 }
 
 // interrupt ends the read that waits.

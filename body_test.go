@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -25,27 +26,35 @@ const chunkedPost = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\
 // tight leaves memory for one body of undeclared length.
 const tight = "max_body_mb = 1\nbody_memory_mb = 1"
 
-// TestSlowUpload: an upload below 8 KiB/s over 10 s is given up, but only while others wait for its memory. One that comes, however
-// slowly, is never too late otherwise.
+// TestSlowUpload: while others wait, a slow upload keeps only the memory that it has filled, and no place; one below 8 KiB/s
+// over 10 s is given up if they still wait. One that comes, however slowly, is never too late otherwise.
 func TestSlowUpload(t *testing.T) {
+	const all, small = chunkedPost + "1\r\nx\r\n0\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+	const onePlace = "max_connections = 1"
 	for _, row := range []struct {
-		name    string
-		perSec  int           // bytes per second
-		seconds int           // of the upload
-		every   time.Duration // not a second, but this
-		other   time.Duration // when another request comes for the memory; negative: never
-		status  int
-		took    time.Duration // to the answer
+		name     string
+		settings string        // tight if empty
+		perSec   int           // bytes per second
+		seconds  int           // of the upload
+		every    time.Duration // not a second, but this
+		other    string        // another request, which waits for all of the memory, for some, or for a place
+		at       time.Duration // when it comes
+		served   time.Duration // and when it is answered
+		status   int
+		took     time.Duration // to the answer
 	}{
-		{name: "nobody waits", perSec: 1, seconds: 10, every: 59 * time.Second, other: -1, status: 200, took: 590 * time.Second},
-		{name: "someone waits from the start", perSec: 1, seconds: 35, other: time.Millisecond, status: 408, took: 10 * time.Second},
-		{name: "someone waits in the second window", perSec: 1, seconds: 35, other: 13 * time.Second, status: 408, took: 20 * time.Second},
-		{name: "someone waits, done within the window", perSec: 1, seconds: 9, other: time.Millisecond, status: 200, took: 9 * time.Second},
-		{name: "just below the pace", perSec: 8<<10 - 1, seconds: 35, other: time.Millisecond, status: 408, took: 10 * time.Second},
-		{name: "at the pace", perSec: 8 << 10, seconds: 35, other: time.Millisecond, status: 200, took: 35 * time.Second},
+		{name: "nobody waits", perSec: 1, seconds: 10, every: 59 * time.Second, status: 200, took: 590 * time.Second},
+		{name: "someone waits from the start", perSec: 1, seconds: 35, other: all, served: 10 * time.Second, status: 408, took: 10 * time.Second},
+		{name: "someone waits in the second window", perSec: 1, seconds: 35, other: all, at: 13 * time.Second, served: 20 * time.Second, status: 408, took: 20 * time.Second},
+		{name: "someone waits, done within the window", perSec: 1, seconds: 9, other: all, served: 9 * time.Second, status: 200, took: 9 * time.Second},
+		{name: "just below the pace", perSec: 8<<10 - 1, seconds: 35, other: all, served: 10 * time.Second, status: 408, took: 10 * time.Second},
+		{name: "at the pace", perSec: 8 << 10, seconds: 35, other: all, served: 35 * time.Second, status: 200, took: 35 * time.Second},
+		{name: "someone waits for some of the memory", perSec: 1, seconds: 35, other: small, served: time.Second, status: 200, took: 35 * time.Second},
+		{name: "fast enough for what may come", perSec: 60 << 10, seconds: 10, other: small, served: 10 * time.Second, status: 200, took: 10 * time.Second},
+		{name: "someone waits for a place", settings: onePlace, perSec: 1, seconds: 35, other: small, at: 9500 * time.Millisecond, served: 10 * time.Second, status: 200, took: 35 * time.Second},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, tight, echo)
+			r := newRig(t, cmp.Or(row.settings, tight), echo)
 			slow := r.dialRaw()
 			var wg sync.WaitGroup
 			wg.Go(func() {
@@ -59,23 +68,58 @@ func TestSlowUpload(t *testing.T) {
 				}
 				slow.send("0\r\n\r\n")
 			})
-			if row.other >= 0 {
+			if row.other != "" {
 				wg.Go(func() {
-					time.Sleep(row.other)
-					if got := r.post(); got.status != 200 || got.took != row.took-row.other {
-						t.Errorf("the other request: %+v, want it served after %v", got, row.took-row.other)
+					time.Sleep(row.at + time.Nanosecond)
+					c := r.dialRaw()
+					go c.send(row.other)
+					if got := c.answer(); got.status != 200 || got.took != row.served-row.at-time.Nanosecond {
+						t.Errorf("the other request: %d after %v, want it served after %v", got.status, got.took, row.served-row.at)
 					}
+					c.Close()
 				})
 			}
 			got := slow.answer()
 			if got.status != row.status || got.took != row.took || !got.last || (row.status == 408) != strings.Contains(got.body, `"code":"request_timeout"`) {
-				t.Errorf("%+v, want %d after %v", got, row.status, row.took)
+				t.Errorf("%d after %v, want %d after %v", got.status, got.took, row.status, row.took)
 			}
 			slow.Close()
 			wg.Wait()
 			r.expectErrors()
 		})
 	}
+}
+
+// TestSlowUploadsHoldHalf: of the memory, while others wait. Those that do not fit are given up.
+func TestSlowUploadsHoldHalf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const fit, size = 1 << 20 / 2 / segmentSize, 2 * segmentSize
+		const second, last = (1<<20/2) / size, 1 // those who come in when the first have given back what they can
+		r := newRig(t, tight, echo)
+		var wg sync.WaitGroup
+		var passed, refused atomic.Int32
+		for range fit + second + last {
+			wg.Go(func() {
+				c := r.dialRaw()
+				defer c.Close()
+				go func() {
+					c.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", size))
+					time.Sleep(5 * time.Second)
+					c.send(strings.Repeat("x", size))
+				}()
+				switch c.answer().status {
+				case 200:
+					passed.Add(1)
+				case 408:
+					refused.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if passed.Load()+refused.Load() != fit+second+last || passed.Load() < fit || refused.Load() == 0 {
+			t.Errorf("%d uploads are answered and %d refused, want %d at least and some", passed.Load(), refused.Load(), fit)
+		}
+	})
 }
 
 // TestSilentUpload: an upload that stops is given up after timeout_secs and at most an eighth more.
@@ -193,11 +237,15 @@ func TestUploadAnyPieces(t *testing.T) {
 				r.ContentLength = declared
 				reader := &bodyReader{budget: newGate(1 << 20), largest: 1 << 20, timeout: time.Minute, crowded: func() bool { return false }}
 				reader.budget.tryAcquire(reader.reservation(r))
-				b, err := reader.read(r, nil)
+				b, err := reader.read(bodySource{Request: r})
 				if err != nil || b.size != int64(size) {
 					t.Fatalf("%d bytes, %s: %d were read, %v", size, name, b.size, err)
 				}
-				if held := cap(b.content); held > size+bytes.MinRead+size/4 { // size classes round up
+				held := 0
+				for _, segment := range b.content {
+					held += cap(segment)
+				}
+				if held > size+size/4+512 { // size classes round up
 					t.Errorf("%d bytes, %s, declared %d: %d bytes are held", size, name, declared, held)
 				}
 				for range 2 { // attempts
@@ -241,8 +289,8 @@ func TestRequestBodyReleases(t *testing.T) {
 	} {
 		g := newGate(100)
 		g.tryAcquire(10)
-		b := &requestBody{size: 4, reserved: 10, budget: g}
-		b.keep([]byte("abcd"))
+		b := &requestBody{size: 4, reserved: 10, limits: &bodyReader{budget: g}, content: [][]byte{[]byte("ab"), []byte("cd")}}
+		b.keep()
 		older, newest := b.open(), b.open()
 		for _, step := range row.steps {
 			step(b, older, newest)

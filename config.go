@@ -34,6 +34,7 @@ const maxConfigFile = 1 << 20
 type config struct {
 	hostname           string        // expected tailnet name; another one is only warned about
 	socket             string        // tailscaled's
+	healthAddr         string        // of our own endpoints alone; empty: none
 	listenAddr         string        // host:port
 	upstream           *url.URL      // absolute, http or https, perhaps with a path
 	timeout            time.Duration // to response headers per attempt, then of silence; 1 s to 1 h
@@ -127,6 +128,7 @@ func (c *config) sections(upstreamURL *string, o overrides) []section {
 			{key: "timeout_retries", field: &c.timeoutRetries, initial: 2, unit: 1, max: 10},
 			{key: "honor_client_timeout", field: &c.honorClientTimeout, initial: true},
 			{key: "connect_timeout_secs", field: &c.connectTimeout, initial: 5, unit: secs, min: 1, max: 300},
+			{key: "health_addr", field: &c.healthAddr, initial: ""},
 			{key: "max_connections", field: &c.maxConnections, initial: 1000, unit: 1, min: 1, max: 100_000},
 			{key: "max_body_mb", field: &c.maxBody, initial: 10, unit: mb, min: 1, max: 1024},
 			{key: "body_memory_mb", field: &c.bodyMemory, initial: 48, unit: mb, min: 1, max: 65_536},
@@ -318,9 +320,9 @@ func (r *configReader) addHeader(name, value string) {
 // validate checks what no setting could see alone, and adds the header that OAuth tokens need.
 func (r *configReader) validate() {
 	c := r.cfg
-	_, port, err := net.SplitHostPort(c.listenAddr)
-	if _, noPort := strconv.ParseUint(port, 10, 16); err != nil || noPort != nil {
-		r.fail(r.at["proxy.listen_addr"], "the listen address %q has no port from 0 to 65535: write HOST:PORT, such as 0.0.0.0:8080 or [::]:8080", c.listenAddr)
+	r.checkAddr("proxy.listen_addr", c.listenAddr)
+	if c.healthAddr != "" {
+		r.checkAddr("proxy.health_addr", c.healthAddr)
 	}
 	if c.bodyMemory < c.maxBody {
 		r.fail(cmp.Or(r.at["proxy.body_memory_mb"], r.at["proxy.max_body_mb"]), "proxy.body_memory_mb (%d) must be at least proxy.max_body_mb (%d), or the largest body could never be read", c.bodyMemory>>20, c.maxBody>>20)
@@ -336,6 +338,14 @@ func (r *configReader) validate() {
 	}
 	if !slices.ContainsFunc(c.headers, func(h header) bool { return h.name == betaHeader }) {
 		r.warn(r.at["headers"], "no [[headers]] entry injects anthropic-beta: the API refuses OAuth tokens without oauth-2025-04-20 in it")
+	}
+}
+
+// checkAddr validates an address to listen on.
+func (r *configReader) checkAddr(key, addr string) {
+	_, port, err := net.SplitHostPort(addr)
+	if _, noPort := strconv.ParseUint(port, 10, 16); err != nil || noPort != nil {
+		r.fail(r.at[key], "%s %q has no port from 0 to 65535: write HOST:PORT, such as 0.0.0.0:8080 or [::]:8080", key, addr)
 	}
 }
 

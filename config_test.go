@@ -86,7 +86,7 @@ func TestConfigRefused(t *testing.T) {
 	}{
 		{text: "prox = 1\n[tailscale]\nhostnam = 'x'\n[proxy]\ntimeout_sec = 1\nfrobnicate = 1\nupstream = 'x'\nretries = 1\ntimeout = 1\n[[headers]]\nname = 'a'\nvalues = 'b'\n[nothing-like-it]\n", want: []string{
 			"1:1: unknown key prox: did you mean proxy?", "3:1: unknown key tailscale.hostnam: did you mean hostname?", "5:1: unknown key proxy.timeout_sec: did you mean timeout_secs?",
-			"6:1: unknown key proxy.frobnicate: known here: listen_addr, upstream_url, timeout_secs, timeout_retries, honor_client_timeout, connect_timeout_secs, max_connections, max_body_mb, body_memory_mb, drain_timeout_secs, require_tailnet",
+			"6:1: unknown key proxy.frobnicate: known here: listen_addr, upstream_url, timeout_secs, timeout_retries, honor_client_timeout, connect_timeout_secs, health_addr, max_connections, max_body_mb, body_memory_mb, drain_timeout_secs, require_tailnet",
 			"7:1: unknown key proxy.upstream: did you mean upstream_url?", "8:1: unknown key proxy.retries: did you mean timeout_retries?", "9:1: unknown key proxy.timeout: did you mean timeout_secs?",
 			"10:3: " + needs, "12:1: unknown key headers.values: did you mean value?", "13:2: unknown key nothing-like-it: known here: headers, tailscale, proxy"}},
 		// Syntax and meaning, in file order.
@@ -105,11 +105,11 @@ func TestConfigRefused(t *testing.T) {
 		{text: "[proxy]\nrequire_tailnet = true", overrides: overrides{local: true}, want: []string{"2:19: proxy.require_tailnet contradicts -local, which has no tailnet: leave one of them out"}},
 		// Flags have no place in the file.
 		{text: "[proxy]\nlisten_addr = 'also wrong'\ntimeout_secs = 0", overrides: overrides{listen: "8080", upstream: "x"}, want: []string{
-			`the upstream "x"` + notAbsolute, `the listen address "8080"` + noPort, "3:16: proxy.timeout_secs must be a whole number from 1 to 3600"}},
+			`the upstream "x"` + notAbsolute, `proxy.listen_addr "8080"` + noPort, "3:16: proxy.timeout_secs must be a whole number from 1 to 3600"}},
 
-		{text: "proxy.listen_addr = 'localhost'", want: []string{`1:21: the listen address "localhost"` + noPort}},
-		{text: "proxy.listen_addr = ':http'", want: []string{`1:21: the listen address ":http"` + noPort}},
-		{text: "proxy.listen_addr = ':65536'", want: []string{`1:21: the listen address ":65536"` + noPort}},
+		{text: "proxy.listen_addr = 'localhost'", want: []string{`1:21: proxy.listen_addr "localhost"` + noPort}},
+		{text: "proxy.listen_addr = ':http'", want: []string{`1:21: proxy.listen_addr ":http"` + noPort}},
+		{text: "proxy.listen_addr = ':65536'", want: []string{`1:21: proxy.listen_addr ":65536"` + noPort}},
 		{text: "proxy.upstream_url = ''", want: []string{`1:22: the upstream ""` + notAbsolute}},
 		{text: "proxy.upstream_url = 'https://:443/x'", want: []string{`1:22: the upstream "https://:443/x"` + notAbsolute}},
 		{text: "proxy.upstream_url = 'https://h:/x'", want: []string{`1:22: the upstream "https://h:/x"` + notAbsolute}},

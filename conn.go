@@ -1,27 +1,267 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// sendBuffer is how much of an answer the kernel keeps for its client, in bytes (it takes twice that for it). Left alone
-// this grows to 4 MiB, which count towards a container's memory; and as a writer is woken only when a third of it is free,
-// a client that reads slowly seems to have stopped. Answers of 10 MiB take a tenth longer for it, others do not.
-const sendBuffer = 64 << 10
+// Socket buffers count towards a container's memory, from accept on.
+const (
+	// sendBuffer is how much of an answer the kernel keeps for its client, in bytes (it takes twice that for it). Left alone
+	// this grows to 4 MiB; and as a writer is woken only when a third of it is free, a client that reads slowly seems to
+	// have stopped. Answers of 10 MiB take a tenth longer for it, others do not.
+	sendBuffer = 64 << 10
+	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes. It also bounds what can be
+	// under way: enough over loopback, where a sidecar's connections come from.
+	receiveBuffer = 16 << 10
+)
+
+// A connection without a request is closed for a newer one when there are too many, but not before it has had
+// newcomerGrace to send one.
+const newcomerGrace = 250 * time.Millisecond
+
+// clientListener accepts the connections of clients, limit at once. When they are full, the one that has had no request for
+// the longest time is closed for each that comes. When all have one, clients wait in the kernel.
+type clientListener struct {
+	net.Listener
+	limit   int
+	headers *gate // bytes of large request headers
+
+	mu     sync.Mutex
+	open   map[*clientConn]struct{}
+	closed bool
+	change sync.Cond   // a connection has closed, or has no request any more
+	full   atomic.Bool // a client waits
+}
+
+// newClientListener returns a listener for at most limit connections.
+func newClientListener(from net.Listener, limit int) *clientListener {
+	l := &clientListener{Listener: from, limit: limit, headers: newGate(headerMemory), open: map[*clientConn]struct{}{}}
+	l.change.L = &l.mu
+	return l
+}
+
+// Accept implements net.Listener.
+func (l *clientListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetWriteBuffer(sendBuffer)
+	}
+	c := &clientConn{Conn: conn, listener: l, header: requestHeader{first: true}}
+	c.idleSince.Store(time.Now().UnixNano())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.open) >= l.limit && !l.closed {
+		l.full.Store(true)
+		if !l.makeRoom() {
+			l.change.Wait()
+		}
+	}
+	l.full.Store(false)
+	if l.closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	l.open[c] = struct{}{}
+	return c, nil
+}
+
+// makeRoom closes the connection that has had no request for the longest time. Without one it reports false, and
+// changes if there is one later. The caller holds l.mu.
+func (l *clientListener) makeRoom() bool {
+	var idle *clientConn
+	since := int64(math.MaxInt64)
+	for c := range l.open {
+		if at := c.idleSince.Load(); at != 0 && at < since {
+			idle, since = c, at
+		}
+	}
+	if idle == nil {
+		return false
+	}
+	if young := newcomerGrace - time.Since(time.Unix(0, since)); young > 0 {
+		time.AfterFunc(young, l.changed)
+		return false
+	}
+	l.mu.Unlock()
+	idle.Close()
+	l.mu.Lock()
+	return true
+}
+
+// changed has Accept look again for room.
+func (l *clientListener) changed() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.change.Broadcast()
+}
+
+// Close implements net.Listener.
+func (l *clientListener) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.changed()
+	return l.Listener.Close()
+}
+
+// connections returns how many there are.
+func (l *clientListener) connections() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.open)
+}
 
 // clientConn is a client's connection. Who is behind it can't change while it lasts.
 type clientConn struct {
 	net.Conn
+	listener  *clientListener
+	idleSince atomic.Int64 // when the latest request ended, or the connection began, in Unix ns; 0 while there is one
+	header    requestHeader
+	charged   atomic.Int64 // bytes of headerMemory
+
 	mu     sync.Mutex
 	latest *lookup // of the caller; nil before the first
+}
+
+// connState is an http.Server's.
+func connState(conn net.Conn, state http.ConnState) {
+	switch c := conn.(*clientConn); state {
+	case http.StateActive:
+		c.idleSince.Store(0)
+	case http.StateIdle:
+		c.forgetHeader()
+		c.header = requestHeader{}
+		c.idleSince.Store(time.Now().UnixNano())
+		if c.listener.full.Load() {
+			c.listener.changed()
+		}
+	}
+}
+
+// Close implements net.Conn.
+func (c *clientConn) Close() error {
+	c.forgetHeader()
+	l := c.listener
+	l.mu.Lock()
+	delete(l.open, c)
+	l.mu.Unlock()
+	l.changed()
+	return c.Conn.Close()
+}
+
+// CloseWrite has net/http end an answer that the client has not waited for in a way that it can read it.
+func (c *clientConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// Bounds of a request's headers. What they cost besides their bytes goes with their number.
+const (
+	firstRequest = 30 * time.Second // a new connection's time to begin one
+	headerTime   = 10 * time.Second // from a request's first byte to the end of its headers
+	maxFields    = 256              // more are answered with 431
+	maxHeader    = 64 << 10         // bytes, with the request line; more are answered with 431
+
+	smallHeader  = 8 << 10 // bytes that each connection may have
+	headerMemory = 8 << 20 // bytes for what is larger, of all connections; twice what comes, as net/http copies it
+)
+
+// requestHeader is what is known of the header that is being read.
+type requestHeader struct {
+	first   bool // the connection's first
+	read    int  // bytes
+	lines   int
+	line    int // length of the unfinished one
+	ended   bool
+	tooMany bool
+}
+
+// Read implements net.Conn. Between two requests it reads headers, of which it bounds the time and the memory: net/http takes a
+// thousand bytes for each line, before anybody can count them.
+func (c *clientConn) Read(p []byte) (n int, err error) {
+	h := &c.header
+	switch {
+	case c.idleSince.Load() == 0:
+		return c.Conn.Read(p)
+	case h.tooMany:
+		return fill(p), nil
+	case h.read == 0 && h.first:
+		c.SetReadDeadline(time.Now().Add(firstRequest))
+	case h.read >= smallHeader:
+		if err := c.chargeHeader(2 * int64(len(p))); err != nil {
+			return 0, err
+		}
+	}
+	n, err = c.Conn.Read(p)
+	if h.read == 0 && h.first {
+		c.SetReadDeadline(time.Now().Add(headerTime))
+	}
+	fill(p[h.within(p[:n]):n])
+	return n, err
+}
+
+// within counts the lines of what has come, up to the empty one that ends the header, and returns how many bytes of it are
+// within the bounds.
+func (h *requestHeader) within(p []byte) (n int) {
+	h.read += len(p)
+	for !h.ended {
+		line, _, whole := bytes.Cut(p[n:], []byte("\n"))
+		h.line += len(bytes.TrimSuffix(line, []byte("\r")))
+		if !whole {
+			break
+		}
+		if n += len(line); h.lines > maxFields && h.line > 0 {
+			h.tooMany = true
+			return n
+		}
+		h.ended = h.line == 0
+		h.lines, h.line = h.lines+1, 0
+		n++
+	}
+	return len(p)
+}
+
+// fill makes p part of a line without an end. It will be too long for net/http, which then refuses the header in its own way.
+func fill(p []byte) int {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p)
+}
+
+// chargeHeader takes n bytes for a header that is not small, for as long as that may take to come.
+func (c *clientConn) chargeHeader(n int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), headerTime)
+	defer cancel()
+	if c.listener.headers.acquire(ctx, n, true) != nil {
+		return os.ErrDeadlineExceeded
+	}
+	c.charged.Add(n)
+	return nil
+}
+
+// forgetHeader says that nobody needs the request's header any more.
+func (c *clientConn) forgetHeader() {
+	if n := c.charged.Swap(0); n > 0 {
+		c.listener.headers.release(n)
+	}
 }
 
 // lookup is a question to tailscaled, and its answer.
@@ -36,10 +276,7 @@ type connKey struct{}
 
 // withConn is an http.Server's ConnContext.
 func withConn(ctx context.Context, conn net.Conn) context.Context {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		tcp.SetWriteBuffer(sendBuffer)
-	}
-	return context.WithValue(ctx, connKey{}, &clientConn{Conn: conn})
+	return context.WithValue(ctx, connKey{}, conn)
 }
 
 // connOf returns the connection that r came over.

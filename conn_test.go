@@ -18,7 +18,7 @@ var alice = identity{node: "laptop.x.ts.net", user: "alice@example.com"}
 func newClient(t *testing.T) *clientConn {
 	here, there := net.Pipe()
 	t.Cleanup(func() { here.Close(); there.Close() })
-	return connOf((&http.Request{}).WithContext(withConn(context.Background(), here)))
+	return connOf((&http.Request{}).WithContext(withConn(context.Background(), &clientConn{Conn: here})))
 }
 
 // TestRequireCaller: who is let in, who is refused, and how long it takes.

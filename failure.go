@@ -60,9 +60,8 @@ var (
 	errUnknownCaller = refusal(403, "forbidden", "only callers on the tailnet may use this proxy: connect to its tailnet name, not to its pod or service address")
 	errConnectMethod = refusal(405, "method_not_allowed", "CONNECT is not supported: use the proxy's address as the API's base URL, not as a forward proxy",
 		"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
-	errTooManyFields = refusal(431, "too_many_headers", "the request has more than 256 header fields")
 	errSilentUpload  = refusal(408, "request_timeout", "the request body stopped arriving (timeout_secs)")
-	errSlowUpload    = refusal(408, "request_timeout", "the request body arrived at less than 8 KiB/s while others waited (body_memory_mb, max_connections)")
+	errSlowUpload    = refusal(408, "request_timeout", "the request body came too slowly while others waited (body_memory_mb, max_connections)")
 	errMalformedBody = invalidRequest("the request body is not valid HTTP (broken chunked encoding)")
 )
 

@@ -71,9 +71,8 @@ func TestFailureAnswers(t *testing.T) {
 		{failure: errUnknownCaller, status: 403, code: "forbidden", message: "tailnet"},
 		{failure: errShuttingDown, status: 503, code: "shutting_down", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
 		{failure: errConnectMethod, status: 405, code: "method_not_allowed", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
-		{failure: errTooManyFields, status: 431, code: "too_many_headers", message: "256"},
 		{failure: errSilentUpload, status: 408, code: "request_timeout", message: "stopped arriving"},
-		{failure: errSlowUpload, status: 408, code: "request_timeout", message: "8 KiB/s"},
+		{failure: errSlowUpload, status: 408, code: "request_timeout", message: "too slowly"},
 	} {
 		f := row.failure
 		if f.status != row.status || f.code != row.code || f.errorType != row.errorType || !strings.Contains(f.message, row.message) {

@@ -11,17 +11,6 @@ import (
 // comma-separated list, and overwriting it would switch off the client's own betas.
 const betaHeader = "Anthropic-Beta"
 
-// maxFields is how many header fields a request may have: each costs memory beside its bytes.
-const maxFields = 256
-
-// countFields returns the number of h's fields.
-func countFields(h http.Header) (n int) {
-	for _, values := range h {
-		n += len(values)
-	}
-	return n
-}
-
 // isHopByHop reports whether the header with the canonical name key concerns one connection only (RFC 9110, 7.6.1):
 // it ends here.
 func isHopByHop(key string) bool {

@@ -28,6 +28,14 @@ type health struct {
 // ownWriteTimeout is how long a client may take to read such an answer.
 const ownWriteTimeout = 30 * time.Second
 
+// ServeHTTP implements http.Handler for the listener that has nothing else.
+func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !e.serve(w, r, requestTarget(r).path) {
+		leaveUnread(w)
+		http.NotFound(w, r)
+	}
+}
+
 // serve answers a request for one of the paths, and reports whether path is one.
 func (e *endpoints) serve(w http.ResponseWriter, r *http.Request, path string) bool {
 	var answer func() (status int, contentType string, body []byte)

@@ -166,6 +166,9 @@ type rig struct {
 	wrap func(n int, conn net.Conn) (net.Conn, error)
 }
 
+// rigConnections is how many clients a rig carries at once.
+const rigConnections = 20
+
 // newRig starts a process with the given lines in its [proxy] table, in front of an upstream that is a real http.Server.
 func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	t.Helper()
@@ -173,7 +176,7 @@ func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	cfg := testConfig(t, "[proxy]\nupstream_url = \"http://127.0.0.1:1\"\n"+settings, overrides{local: true})
 	log, lines := newLogger(&r.log, levelTrace)
 	r.log.flush = func() { lines.flush(time.Minute) }
-	r.life = newLife(cfg, r.front, log, lines)
+	r.life = newLife(cfg, []net.Listener{r.front}, rigConnections, log, lines)
 	r.client = &http.Transport{DialContext: r.front.dial, DisableCompression: true}
 	r.pool = r.proxy.upstream.pool
 
@@ -373,5 +376,5 @@ func echo(w http.ResponseWriter, r *http.Request) {
 func localProxy(t testing.TB) *proxy {
 	t.Helper()
 	cfg := testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"})
-	return newLife(cfg, nil, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
+	return newLife(cfg, []net.Listener{newPipeListener()}, rigConnections, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
 }

@@ -40,12 +40,10 @@ const version = "0.1.0"
 var revision string
 
 const (
-	// readHeaderTimeout bounds how long a client may take to send a request's headers.
-	readHeaderTimeout = 30 * time.Second
 	// clientIdle is how long an unused client connection is kept.
 	clientIdle = 10 * time.Minute
-	// maxRequestHeader bounds a request's line and headers, in bytes; beyond it is 431.
-	maxRequestHeader = 64 << 10
+	// healthConnections is how many there may be at once on proxy.health_addr.
+	healthConnections = 64
 	// lastBytes is what connections get after their requests are done, or cut, to send what is buffered.
 	lastBytes = 250 * time.Millisecond
 )
@@ -197,13 +195,12 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	listener, err := listen(cfg.listenAddr)
+	ports, err := listen(cfg.listenAddr, cfg.healthAddr)
 	if err != nil {
-		log.Error("can't listen: end the program that uses the port, or choose another one with -listen or proxy.listen_addr", "error", err.Error())
+		log.Error("can't listen: end the program that uses the port, or choose another one with -listen, proxy.listen_addr or proxy.health_addr", "error", err.Error())
 		return errFailed
 	}
-	tuneGC(cfg)
-	return newLife(cfg, listener, log, lines).live(ctx, signals)
+	return newLife(cfg, ports, tuneMemory(cfg), log, lines).live(ctx, signals)
 }
 
 const (
@@ -212,28 +209,53 @@ const (
 	gcPercent = 400
 	// memoryPerRequest is what one open request takes, without its body.
 	memoryPerRequest = 64 << 10
+	// memoryPerConnection is what is reckoned for each connection under a memory limit that was given.
+	memoryPerConnection = 36 << 10
 	// memoryAtRest is what is left of the soft memory limit without any, with room for garbage.
 	memoryAtRest = 32 << 20
+	// fewestConnections are accepted at once, however small the memory limit is.
+	fewestConnections = 16
 )
 
-// tuneGC sets what the environment leaves open: GOGC, and a soft limit like GOMEMLIMIT that the configuration's largest
-// load fits, beyond which gcPercent would let garbage grow.
-func tuneGC(cfg *config) {
+// tuneMemory sets what the environment leaves open: GOGC, and a soft limit like GOMEMLIMIT that the configuration's largest
+// load fits, beyond which gcPercent would let garbage grow. It returns how many client connections the limit carries
+// beside the bodies.
+func tuneMemory(cfg *config) (connections int) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryAtRest + cfg.bodyMemory + cfg.maxConnections*memoryPerRequest)
 	}
+	return int(max(fewestConnections, (debug.SetMemoryLimit(-1)-memoryAtRest-cfg.bodyMemory)/memoryPerConnection))
 }
 
-// listen binds addr. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.
-func listen(addr string) (net.Listener, error) {
-	network := "tcp"
-	if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().Is4() {
-		network = "tcp4"
+// listen binds addresses; an empty one has no listener. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.
+// Under a memory limit that was given, connections get small receive buffers.
+func listen(addrs ...string) (listeners []net.Listener, err error) {
+	var buffers net.ListenConfig
+	if os.Getenv("GOMEMLIMIT") != "" {
+		buffers.Control = func(_, _ string, socket syscall.RawConn) error {
+			return socket.Control(func(fd uintptr) { // connections inherit it
+				syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)
+			})
+		}
 	}
-	return net.Listen(network, addr)
+	for _, addr := range addrs {
+		if addr == "" {
+			continue
+		}
+		network := "tcp"
+		if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().Is4() {
+			network = "tcp4"
+		}
+		l, err := buffers.Listen(context.Background(), network, addr)
+		if err != nil {
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 // loadAndLog loads the configuration and says so.
@@ -259,39 +281,50 @@ func loadAndLog(o overrides, log *slog.Logger) (*config, error) {
 
 // life is a process that serves: its parts, from the bound port to the last byte.
 type life struct {
-	cfg      *config
-	log      *slog.Logger
-	listener net.Listener
-	tailnet  *tailnet // nil with -local
-	proxy    *proxy
-	server   *http.Server
-	cut      context.CancelCauseFunc // ends all requests
+	cfg     *config
+	log     *slog.Logger
+	clients *clientListener
+	tailnet *tailnet // nil with -local
+	proxy   *proxy
+	server  *http.Server
+	probes  net.Listener            // nil without proxy.health_addr
+	cut     context.CancelCauseFunc // ends all requests
 }
 
-// newLife puts the parts together; nothing runs yet.
-func newLife(cfg *config, listener net.Listener, log *slog.Logger, lines *lineWriter) *life {
-	l := &life{cfg: cfg, log: log, listener: listener}
+// newLife puts the parts together; nothing runs yet. The first of ports is for at most so many connections of clients; a
+// second one is for probes and scrapes.
+func newLife(cfg *config, ports []net.Listener, connections int, log *slog.Logger, lines *lineWriter) *life {
+	l := &life{cfg: cfg, log: log, clients: newClientListener(ports[0], connections)}
+	if len(ports) > 1 {
+		l.probes = newClientListener(ports[1], healthConnections)
+	}
 	if !cfg.local {
 		l.tailnet = newTailnet(cfg.socket, cfg.hostname, log)
 	}
 	counters := newMetrics(version, buildRevision())
-	l.proxy = newProxy(cfg, l.tailnet, counters, log)
+	l.proxy = newProxy(cfg, l.clients, l.tailnet, counters, log)
 	tailnetGauges(l.tailnet, counters.gauge)
 	counters.counter("proxy_log_lines_dropped_total", "Log lines that nobody read in time.", func() (float64, bool) { return float64(lines.dropped.Load()), true })
 	base, cut := context.WithCancelCause(context.Background())
 	l.cut = cut
-	l.server = &http.Server{
-		Handler:                      l.proxy,
-		ReadHeaderTimeout:            readHeaderTimeout,
-		ReadTimeout:                  2 * readHeaderTimeout, // ServeHTTP lifts it
+	l.server = l.newServer(l.proxy, base)
+	return l
+}
+
+// newServer returns a server of requests, whose contexts come from base.
+func (l *life) newServer(handler http.Handler, base context.Context) *http.Server {
+	return &http.Server{
+		Handler:                      handler,
+		ReadHeaderTimeout:            headerTime,
+		ReadTimeout:                  firstRequest + 2*headerTime, // for what net/http answers itself: ServeHTTP lifts it
 		IdleTimeout:                  clientIdle,
-		MaxHeaderBytes:               maxRequestHeader - 4<<10, // net/http grants 4 KiB more than that
-		DisableGeneralOptionsHandler: true,                     // OPTIONS * goes upstream too
+		MaxHeaderBytes:               maxHeader - 4<<10, // net/http grants 4 KiB more than that
+		DisableGeneralOptionsHandler: true,              // OPTIONS * goes upstream too
 		BaseContext:                  func(net.Listener) context.Context { return base },
 		ConnContext:                  withConn,
-		ErrorLog:                     stdlog.New(&complaints{log: log}, "", 0),
+		ConnState:                    connState,
+		ErrorLog:                     stdlog.New(&complaints{log: l.log}, "", 0),
 	}
-	return l
 }
 
 // live serves until a signal, ctx's end or a failure; nil is a clean shutdown.
@@ -299,8 +332,13 @@ func (l *life) live(ctx context.Context, signals <-chan os.Signal) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer l.server.Close()
-	served := make(chan error, 1)
-	go func() { served <- l.server.Serve(l.listener) }()
+	served := make(chan error, 2)
+	go func() { served <- l.server.Serve(l.clients) }()
+	if l.probes != nil { // until the process ends
+		probed := l.newServer(&l.proxy.own, context.Background())
+		defer probed.Close()
+		go func() { served <- probed.Serve(l.probes) }()
+	}
 	running := make(chan error, 1)
 	go func() { running <- l.start(ctx) }()
 	for {
@@ -341,7 +379,7 @@ func (l *life) start(ctx context.Context) error {
 	} else {
 		l.log.Info("state: Starting", "tailnet", "disabled")
 	}
-	l.log.Info("state: Running — accepting requests", "addr", l.listener.Addr().String())
+	l.log.Info("state: Running — accepting requests", "addr", l.clients.Addr().String())
 	return nil
 }
 
@@ -358,7 +396,7 @@ func (l *life) shutDown(signals <-chan os.Signal) {
 		case <-impatient.Done():
 		}
 	}()
-	l.listener.Close()
+	l.clients.Close()
 	l.server.SetKeepAlivesEnabled(false)
 	remaining := l.proxy.drain(impatient, l.cfg.drainTimeout)
 	switch {

@@ -134,10 +134,11 @@ func TestRunServes(t *testing.T) {
 // TestListen: an IPv4 address stays one.
 func TestListen(t *testing.T) {
 	for addr, want := range map[string]string{"0.0.0.0:0": "0.0.0.0", "127.0.0.1:0": "127.0.0.1", ":0": "::"} {
-		l, err := listen(addr)
-		if err != nil {
-			t.Fatal(err)
+		ports, err := listen(addr, "")
+		if err != nil || len(ports) != 1 {
+			t.Fatal(ports, err)
 		}
+		l := ports[0]
 		if got := l.Addr().(*net.TCPAddr).IP.String(); got != want {
 			t.Errorf("%s is bound as %s, want %s", addr, got, want)
 		}
@@ -145,8 +146,8 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestTuneGC: the environment's word is final; else GOGC is ours, and a soft limit keeps it from wasting memory.
-func TestTuneGC(t *testing.T) {
+// TestTuneMemory: the environment's word is final; else GOGC is ours, and a soft limit keeps it from wasting memory.
+func TestTuneMemory(t *testing.T) {
 	oldPercent, oldLimit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() {
 		debug.SetGCPercent(oldPercent)
@@ -157,17 +158,19 @@ func TestTuneGC(t *testing.T) {
 	for _, row := range []struct {
 		gogc, gomemlimit string
 		percent          int
-		limit            int64
+		given, limit     int64
+		connections      int
 	}{
-		{percent: 400, limit: limit}, {gogc: "50", percent: 100, limit: limit}, {gomemlimit: "100MiB", percent: 400, limit: math.MaxInt64},
+		{percent: 400, given: math.MaxInt64, limit: limit, connections: 1777}, {gogc: "50", percent: 100, given: math.MaxInt64, limit: limit, connections: 1777},
+		{gomemlimit: "100MiB", percent: 400, given: 100 << 20, limit: 100 << 20, connections: 568}, {gomemlimit: "64MiB", percent: 400, given: 64 << 20, limit: 64 << 20, connections: 16},
 	} {
 		t.Setenv("GOGC", row.gogc)
 		t.Setenv("GOMEMLIMIT", row.gomemlimit)
 		debug.SetGCPercent(100)
-		debug.SetMemoryLimit(math.MaxInt64)
-		tuneGC(cfg)
-		if percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); percent != row.percent || limit != row.limit {
-			t.Errorf("GOGC %d and limit %d, want %+v", percent, limit, row)
+		debug.SetMemoryLimit(row.given)
+		connections := tuneMemory(cfg)
+		if percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); percent != row.percent || limit != row.limit || connections != row.connections {
+			t.Errorf("GOGC %d, limit %d and %d connections, want %+v", percent, limit, connections, row)
 		}
 	}
 }

@@ -39,8 +39,8 @@ type proxy struct {
 	hurry    context.CancelFunc
 }
 
-// newProxy returns a proxy that is ready to serve. tn is nil where there is no tailnet.
-func newProxy(cfg *config, tn *tailnet, counters *metrics, log *slog.Logger) *proxy {
+// newProxy returns a proxy that is ready to serve clients. tn is nil where there is no tailnet.
+func newProxy(cfg *config, clients *clientListener, tn *tailnet, counters *metrics, log *slog.Logger) *proxy {
 	p := &proxy{
 		cfg:      cfg,
 		own:      endpoints{metrics: counters, tailnet: tn, started: time.Now()},
@@ -51,17 +51,17 @@ func newProxy(cfg *config, tn *tailnet, counters *metrics, log *slog.Logger) *pr
 		places:   newGate(cfg.maxConnections),
 	}
 	p.bodies = &bodyReader{budget: newGate(cfg.bodyMemory), largest: cfg.maxBody, timeout: cfg.timeout, crowded: func() bool {
-		return p.places.contended() || p.bodies.budget.contended()
+		return clients.full.Load() || p.places.contended() || p.bodies.budget.contended()
 	}}
 	p.draining, p.stop = context.WithCancelCause(context.Background())
 	p.drained, p.left = context.WithCancel(context.Background())
 	p.hurried, p.hurry = context.WithCancel(context.Background())
-	p.registerGauges()
+	p.registerGauges(clients)
 	return p
 }
 
 // registerGauges shows how busy the proxy is.
-func (p *proxy) registerGauges() {
+func (p *proxy) registerGauges(clients *clientListener) {
 	gauge := func(name, help string, value func(places, inLine, bytes, inLineForBytes int64) int64) {
 		p.metrics.gauge(name, help, func() (float64, bool) {
 			places, inLine := p.places.load()
@@ -75,6 +75,10 @@ func (p *proxy) registerGauges() {
 		func(_, inLine, _, inLineForBytes int64) int64 { return inLine + inLineForBytes })
 	gauge("proxy_buffered_body_bytes", "Memory reserved for request bodies (at most body_memory_mb).",
 		func(_, _, bytes, _ int64) int64 { return bytes })
+	gauge("proxy_connections", "Client connections.",
+		func(_, _, _, _ int64) int64 { return int64(clients.connections()) })
+	gauge("proxy_connections_limit", "Client connections that the memory limit carries: more wait in the kernel.",
+		func(_, _, _, _ int64) int64 { return int64(clients.limit) })
 }
 
 // exchange is one proxied request and its answer, as far as they have come.
@@ -85,6 +89,8 @@ type exchange struct {
 	id     string
 	start  time.Time
 	caller *lookup // nil with -local, and until somebody asks
+	unread bool    // the body is still on its way
+	placed atomic.Bool
 	out    outgoing
 	answer answerWriter
 	buffer copyBuffer
@@ -109,7 +115,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "505 HTTP Version Not Supported", http.StatusHTTPVersionNotSupported)
 		return
 	}
-	x := &exchange{w: w, r: r, conn: connOf(r), id: newRequestID(), start: time.Now(), out: outgoing{Request: r, target: requestTarget(r)}}
+	x := &exchange{w: w, r: r, conn: connOf(r), id: newRequestID(), start: time.Now(), unread: r.ContentLength != 0, out: outgoing{Request: r, target: requestTarget(r)}}
 	w.Header()[requestIDHeader] = []string{x.id}
 	x.conn.SetReadDeadline(time.Time{}) // ReadTimeout is for requests that net/http itself answers
 	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
@@ -142,10 +148,10 @@ func (p *proxy) relay(x *exchange) error {
 	if err := p.check(x); err != nil {
 		return err
 	}
-	if err := p.waitInLine(x, p.places, 1); err != nil {
+	if err := p.takePlace(x); err != nil {
 		return err
 	}
-	defer p.places.release(1)
+	defer p.leavePlace(x)
 
 	body, err := p.readBody(x)
 	if err != nil {
@@ -153,6 +159,9 @@ func (p *proxy) relay(x *exchange) error {
 	}
 	if body != nil {
 		defer body.finish()
+	}
+	if err := p.takePlace(x); err != nil { // unless it still has one
+		return err
 	}
 	in, err := p.send(x, body)
 	if err != nil {
@@ -173,8 +182,6 @@ func (p *proxy) check(x *exchange) error {
 		return errShuttingDown
 	case x.r.Method == http.MethodConnect:
 		return errConnectMethod
-	case countFields(x.r.Header) > maxFields:
-		return errTooManyFields
 	case x.r.ContentLength > p.cfg.maxBody:
 		return errBodyTooLarge(p.cfg.maxBody)
 	case p.tailnet == nil:
@@ -189,34 +196,58 @@ func (p *proxy) check(x *exchange) error {
 	return x.caller.require(x.r.Context())
 }
 
-// waitInLine takes n units of g for x. It gives up when the client leaves or the process is told to stop.
-func (p *proxy) waitInLine(x *exchange, g *gate, n int64) error {
-	if g.tryAcquire(n) {
+// takePlace waits for a place for x, unless it has one.
+func (p *proxy) takePlace(x *exchange) error {
+	if x.placed.Load() {
+		return nil
+	}
+	err := p.waitInLine(x, p.places, 1, false)
+	x.placed.Store(err == nil)
+	return err
+}
+
+// leavePlace gives x's place back, if it has one.
+func (p *proxy) leavePlace(x *exchange) {
+	if x.placed.Swap(false) {
+		p.places.release(1)
+	}
+}
+
+// waitInLine takes n units of g for x, first or last in line. It gives up when the client leaves or the process is told
+// to stop.
+func (p *proxy) waitInLine(x *exchange, g *gate, n int64, first bool) error {
+	if !first && g.tryAcquire(n) {
 		return nil
 	}
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(p.draining, func() { cancel(errShuttingDown) })()
-	if x.r.ContentLength != 0 {
+	if x.unread {
 		defer x.conn.watchHangup(func() { cancel(errClientGone) })()
 	}
-	if g.acquire(ctx, n) != nil {
+	if g.acquire(ctx, n, first) != nil {
 		return departure(ctx)
 	}
 	return nil
 }
 
-// readBody waits for the memory that x's body needs, and reads it: nil if there is none.
+// readBody waits for the memory that x's body needs, and reads it: nil if there is none. While others wait, a slow one
+// holds no place.
 func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 	n := p.bodies.reservation(x.r)
 	if n == 0 {
 		return nil, nil
 	}
-	if err := p.waitInLine(x, p.bodies.budget, n); err != nil {
+	if err := p.waitInLine(x, p.bodies.budget, n, false); err != nil {
 		return nil, err
 	}
-	body, err := p.bodies.read(x.r, x.conn)
-	x.bytesIn = body.size
+	body, err := p.bodies.read(bodySource{
+		Request: x.r,
+		conn:    x.conn,
+		wait:    func(n int64) error { return p.waitInLine(x, p.bodies.budget, n, true) },
+		slow:    func() { p.leavePlace(x) },
+	})
+	x.unread, x.bytesIn = err != nil, body.size
 	return body, err
 }
 
@@ -235,6 +266,7 @@ func (p *proxy) send(x *exchange, body *requestBody) (*incoming, error) {
 	p.metrics.firstByte(x.ttfb)
 	x.upstreamRequestID = in.Header.Get("Request-Id")
 	x.r.Header, in.Request, x.out.body = nil, nil, nil // sent, and of no use to anybody: 2.6 KB of the 39 that a stream holds
+	x.conn.forgetHeader()
 	return in, nil
 }
 
@@ -249,6 +281,9 @@ func (p *proxy) stream(x *exchange, in *incoming) error {
 			header.Add("Trailer", name)
 		}
 		header.Del("Content-Length") // HTTP/1.1 has trailers only after chunks
+	}
+	if x.conn.listener.full.Load() { // one after the other
+		header.Set("Connection", "close")
 	}
 	out := &x.answer
 	if err := out.begin(x, in.Response, p.cfg.timeout); err != nil {

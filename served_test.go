@@ -84,7 +84,7 @@ func (r *records) page() []byte {
 		panic(err)
 	}
 	counters := newMetrics(version, string(r.Revision))
-	p := newProxy(cfg, nil, counters, log)
+	p := newProxy(cfg, newClientListener(nil, rigConnections), nil, counters, log)
 	tn := newTailnet("/nowhere", "x", log)
 	tailnetGauges(tn, counters.gauge)
 	tn.publish(&tailnetState{hostname: "x", keyExpiry: time.Unix(r.KeyExpiry, 0)})
