@@ -94,7 +94,7 @@ func TestSlowUpload(t *testing.T) {
 func TestSlowUploadsHoldHalf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const fit, size = 1 << 20 / 2 / segmentSize, 2 * segmentSize
-		const second, last = (1<<20/2) / size, 1 // those who come in when the first have given back what they can
+		const second, last = (1 << 20 / 2) / size, 1 // those who come in when the first have given back what they can
 		r := newRig(t, tight, echo)
 		var wg sync.WaitGroup
 		var passed, refused atomic.Int32

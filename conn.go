@@ -27,9 +27,12 @@ const (
 	receiveBuffer = 16 << 10
 )
 
-// A connection without a request is closed for a newer one when there are too many, but not before it has had
-// newcomerGrace to send one.
-const newcomerGrace = 250 * time.Millisecond
+// A connection without a request is closed for a newer one when there are too many, but not before a client had time to
+// send one: a first one, or the next.
+const (
+	firstGrace = time.Second
+	nextGrace  = 2 * time.Second
+)
 
 // clientListener accepts the connections of clients, limit at once. When they are full, the one that has had no request for
 // the longest time is closed for each that comes. When all have one, clients wait in the kernel.
@@ -62,7 +65,6 @@ func (l *clientListener) Accept() (net.Conn, error) {
 		tcp.SetWriteBuffer(sendBuffer)
 	}
 	c := &clientConn{Conn: conn, listener: l, header: requestHeader{first: true}}
-	c.idleSince.Store(time.Now().UnixNano())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.open) >= l.limit && !l.closed {
@@ -76,6 +78,7 @@ func (l *clientListener) Accept() (net.Conn, error) {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
+	c.idle(firstGrace)
 	l.open[c] = struct{}{}
 	return c, nil
 }
@@ -84,18 +87,22 @@ func (l *clientListener) Accept() (net.Conn, error) {
 // changes if there is one later. The caller holds l.mu.
 func (l *clientListener) makeRoom() bool {
 	var idle *clientConn
-	since := int64(math.MaxInt64)
+	from := int64(math.MaxInt64)
 	for c := range l.open {
-		if at := c.idleSince.Load(); at != 0 && at < since {
-			idle, since = c, at
+		if at := c.spareFrom.Load(); at != 0 && at < from {
+			idle, from = c, at
 		}
 	}
 	if idle == nil {
 		return false
 	}
-	if young := newcomerGrace - time.Since(time.Unix(0, since)); young > 0 {
+	if young := time.Until(time.Unix(0, from)); young > 0 {
 		time.AfterFunc(young, l.changed)
 		return false
+	}
+	if idle.unread() {
+		idle.idle(nextGrace)
+		return true
 	}
 	l.mu.Unlock()
 	idle.Close()
@@ -130,7 +137,7 @@ func (l *clientListener) connections() int {
 type clientConn struct {
 	net.Conn
 	listener  *clientListener
-	idleSince atomic.Int64 // when the latest request ended, or the connection began, in Unix ns; 0 while there is one
+	spareFrom atomic.Int64 // from when on it may be closed for a newer one, in Unix ns; 0 while there is a request
 	header    requestHeader
 	charged   atomic.Int64 // bytes of headerMemory
 
@@ -142,15 +149,31 @@ type clientConn struct {
 func connState(conn net.Conn, state http.ConnState) {
 	switch c := conn.(*clientConn); state {
 	case http.StateActive:
-		c.idleSince.Store(0)
+		c.spareFrom.Store(0)
 	case http.StateIdle:
 		c.forgetHeader()
 		c.header = requestHeader{}
-		c.idleSince.Store(time.Now().UnixNano())
+		c.idle(nextGrace)
 		if c.listener.full.Load() {
 			c.listener.changed()
 		}
 	}
+}
+
+// idle says that no request is on c, which may come within the grace.
+func (c *clientConn) idle(grace time.Duration) { c.spareFrom.Store(time.Now().Add(grace).UnixNano()) }
+
+// unread reports whether the client has sent something that nobody has come to read yet.
+func (c *clientConn) unread() (yes bool) {
+	if socket, ok := c.Conn.(syscall.Conn); ok {
+		if raw, err := socket.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) {
+				n, _, _ := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+				yes = n > 0
+			})
+		}
+	}
+	return yes
 }
 
 // Close implements net.Conn.
@@ -198,7 +221,7 @@ type requestHeader struct {
 func (c *clientConn) Read(p []byte) (n int, err error) {
 	h := &c.header
 	switch {
-	case c.idleSince.Load() == 0:
+	case c.spareFrom.Load() == 0:
 		return c.Conn.Read(p)
 	case h.tooMany:
 		return fill(p), nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -86,4 +87,106 @@ func TestOneLookupPerConnection(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestConnectionsAreBounded: when they are full, the one that has had no request for the longest time is closed for a newer one;
+// when all have one, clients wait, and take turns.
+func TestConnectionsAreBounded(t *testing.T) {
+	const get = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+	inBubble(t, "idle ones make room", func(t *testing.T) {
+		r := newRig(t, "", echo)
+		var idle []*rawConnection
+		for range rigConnections {
+			idle = append(idle, r.dialRaw())
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(firstGrace)
+		idle[0].send(get)
+		if got := idle[0].answer(); got.status != 200 {
+			t.Fatalf("%+v", got)
+		}
+		newest := r.dialRaw()
+		go newest.send(get)
+		if got := newest.answer(); got.status != 200 || got.took != 0 {
+			t.Errorf("a new client got %d after %v, want 200 at once", got.status, got.took)
+		}
+		if err := idle[1].send(get); err == nil {
+			t.Error("the connection that was idle longest is still open")
+		}
+		if err := idle[2].send(get); err != nil {
+			t.Errorf("another one is closed: %v", err)
+		}
+		if n := r.clients.connections(); n != rigConnections {
+			t.Errorf("%d connections are open, want %d", n, rigConnections)
+		}
+		for _, c := range append(idle, newest) {
+			c.Close()
+		}
+	})
+	inBubble(t, "busy ones do not", func(t *testing.T) {
+		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { time.Sleep(50 * time.Second) })
+		var wg sync.WaitGroup
+		var late atomic.Int32
+		for range 2 * rigConnections {
+			wg.Go(func() {
+				c := r.dialRaw()
+				defer c.Close()
+				go c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+				if got := c.answer(); got.status != 200 {
+					t.Errorf("%+v", got)
+				} else if got.took > 50*time.Second {
+					late.Add(1)
+					if got.took > 100*time.Second+nextGrace {
+						t.Errorf("an answer took %v", got.took)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if late.Load() > rigConnections {
+			t.Errorf("%d clients waited, want %d", late.Load(), rigConnections)
+		}
+	})
+}
+
+// TestHeaderBounds: the time and the size of what comes before a request's body.
+func TestHeaderBounds(t *testing.T) {
+	const get, end = "GET /livez HTTP/1.1\r\nHost: x\r\n", "\r\n"
+	fields := func(n int) string { return strings.Repeat("a: b\r\n", n) }
+	for _, row := range []struct {
+		name   string
+		sent   []string      // and a pause after each
+		pause  time.Duration // longer than a moment
+		status int           // 0: closed without an answer
+	}{
+		{name: "a request after 29 s", sent: []string{"", get + end}, pause: 29 * time.Second, status: 200},
+		{name: "nothing for 31 s", sent: []string{"", get + end}, pause: 31 * time.Second},
+		{name: "headers within 9 s", sent: []string{get, end}, pause: 9 * time.Second, status: 200},
+		{name: "headers that take 11 s", sent: []string{get, end}, pause: 11 * time.Second},
+		{name: "256 fields", sent: []string{get + fields(255) + end}, status: 200},
+		{name: "257 fields", sent: []string{get + fields(256) + end}, status: 431},
+		{name: "many fields, and no end", sent: []string{get + fields(5000)}, status: 431},
+		{name: "60 KiB", sent: []string{get + "a: " + strings.Repeat("x", 60<<10) + "\r\n" + end}, status: 200},
+		{name: "over 64 KiB", sent: []string{get + "a: " + strings.Repeat("x", 70<<10) + "\r\n" + end}, status: 431},
+	} {
+		inBubble(t, row.name, func(t *testing.T) {
+			r := newRig(t, "", echo)
+			c := r.dialRaw()
+			defer c.Close()
+			go func() {
+				for _, text := range row.sent {
+					c.send(text)
+					time.Sleep(row.pause)
+				}
+			}()
+			if got := c.answer(); got.status != row.status {
+				t.Errorf("%+v, want %d", got, row.status)
+			}
+			c.Close()
+			synctest.Wait()
+			if taken, _ := r.clients.headers.load(); taken != 0 {
+				t.Errorf("%d bytes are still charged for headers", taken)
+			}
+		})
+	}
 }

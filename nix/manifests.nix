@@ -51,6 +51,7 @@ let
       timeout_retries = 2;
       honor_client_timeout = true;
       connect_timeout_secs = 5;
+      health_addr = "";
       max_connections = 1000;
       max_body_mb = 10;
       body_memory_mb = 48;

@@ -65,7 +65,7 @@ func wallClockSteps(s *scene) {
 	s.launch(proxytest.Options{
 		Binary: s.steppable(),
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", p.server()},
-		Config: "[proxy]\ntimeout_secs = 3\nmax_connections = 3\n",
+		Config: "[proxy]\ntimeout_secs = 3\nmax_connections = 3\nmax_body_mb = 2\n",
 	})
 	streaming, waiting := s.stream(), s.patiently("waiting")
 	body, rest := io.Pipe()

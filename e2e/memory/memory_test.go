@@ -1,0 +1,68 @@
+//go:build vm
+
+package memory
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// upload is a request with a body of n bytes, as text.
+func upload(path string, n int) string {
+	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, n, strings.Repeat("x", n))
+}
+
+// answered reads an answer and checks its status.
+func answered(conn net.Conn, status int) error {
+	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
+		return fmt.Errorf("%d, %v; want %d", resp.StatusCode, err, status)
+	}
+	return nil
+}
+
+// TestManyFields: 600 complete requests of 11,000 short header lines.
+func TestManyFields(t *testing.T) {
+	b := newBox(t)
+	b.all(600, func(int) error {
+		conn, err := b.dialSend("GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n")
+		if conn == nil {
+			return err
+		}
+		defer conn.Close()
+		return answered(conn, 431)
+	})
+}
+
+// TestStillReaders: of answers of 8 MiB.
+func TestStillReaders(t *testing.T) {
+	b := newBox(t)
+	const readers = 50
+	var answers []net.Conn
+	for range readers {
+		conn, err := b.dialSend("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n")
+		b.must(err)
+		defer conn.Close()
+		conn.(*net.TCPConn).SetReadBuffer(16 << 10)
+		answers = append(answers, conn)
+	}
+	time.Sleep(20 * time.Second)
+	b.Logf("%d MiB", b.memory("current")/mib)
+	b.all(len(answers), func(i int) error { return answered(answers[i], 200) })
+}
+
+// TestLargeResponseHeaders: 100 answers at once with 200 KiB of headers.
+func TestLargeResponseHeaders(t *testing.T) {
+	b := newBox(t)
+	b.all(100, func(int) error { return b.post(b.client(), headers, 10) })
+}
