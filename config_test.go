@@ -14,7 +14,7 @@ import (
 
 // settings sets every key to something else than its default.
 const settings = "[tailscale]\nhostname = \"h\"\nsocket = \"/s\"\n[proxy]\nlisten_addr = \"[::1]:0\"\nupstream_url = \"http://localhost:81/a%2Fb/\"\ntimeout_secs = 1\n" +
-	"timeout_retries = 3\nhonor_client_timeout = false\nconnect_timeout_secs = 4\nmax_connections = 5\nmax_body_mb = 6\nbody_memory_mb = 7\ndrain_timeout_secs = 8\n" +
+	"timeout_retries = 3\nhonor_client_timeout = false\nconnect_timeout_secs = 4\nhealth_addr = \":8081\"\nmax_connections = 5\nmax_body_mb = 6\nbody_memory_mb = 7\ndrain_timeout_secs = 8\n" +
 	"require_tailnet = true\n[[headers]]\nname = \"anthropic-BETA\"\nvalue = \"a, b\"\n[[headers]]\nname = \"x-thing\"\nvalue = \"1, 2\"\n"
 
 // TestConfig: the runbook's and the specification's defaults, and each key has its field.
@@ -27,7 +27,7 @@ func TestConfig(t *testing.T) {
 			headers: []header{{"Anthropic-Beta", []string{"oauth-2025-04-20"}}},
 		},
 		settings: {
-			hostname: "h", socket: "/s", listenAddr: "[::1]:0", upstream: &url.URL{Scheme: "http", Host: "localhost:81", Path: "/a/b", RawPath: "/a%2Fb"},
+			hostname: "h", socket: "/s", healthAddr: ":8081", listenAddr: "[::1]:0", upstream: &url.URL{Scheme: "http", Host: "localhost:81", Path: "/a/b", RawPath: "/a%2Fb"},
 			timeout: time.Second, timeoutRetries: 3, connectTimeout: 4 * time.Second, maxConnections: 5,
 			maxBody: 6 << 20, bodyMemory: 7 << 20, drainTimeout: 8 * time.Second, requireTailnet: true,
 			headers: []header{{"Anthropic-Beta", []string{"a", "b"}}, {"X-Thing", []string{"1, 2"}}},
@@ -108,6 +108,7 @@ func TestConfigRefused(t *testing.T) {
 			`the upstream "x"` + notAbsolute, `proxy.listen_addr "8080"` + noPort, "3:16: proxy.timeout_secs must be a whole number from 1 to 3600"}},
 
 		{text: "proxy.listen_addr = 'localhost'", want: []string{`1:21: proxy.listen_addr "localhost"` + noPort}},
+		{text: "proxy.health_addr = '8081'", want: []string{`1:21: proxy.health_addr "8081"` + noPort}},
 		{text: "proxy.listen_addr = ':http'", want: []string{`1:21: proxy.listen_addr ":http"` + noPort}},
 		{text: "proxy.listen_addr = ':65536'", want: []string{`1:21: proxy.listen_addr ":65536"` + noPort}},
 		{text: "proxy.upstream_url = ''", want: []string{`1:22: the upstream ""` + notAbsolute}},

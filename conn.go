@@ -27,19 +27,16 @@ const (
 	receiveBuffer = 16 << 10
 )
 
-// A connection without a request is closed for a newer one when there are too many, but not before a client had time to
-// send one: a first one, or the next.
-const (
-	firstGrace = time.Second
-	nextGrace  = 2 * time.Second
-)
+// idleGrace is how long a connection has no request, at least, before it is closed for a newer one.
+const idleGrace = time.Second
 
 // clientListener accepts the connections of clients, limit at once. When they are full, the one that has had no request for
 // the longest time is closed for each that comes. When all have one, clients wait in the kernel.
 type clientListener struct {
 	net.Listener
 	limit   int
-	headers *gate // bytes of large request headers
+	headers *gate     // bytes of large request headers
+	start   time.Time // a wall clock that is set makes nobody older
 
 	mu     sync.Mutex
 	open   map[*clientConn]struct{}
@@ -50,7 +47,7 @@ type clientListener struct {
 
 // newClientListener returns a listener for at most limit connections.
 func newClientListener(from net.Listener, limit int) *clientListener {
-	l := &clientListener{Listener: from, limit: limit, headers: newGate(headerMemory), open: map[*clientConn]struct{}{}}
+	l := &clientListener{Listener: from, limit: limit, headers: newGate(headerMemory), start: time.Now(), open: map[*clientConn]struct{}{}}
 	l.change.L = &l.mu
 	return l
 }
@@ -78,7 +75,7 @@ func (l *clientListener) Accept() (net.Conn, error) {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	c.idle(firstGrace)
+	c.idle()
 	l.open[c] = struct{}{}
 	return c, nil
 }
@@ -87,21 +84,21 @@ func (l *clientListener) Accept() (net.Conn, error) {
 // changes if there is one later. The caller holds l.mu.
 func (l *clientListener) makeRoom() bool {
 	var idle *clientConn
-	from := int64(math.MaxInt64)
+	since := time.Duration(math.MaxInt64)
 	for c := range l.open {
-		if at := c.spareFrom.Load(); at != 0 && at < from {
-			idle, from = c, at
+		if at := time.Duration(c.idleSince.Load()); at != busy && at < since {
+			idle, since = c, at
 		}
 	}
 	if idle == nil {
 		return false
 	}
-	if young := time.Until(time.Unix(0, from)); young > 0 {
+	if young := since + idleGrace - time.Since(l.start); young > 0 {
 		time.AfterFunc(young, l.changed)
 		return false
 	}
 	if idle.unread() {
-		idle.idle(nextGrace)
+		idle.idle()
 		return true
 	}
 	l.mu.Unlock()
@@ -137,7 +134,7 @@ func (l *clientListener) connections() int {
 type clientConn struct {
 	net.Conn
 	listener  *clientListener
-	spareFrom atomic.Int64 // from when on it may be closed for a newer one, in Unix ns; 0 while there is a request
+	idleSince atomic.Int64 // when the latest request ended, after listener.start; busy while there is one
 	header    requestHeader
 	charged   atomic.Int64 // bytes of headerMemory
 
@@ -145,23 +142,25 @@ type clientConn struct {
 	latest *lookup // of the caller; nil before the first
 }
 
+const busy = -1
+
 // connState is an http.Server's.
 func connState(conn net.Conn, state http.ConnState) {
 	switch c := conn.(*clientConn); state {
 	case http.StateActive:
-		c.spareFrom.Store(0)
+		c.idleSince.Store(busy)
 	case http.StateIdle:
 		c.forgetHeader()
 		c.header = requestHeader{}
-		c.idle(nextGrace)
+		c.idle()
 		if c.listener.full.Load() {
 			c.listener.changed()
 		}
 	}
 }
 
-// idle says that no request is on c, which may come within the grace.
-func (c *clientConn) idle(grace time.Duration) { c.spareFrom.Store(time.Now().Add(grace).UnixNano()) }
+// idle says that there is no request on c from now on.
+func (c *clientConn) idle() { c.idleSince.Store(int64(time.Since(c.listener.start))) }
 
 // unread reports whether the client has sent something that nobody has come to read yet.
 func (c *clientConn) unread() (yes bool) {
@@ -221,7 +220,7 @@ type requestHeader struct {
 func (c *clientConn) Read(p []byte) (n int, err error) {
 	h := &c.header
 	switch {
-	case c.spareFrom.Load() == 0:
+	case c.idleSince.Load() == busy:
 		return c.Conn.Read(p)
 	case h.tooMany:
 		return fill(p), nil

@@ -80,5 +80,17 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 		if waited := time.Since(stalled.start); waited > 2*time.Second {
 			t.Errorf("its connection was closed only after %v", waited)
 		}
+		for r.clients.connections() < rigConnections {
+			go r.dialRaw().send("POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+			synctest.Wait()
+		}
+		r.front = r.probes
+		for path, status := range map[string]int{"/livez": 200, "/health": 200, "/metrics": 200, "/v1/messages": 404} {
+			probe := r.dialRaw()
+			go probe.send("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n")
+			if got := probe.answer(); got.status != status || got.took != 0 {
+				t.Errorf("%s on health_addr: %+v", path, got)
+			}
+		}
 	})
 }

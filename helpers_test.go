@@ -156,6 +156,7 @@ type rig struct {
 	t       *testing.T
 	log     logRecorder
 	front   *pipeListener
+	probes  *pipeListener // of health_addr
 	client  *http.Transport
 	pool    *pool
 	signals chan os.Signal
@@ -172,11 +173,11 @@ const rigConnections = 20
 // newRig starts a process with the given lines in its [proxy] table, in front of an upstream that is a real http.Server.
 func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	t.Helper()
-	r := &rig{t: t, front: newPipeListener(), signals: make(chan os.Signal, 2), done: make(chan struct{})}
+	r := &rig{t: t, front: newPipeListener(), probes: newPipeListener(), signals: make(chan os.Signal, 2), done: make(chan struct{})}
 	cfg := testConfig(t, "[proxy]\nupstream_url = \"http://127.0.0.1:1\"\n"+settings, overrides{local: true})
 	log, lines := newLogger(&r.log, levelTrace)
 	r.log.flush = func() { lines.flush(time.Minute) }
-	r.life = newLife(cfg, []net.Listener{r.front}, rigConnections, log, lines)
+	r.life = newLife(cfg, []net.Listener{r.front, r.probes}, rigConnections, log, lines)
 	r.client = &http.Transport{DialContext: r.front.dial, DisableCompression: true}
 	r.pool = r.proxy.upstream.pool
 

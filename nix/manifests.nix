@@ -39,7 +39,7 @@ let
   stateDir = "/var/lib/tailscale";
 
   # Every key that the file may hold, so that whoever edits the ConfigMap finds it there. All but
-  # the last are the program's own defaults.
+  # body_memory_mb and require_tailnet are the program's own defaults.
   defaultConfig = {
     tailscale = {
       inherit hostname socket;
@@ -54,7 +54,9 @@ let
       health_addr = "";
       max_connections = 1000;
       max_body_mb = 10;
-      body_memory_mb = 48;
+      # Of 128Mi. A connection of a client takes 36 KiB of GOMEMLIMIT beside this, and the program accepts as many
+      # as that leaves: 1080, enough for max_connections.
+      body_memory_mb = 32;
       drain_timeout_secs = 5;
       # Loopback is no trust boundary in a pod, nor is the cluster's network: only callers that
       # tailscaled knows are served.

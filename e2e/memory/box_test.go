@@ -68,7 +68,7 @@ func newBox(t *testing.T) *box {
 	b.Proxy = proxytest.Launch(t, proxytest.Options{
 		Binary: boxed,
 		Args:   []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
-		Config: os.Getenv("MEMORY_TEST_CONFIG") + fmt.Sprintf("[proxy]\nhealth_addr = %q\n", b.health),
+		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 32\nhealth_addr = %q\n", b.health),
 		Env:    []string{"PATH=/bin", "SSL_CERT_FILE=/tmp/ca.pem", "GOMEMLIMIT=102MiB", "GOMAXPROCS=1", "LOG_LEVEL=warn"}, // but for the last as in k8s/deployment.yaml
 	})
 	b.must(b.WaitListening(patience))

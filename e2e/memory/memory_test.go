@@ -31,6 +31,46 @@ func answered(conn net.Conn, status int) error {
 	return nil
 }
 
+// TestClosedLoop: 1,000 clients with bodies of 50 KB, three each, one after the other.
+func TestClosedLoop(t *testing.T) {
+	b := newBox(t)
+	b.all(1000, func(int) error {
+		client := b.client()
+		for range 3 {
+			if err := b.post(client, count, 50_000); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// TestUploads: 1,000 at once, of half a MiB, and some of the largest.
+func TestUploads(t *testing.T) {
+	b := newBox(t)
+	b.all(1000, func(i int) error {
+		n := mib / 2
+		if i%50 == 0 {
+			n = 10 * mib
+		}
+		return b.post(b.client(), count, n)
+	})
+}
+
+// TestQueued: 3,000 requests of 50 KB behind slow answers.
+func TestQueued(t *testing.T) {
+	b := newBox(t)
+	time.AfterFunc(20*time.Second, b.release)
+	b.all(3000, func(int) error {
+		conn, err := b.dialSend(fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n%s", held, strings.Repeat("x", 50_000)))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return answered(conn, 200)
+	})
+}
+
 // TestManyFields: 600 complete requests of 11,000 short header lines.
 func TestManyFields(t *testing.T) {
 	b := newBox(t)
