@@ -35,21 +35,17 @@ type box struct {
 	*proxytest.Proxy
 	group  string
 	health string // address of its own endpoints
-	hold   chan struct{}
-	once   sync.Once
 }
 
 // The API's paths.
 const (
 	count   = "/count"   // answers with the size of the body
-	held    = "/held"    // likewise, once release is called
 	large   = "/large"   // 8 MiB
-	events  = "/events"  // an event each second until release is called, then "done"
 	headers = "/headers" // 200 KiB of headers
 )
 
 func newBox(t *testing.T) *box {
-	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name()), health: "127.0.0.1:8081", hold: make(chan struct{})}
+	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name()), health: "127.0.0.1:8081"}
 	ca, err := testca.New()
 	b.must(err)
 	certificate, err := ca.Certificate(nil)
@@ -58,7 +54,6 @@ func newBox(t *testing.T) *box {
 	up.EnableHTTP2, up.TLS = true, &tls.Config{Certificates: []tls.Certificate{certificate}}
 	up.StartTLS()
 	t.Cleanup(up.Close)
-	t.Cleanup(b.release)
 
 	b.must(os.Mkdir(b.group, 0o755))
 	b.must(os.WriteFile(b.group+"/memory.max", []byte("128M"), 0))
@@ -88,39 +83,15 @@ func (b *box) must(err error) {
 	}
 }
 
-// release has the API answer what it holds.
-func (b *box) release() { b.once.Do(func() { close(b.hold) }) }
-
 // api is the upstream.
 func (b *box) api(w http.ResponseWriter, r *http.Request) {
 	n, err := io.Copy(io.Discard, r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	wait := func(d time.Duration) (goOn bool) {
-		select {
-		case <-b.hold:
-		case <-r.Context().Done():
-		case <-time.After(d):
-			return true
-		}
-		return false
-	}
 	switch r.URL.Path {
-	case held:
-		wait(time.Hour)
 	case large:
 		io.CopyN(w, zeros{}, 8*mib)
-		return
-	case events:
-		for flush := http.NewResponseController(w); ; {
-			fmt.Fprint(w, "data: x\n\n")
-			flush.Flush()
-			if !wait(time.Second) {
-				break
-			}
-		}
-		fmt.Fprint(w, "data: done\n\n")
 		return
 	case headers:
 		for i := range 20 {

@@ -13,11 +13,6 @@ import (
 	"time"
 )
 
-// upload is a request with a body of n bytes, as text.
-func upload(path string, n int) string {
-	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, n, strings.Repeat("x", n))
-}
-
 // answered reads an answer and checks its status.
 func answered(conn net.Conn, status int) error {
 	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
@@ -54,20 +49,6 @@ func TestUploads(t *testing.T) {
 			n = 10 * mib
 		}
 		return b.post(b.client(), count, n)
-	})
-}
-
-// TestQueued: 3,000 requests of 50 KB behind slow answers.
-func TestQueued(t *testing.T) {
-	b := newBox(t)
-	time.AfterFunc(20*time.Second, b.release)
-	b.all(3000, func(int) error {
-		conn, err := b.dialSend(fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n%s", held, strings.Repeat("x", 50_000)))
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		return answered(conn, 200)
 	})
 }
 
