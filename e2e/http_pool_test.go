@@ -82,9 +82,10 @@ func TestDepartures(t *testing.T) {
 func TestUnreadUploads(t *testing.T) {
 	t.Parallel()
 	const unread, size = 6, 2 << 20
-	read := make(chan struct{})
+	begun, read := make(chan struct{}, unread), make(chan struct{})
 	up := upstream(t, fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/unread" {
+			begun <- struct{}{}
 			<-read
 		}
 		io.Copy(io.Discard, r.Body)
@@ -94,7 +95,9 @@ func TestUnreadUploads(t *testing.T) {
 	for range unread {
 		answers = append(answers, inBackground(t, newRequest(t, "POST", p.URL()+"/unread", zeros(size))))
 	}
-	waitMetric(t, p, unread*size, "proxy_buffered_body_bytes")
+	for range unread { // the proxy has all of a body before it begins to send it
+		<-begun
+	}
 	time.Sleep(1200 * time.Millisecond) // a connection on which a body stands still for a second takes no more
 	start := time.Now()
 	a := roundTrip(t, client(t), newRequest(t, "POST", p.URL()+"/v1/messages", zeros(size)))
