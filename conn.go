@@ -22,9 +22,11 @@ const (
 	// this grows to 4 MiB; and as a writer is woken only when a third of it is free, a client that reads slowly seems to
 	// have stopped. Answers of 10 MiB take a tenth longer for it, others do not.
 	sendBuffer = 64 << 10
-	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes. It also bounds what can be
-	// under way: enough over loopback, where a sidecar's connections come from.
-	receiveBuffer = 16 << 10
+	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
+	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer.
+	receiveBuffer      = 16 << 10
+	largeReceiveBuffer = 128 << 10
+	largeBody          = 1 << 20
 )
 
 // idleGrace is how long a connection has no request, at least, before it is closed for a newer one.
@@ -161,6 +163,22 @@ func connState(conn net.Conn, state http.ConnState) {
 
 // idle says that there is no request on c from now on.
 func (c *clientConn) idle() { c.idleSince.Store(int64(time.Since(c.listener.start))) }
+
+// widen has the kernel take more of a large body at a time.
+func (c *clientConn) widen() {
+	const windowClamp = 10 // linux/tcp.h
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && runtime.GOOS == "linux" && underMemoryLimit() {
+		tcp.SetReadBuffer(largeReceiveBuffer)
+		if raw, err := tcp.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) {
+				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, windowClamp, largeReceiveBuffer)
+			})
+		}
+	}
+}
+
+// underMemoryLimit reports whether the environment sets a limit of memory, as containers do.
+func underMemoryLimit() bool { return os.Getenv("GOMEMLIMIT") != "" }
 
 // unread reports whether the client has sent something that nobody has come to read yet.
 func (c *clientConn) unread() (yes bool) {

@@ -224,7 +224,7 @@ func tuneMemory(cfg *config) (connections int) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
+	if !underMemoryLimit() {
 		debug.SetMemoryLimit(memoryAtRest + cfg.bodyMemory + cfg.maxConnections*memoryPerRequest)
 	}
 	return int(max(fewestConnections, (debug.SetMemoryLimit(-1)-memoryAtRest-cfg.bodyMemory)/memoryPerConnection))
@@ -234,7 +234,7 @@ func tuneMemory(cfg *config) (connections int) {
 // Under a memory limit that was given, connections get small receive buffers.
 func listen(addrs ...string) (listeners []net.Listener, err error) {
 	var buffers net.ListenConfig
-	if os.Getenv("GOMEMLIMIT") != "" {
+	if underMemoryLimit() {
 		buffers.Control = func(_, _ string, socket syscall.RawConn) error {
 			return socket.Control(func(fd uintptr) { // connections inherit it
 				syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)

@@ -241,6 +241,9 @@ func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 	if err := p.waitInLine(x, p.bodies.budget, n, false); err != nil {
 		return nil, err
 	}
+	if n >= largeBody {
+		x.conn.widen()
+	}
 	body, err := p.bodies.read(bodySource{
 		Request: x.r,
 		conn:    x.conn,
