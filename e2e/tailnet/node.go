@@ -91,6 +91,9 @@ func (n *Node) environ() []string {
 		"TS_ASSUME_NETWORK_UP_FOR_TEST=1", // or a machine without a network never logs in
 		"TS_PANIC_IF_HIT_MAIN_CONTROL=1",
 		"TS_DISABLE_PORTMAPPER=1",
+		// 1.102 writes the map when the home relay changes, whatever control allows, and would
+		// come back Running from it: whether it had found its relay by then is chance.
+		"TS_USE_CACHED_NETMAP=false",
 		"TS_NETCHECK_GENERATE_204_URL=" + n.tailnet.Control.URL + "/generate_204",
 		"HTTP_PROXY=" + n.tailnet.trap.url,
 		"HTTPS_PROXY=" + n.tailnet.trap.url,
