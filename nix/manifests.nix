@@ -39,7 +39,7 @@ let
   stateDir = "/var/lib/tailscale";
 
   # Every key that the file may hold, so that whoever edits the ConfigMap finds it there. All but
-  # body_memory_mb and require_tailnet are the program's own defaults.
+  # body_memory_mb, health_addr and require_tailnet are the program's own defaults.
   defaultConfig = {
     tailscale = {
       inherit hostname socket;
@@ -51,7 +51,8 @@ let
       timeout_retries = 2;
       honor_client_timeout = true;
       connect_timeout_secs = 5;
-      health_addr = "";
+      # A pod that is busy on the other port is still alive: probes and scrapes come here.
+      health_addr = "0.0.0.0:8081";
       max_connections = 1000;
       max_body_mb = 10;
       # Of 128Mi. A connection of a client takes 36 KiB of GOMEMLIMIT beside this, and the program accepts as many
@@ -70,7 +71,14 @@ let
     ];
   };
   settings = lib.recursiveUpdate defaultConfig config;
-  port = portOf settings.proxy.listen_addr;
+  # The ports, and which of them has probes and scrapes.
+  ports = {
+    http = portOf settings.proxy.listen_addr;
+  }
+  // lib.optionalAttrs (settings.proxy.health_addr != "") {
+    health = portOf settings.proxy.health_addr;
+  };
+  healthPort = if ports ? health then "health" else "http";
 
   defaultResources = {
     proxy = {
@@ -191,6 +199,13 @@ let
     serviceAccountName = name;
     automountServiceAccountToken = false;
     enableServiceLinks = false;
+    # Kubernetes would have each dial ask for the API's name under every search domain first (ndots: 5). And Go waits
+    # 5 s for an answer that got lost, which is all that connect_timeout_secs grants.
+    dnsConfig.options = nameValues {
+      ndots = "1";
+      timeout = "2";
+      attempts = "3";
+    };
     terminationGracePeriodSeconds = gracePeriodSecs;
     securityContext = {
       runAsNonRoot = true;
@@ -229,17 +244,12 @@ let
   proxy = {
     name = "proxy";
     inherit image imagePullPolicy;
-    env = environment {
+    env = nameValues {
       LOG_LEVEL = logLevel;
       GOMEMLIMIT = proxyMemoryLimit;
       GOMAXPROCS = goMaxProcs "proxy";
     };
-    ports = [
-      {
-        name = "http";
-        containerPort = port;
-      }
-    ];
+    ports = lib.mapAttrsToList (name: containerPort: { inherit name containerPort; }) ports;
     # Once a second while starting, since nothing serves before it passes.
     startupProbe = httpGet "/health" // {
       periodSeconds = 1;
@@ -296,7 +306,7 @@ let
         };
       }
     ]
-    ++ environment {
+    ++ nameValues {
       TS_HOSTNAME = hostname;
       TS_SOCKET = socket;
       # Below the mount: the daemon sets the mode of its directory, and the mount's root is not its
@@ -310,6 +320,9 @@ let
       TS_ACCEPT_DNS = "false";
       # No NET_ADMIN, no tun device.
       TS_USERSPACE = "true";
+      # The daemon acknowledges what comes for a client that has vanished, and would notice after four minutes. So, within one.
+      TS_NETSTACK_KEEPALIVE_IDLE = "15s";
+      TS_NETSTACK_KEEPALIVE_INTERVAL = "5s";
       GOMEMLIMIT = goMemoryLimit "tailscaled";
       GOMAXPROCS = goMaxProcs "tailscaled";
     };
@@ -347,7 +360,7 @@ let
           ports = [
             {
               protocol = "TCP";
-              port = "http";
+              port = healthPort;
             }
           ];
         }
@@ -392,6 +405,7 @@ let
       labels
       selector
       runbookUrl
+      healthPort
       ;
     memoryLimitMi = mebibytes sizes.proxy.limits.memory;
   };
@@ -399,13 +413,13 @@ let
   httpGet = path: {
     httpGet = {
       inherit path;
-      port = "http";
+      port = healthPort;
     };
   };
 
   # An empty value is left out, which means the same: the API server drops it, and `kubectl apply` would
   # forever find a difference.
-  environment = lib.mapAttrsToList (
+  nameValues = lib.mapAttrsToList (
     name: value: { inherit name; } // lib.optionalAttrs (value != "") { inherit value; }
   );
 
@@ -415,7 +429,7 @@ let
       parts = builtins.match ".*:([0-9]+)" address;
     in
     if parts == null then
-      throw "listen_addr = ${address}: no port in it"
+      throw "${address}: no port in it"
     else
       lib.toInt (builtins.head parts);
 
@@ -483,7 +497,7 @@ let
     "configmap.yaml" = file [
       "README.md explains the keys. After an edit here: kubectl apply -k ${folder}, then"
       "kubectl -n ${namespace} rollout restart ${workload}."
-      "drain_timeout_secs and the port are also in the pod: change those in nix/manifests.nix."
+      "drain_timeout_secs and the ports are also in the pod: change those in nix/manifests.nix."
     ] configMap;
     "networkpolicy.yaml" = file [
       "In: Prometheus, from the namespace ${prometheusNamespace}. Out: DNS, HTTPS, HTTP, and UDP for WireGuard."

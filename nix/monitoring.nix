@@ -12,6 +12,8 @@
   memoryLimitMi,
   # Where RUNBOOK.md can be read.
   runbookUrl,
+  # The name of the port with /metrics.
+  healthPort,
 }:
 let
   metadata = {
@@ -28,7 +30,7 @@ let
       selector.matchLabels = selector;
       podMetricsEndpoints = [
         {
-          port = "http";
+          port = healthPort;
           path = "/metrics";
           interval = "15s";
           # A 503 of /health is no reason: while the tailnet is away, /metrics tells.

@@ -70,6 +70,9 @@ func (p *pod) ready() bool {
 // url is the way past the tailnet: the pod's own address in the cluster.
 func (p *pod) url(path string) string { return "http://" + p.Status.PodIP + ":8080" + path }
 
+// own is the way to the proxy's own endpoints, as probes and scrapes take it.
+func (p *pod) own(path string) string { return "http://" + p.Status.PodIP + ":8081" + path }
+
 // pods returns the Deployment's pods, those that end included.
 func (k *kube) pods(ctx context.Context) ([]pod, error) {
 	var list struct{ Items []pod }

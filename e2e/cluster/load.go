@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,18 +29,18 @@ type memory struct{ rss, limit int64 }
 
 func (m memory) String() string { return fmt.Sprintf("RSS at most %d of %d MiB", m.rss, m.limit) }
 
-// peak reads the largest RSS so far of the proxy's process, and fails if the
-// container was restarted, by the kernel's OOM killer or otherwise.
-func (w *world) peak(ctx context.Context, before *pod) (memory, error) {
+// peak reads the largest RSS so far of a container's process, and fails if it
+// was restarted since before, by the kernel's OOM killer or otherwise.
+func (w *world) peak(ctx context.Context, before *pod, container, program string) (memory, error) {
 	p, err := w.kube.pod(ctx)
 	if err != nil {
 		return memory{}, err
 	}
-	s := p.status("proxy")
-	if p.UID != before.UID || s.RestartCount != 0 {
-		return memory{}, fmt.Errorf("the proxy was restarted: %+v", s.LastTerminationState.Terminated)
+	s := p.status(container)
+	if p.UID != before.UID || s.RestartCount != before.status(container).RestartCount {
+		return memory{}, fmt.Errorf("%s was restarted: %+v", container, s.LastTerminationState.Terminated)
 	}
-	pid, err := process(p, "proxy", "anthropic-oauth-proxy")
+	pid, err := process(p, container, program)
 	if err != nil {
 		return memory{}, err
 	}
@@ -53,8 +54,12 @@ func (w *world) peak(ctx context.Context, before *pod) (memory, error) {
 		return memory{}, fmt.Errorf("no VmHWM in %s", status)
 	}
 	kib, err := strconv.ParseInt(fields[1], 10, 64)
-	limit := p.Spec.Containers[0].Resources.Limits.Memory().Value() >> 20
-	return memory{kib >> 10, limit}, err
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if c.Name == container {
+			return memory{kib >> 10, c.Resources.Limits.Memory().Value() >> 20}, err
+		}
+	}
+	return memory{}, fmt.Errorf("no container %s", container)
 }
 
 // herd runs n calls of one at a time each, at once, and returns the first few errors.
@@ -110,7 +115,7 @@ func thousandStreams(ctx context.Context, w *world) (string, error) {
 	if err != nil {
 		return "", w.healed(ctx, err)
 	}
-	used, err := w.peak(ctx, p)
+	used, err := w.peak(ctx, p, "proxy", name)
 	return fmt.Sprintf("%d streams open at once, all complete after %.1f s; %v", streams, time.Since(start).Seconds(), used), err
 }
 
@@ -164,7 +169,7 @@ func manyUploads(ctx context.Context, w *world) (string, error) {
 	if most == 0 {
 		err = errors.Join(err, errors.New("proxy_requests_queued stayed 0: the budget was not used up"))
 	}
-	used, peakErr := w.peak(ctx, p)
+	used, peakErr := w.peak(ctx, p, "proxy", name)
 	err = errors.Join(err, peakErr)
 	return fmt.Sprintf("%d uploads of 10 MiB at once took %.1f s, up to %d queued; %v", uploads, took.Seconds(), most, used), w.healed(ctx, err)
 }
@@ -201,7 +206,7 @@ func mostQueued(p *pod) (stop func() int) {
 	go func() {
 		most := 0
 		for pause(ctx, 100*time.Millisecond) {
-			_, metrics, err := get(ctx, p.url("/metrics"))
+			_, metrics, err := get(ctx, p.own("/metrics"))
 			if err != nil {
 				continue // the next one may be in time
 			}
@@ -237,15 +242,36 @@ func tailnetLoad(ctx context.Context, w *world) (string, error) {
 		}
 		return nil
 	})
-	rate := clients * each / time.Since(start).Seconds()
+	return fmt.Sprintf("%d clients: %.0f requests per second", clients, clients*each/time.Since(start).Seconds()), err
+}
+
+// tailnetUploads keeps many uploads under way over the tailnet: the sidecar buffers what it forwards.
+func tailnetUploads(ctx context.Context, w *world) (string, error) {
+	const clients, size = 50, 5_000_000
+	base, err := w.tailnetURL(ctx)
+	if err != nil {
+		return "", err
+	}
+	before, err := w.kube.pod(ctx)
 	if err != nil {
 		return "", err
 	}
 	w.upstream.Handle(http.HandlerFunc(counting))
 	defer w.upstream.Handle(nil)
-	start = time.Now()
-	if err := upload(ctx, w.client, base, bytes.Repeat([]byte("x"), 10<<20)); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%d clients: %.0f requests per second; an upload: %.0f MB/s", clients, rate, 10.48576/time.Since(start).Seconds()), nil
+	body := bytes.Repeat([]byte("x"), size)
+	start, uploads := time.Now(), atomic.Int64{}
+	err = herd(clients, func(int) error {
+		for time.Since(start) < time.Minute {
+			if err := upload(ctx, w.client, base, body); err != nil {
+				return err
+			}
+			uploads.Add(1)
+		}
+		return nil
+	})
+	took := time.Since(start).Seconds()
+	sidecar, peakErr := w.peak(ctx, before, "tailscaled", "tailscaled")
+	used, proxyErr := w.peak(ctx, before, "proxy", name)
+	return fmt.Sprintf("%d uploads in %.0f s: %.1f MB/s; tailscaled: %v; proxy: %v", uploads.Load(), took, float64(uploads.Load()*size)/took/1e6, sidecar, used),
+		errors.Join(err, peakErr, proxyErr)
 }

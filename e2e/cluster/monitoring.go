@@ -45,7 +45,7 @@ func (d discovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, p := range pods {
 		if p.Status.Phase == corev1.PodRunning && p.Status.PodIP != "" {
 			targets = append(targets, object{
-				"targets": []string{p.Status.PodIP + ":8080"},
+				"targets": []string{p.Status.PodIP + ":8081"},
 				"labels":  object{"namespace": p.Namespace, "pod": p.Name, "container": "proxy", "job": p.Labels["app.kubernetes.io/name"]},
 			})
 		}
@@ -93,7 +93,7 @@ func metricsLint(ctx context.Context, w *world) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, metrics, err := get(ctx, p.url("/metrics"))
+	_, metrics, err := get(ctx, p.own("/metrics"))
 	if err != nil {
 		return "", err
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +30,7 @@ func (w *world) tailnetURL(ctx context.Context) (string, error) {
 
 // tailnetURL asks a pod for its tailnet address, and wants its node to have that name.
 func tailnetURL(ctx context.Context, p *pod, wantName string) (string, error) {
-	_, body, err := get(ctx, p.url("/health"))
+	_, body, err := get(ctx, p.own("/health"))
 	if err != nil {
 		return "", err
 	}
@@ -179,4 +181,28 @@ func insideCaller(ctx context.Context, w *world) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// resolver reads the pod's /etc/resolv.conf.
+func resolver(ctx context.Context, w *world) (string, error) {
+	p, err := w.kube.pod(ctx)
+	if err != nil {
+		return "", err
+	}
+	pid, err := process(p, "proxy", name)
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", pid))
+	if err != nil {
+		return "", err
+	}
+	options, _ := findLine(string(text), "options")
+	got := strings.Fields(options)
+	for _, want := range []string{"ndots:1", "timeout:2", "attempts:3"} {
+		if !slices.Contains(got, want) {
+			return "", fmt.Errorf("no %s in %s", want, text)
+		}
+	}
+	return options, nil
 }

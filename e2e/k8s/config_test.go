@@ -13,8 +13,8 @@ import (
 )
 
 // The ConfigMap says what the program does without a file, but for the one
-// setting that makes a pod in a shared cluster safe, and for the bodies that fit its
-// memory beside a thousand connections. The real program reads it.
+// setting that makes a pod in a shared cluster safe, the bodies that fit its
+// memory beside a thousand connections, and the probes' own port. The real program reads it.
 func TestConfigMapIsDefaults(t *testing.T) {
 	m := base(t)
 	file := filepath.Join(t.TempDir(), "config.toml")
@@ -27,10 +27,12 @@ func TestConfigMapIsDefaults(t *testing.T) {
 	}
 
 	got, want := effective(t, file), effective(t, empty)
-	want["proxy"].(map[string]any)["require_tailnet"] = true
-	want["proxy"].(map[string]any)["body_memory_mb"] = int64(32)
+	proxy := want["proxy"].(map[string]any)
+	proxy["require_tailnet"] = true
+	proxy["body_memory_mb"] = int64(32)
+	proxy["health_addr"] = "0.0.0.0:8081"
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("the ConfigMap makes\n%v\nwhere the program's defaults, require_tailnet and body_memory_mb make\n%v", got, want)
+		t.Errorf("the ConfigMap makes\n%v\nwhere the program's defaults, require_tailnet, body_memory_mb and health_addr make\n%v", got, want)
 	}
 
 	// Whoever edits the ConfigMap finds every key there.

@@ -122,10 +122,11 @@ func TestSidecarOrder(t *testing.T) {
 func TestProbes(t *testing.T) {
 	m := base(t)
 	proxy := m.proxy(t)
-	check(t, []fact{
-		{"port name", only(t, "port", proxy.Ports).Name, "http"},
-		{"port", only(t, "port", proxy.Ports).ContainerPort, int32(8080)},
-	})
+	ports := map[string]int32{}
+	for _, p := range proxy.Ports {
+		ports[p.Name] = p.ContainerPort
+	}
+	check(t, []fact{{"ports", fmt.Sprint(ports), "map[health:8081 http:8080]"}})
 	for _, p := range []struct {
 		about, path string
 		probe       *corev1.Probe
@@ -140,7 +141,7 @@ func TestProbes(t *testing.T) {
 		}
 		check(t, []fact{
 			{p.about + " path", p.probe.HTTPGet.Path, p.path},
-			{p.about + " port", p.probe.HTTPGet.Port.String(), "http"},
+			{p.about + " port", p.probe.HTTPGet.Port.String(), "health"},
 		})
 	}
 
@@ -255,6 +256,9 @@ func TestEnvironment(t *testing.T) {
 		"TS_AUTH_ONCE":             "true",
 		"TS_ACCEPT_DNS":            "false",
 		"TS_USERSPACE":             "true",
+
+		"TS_NETSTACK_KEEPALIVE_IDLE":     "15s",
+		"TS_NETSTACK_KEEPALIVE_INTERVAL": "5s",
 	}
 	for key, value := range want {
 		got, ok := env(c)[key]
@@ -338,7 +342,7 @@ func TestNetworkPolicy(t *testing.T) {
 		{"who may scrape", peer.NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"], "monitoring"},
 		{"pods of that namespace", peer.PodSelector == nil, true},
 		{"blocks", peer.IPBlock == nil, true},
-		{"what they may reach", only(t, "ingress port", in.Ports).Port.String(), "http"},
+		{"what they may reach", only(t, "ingress port", in.Ports).Port.String(), "health"},
 	})
 
 	var out []string

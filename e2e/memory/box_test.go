@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -34,7 +35,13 @@ type box struct {
 	*testing.T
 	*proxytest.Proxy
 	group  string
+	url    string
 	health string // address of its own endpoints
+	held   struct {
+		sync.Mutex
+		conns []net.Conn
+		over  bool
+	}
 }
 
 // The API's paths.
@@ -42,10 +49,16 @@ const (
 	count   = "/count"   // answers with the size of the body
 	large   = "/large"   // 8 MiB
 	headers = "/headers" // 200 KiB of headers
+	slow    = "/slow"    // as count, after two seconds
+	stream  = "/stream"  // streamEvents, one each half second
+	last    = "/last"
 )
 
-func newBox(t *testing.T) *box {
-	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name()), health: "127.0.0.1:8081"}
+const streamEvents = 120
+
+// newBox starts the proxy. Its log goes into the file, or, without one, where a test that fails shows it.
+func newBox(t *testing.T, log ...string) *box {
+	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name()), url: "http://127.0.0.1:8080", health: "127.0.0.1:8081"}
 	ca, err := testca.New()
 	b.must(err)
 	certificate, err := ca.Certificate(nil)
@@ -59,7 +72,11 @@ func newBox(t *testing.T) *box {
 	b.must(os.WriteFile(b.group+"/memory.max", []byte("128M"), 0))
 	b.must(os.WriteFile("/tmp/ca.pem", ca.PEM, 0o600))
 	const boxed = "/tmp/boxed"
-	b.must(os.WriteFile(boxed, fmt.Appendf(nil, "#!/bin/sh\necho $$ >%s/cgroup.procs\nexec proxy \"$@\"\n", b.group), 0o700))
+	script := fmt.Sprintf("#!/bin/sh\necho $$ >%s/cgroup.procs\n", b.group)
+	for _, file := range log {
+		script += "export LOG_LEVEL=info; exec >" + file + "\n"
+	}
+	b.must(os.WriteFile(boxed, []byte(script+"exec proxy \"$@\"\n"), 0o700))
 	b.Proxy = proxytest.Launch(t, proxytest.Options{
 		Binary: boxed,
 		Args:   []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
@@ -68,6 +85,7 @@ func newBox(t *testing.T) *box {
 	})
 	b.must(b.WaitListening(patience))
 	t.Cleanup(func() {
+		b.letGo()
 		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
 		if stat, _ := os.ReadFile(b.group + "/memory.events"); !strings.Contains(string(stat), "oom_kill 0") {
 			b.Errorf("the kernel says %s", stat)
@@ -97,6 +115,15 @@ func (b *box) api(w http.ResponseWriter, r *http.Request) {
 		for i := range 20 {
 			w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("x", 10<<10))
 		}
+	case slow:
+		time.Sleep(2 * time.Second)
+	case stream:
+		for range streamEvents {
+			fmt.Fprint(w, "data: {}\n\n")
+			http.NewResponseController(w).Flush()
+			time.Sleep(500 * time.Millisecond)
+		}
+		return
 	}
 	fmt.Fprint(w, n)
 }
@@ -133,6 +160,48 @@ func (b *box) dialSend(text string) (net.Conn, error) {
 	return conn, err
 }
 
+// hold opens n connections that send text, and keeps them. It does not wait for them.
+func (b *box) hold(n int, text string) {
+	for range n {
+		go func() {
+			if conn, err := b.dialSend(text); err == nil {
+				b.keep(conn)
+			}
+		}()
+	}
+}
+
+// stillReader asks for a large answer and reads nothing of it.
+func (b *box) stillReader() net.Conn {
+	b.Helper()
+	conn, err := b.dialSend("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n")
+	b.must(err)
+	conn.(*net.TCPConn).SetReadBuffer(16 << 10)
+	b.keep(conn)
+	return conn
+}
+
+// keep closes conn when the connections that are held are let go.
+func (b *box) keep(conn net.Conn) {
+	b.held.Lock()
+	defer b.held.Unlock()
+	if b.held.over {
+		conn.Close()
+	}
+	b.held.conns = append(b.held.conns, conn)
+}
+
+// letGo closes the connections that are held.
+func (b *box) letGo() {
+	b.held.Lock()
+	defer b.held.Unlock()
+	b.held.over = true
+	for _, conn := range b.held.conns {
+		conn.Close()
+	}
+	b.held.conns = nil
+}
+
 // client returns a client that keeps its connections.
 func (b *box) client() *http.Client {
 	transport := &http.Transport{DisableCompression: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return b.dial() }}
@@ -142,7 +211,7 @@ func (b *box) client() *http.Client {
 
 // post uploads n bytes and checks the answer.
 func (b *box) post(client *http.Client, path string, n int) error {
-	resp, err := client.Post(b.URL()+path, "application/json", bytes.NewReader(make([]byte, n)))
+	resp, err := client.Post(b.url+path, "application/json", bytes.NewReader(make([]byte, n)))
 	if err != nil {
 		return err
 	}
@@ -152,6 +221,39 @@ func (b *box) post(client *http.Client, path string, n int) error {
 		err = fmt.Errorf("%d, %.200q; want 200, %d", resp.StatusCode, text, n)
 	}
 	return err
+}
+
+// get reads an answer of 200, in which there are so many empty lines.
+func (b *box) get(client *http.Client, url string, events int) error {
+	resp, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if n := strings.Count(string(text), "\n\n"); err != nil || resp.StatusCode != 200 || n != events {
+		return fmt.Errorf("%d, %d of %d events, %v", resp.StatusCode, n, events, err)
+	}
+	return nil
+}
+
+// slowUpload brings 10 MiB at 10 KiB/s, until it is refused.
+func (b *box) slowUpload() {
+	conn, err := b.dialSend("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
+	for ; err == nil; time.Sleep(time.Second) {
+		_, err = conn.Write(make([]byte, 10<<10))
+	}
+}
+
+// served returns how many requests have been proxied.
+func (b *box) served() int {
+	_, text, err := b.Health()
+	b.must(err)
+	var health struct {
+		Served int `json:"requests_served"`
+	}
+	b.must(json.Unmarshal(text, &health))
+	return health.Served
 }
 
 // all runs n clients at once to their end. A few of their errors are shown.

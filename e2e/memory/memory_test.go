@@ -4,13 +4,18 @@ package memory
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // answered reads an answer and checks its status.
@@ -25,6 +30,9 @@ func answered(conn net.Conn, status int) error {
 	}
 	return nil
 }
+
+// heldBack is a header of 50 KiB, without its end.
+var heldBack = "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:"+strings.Repeat("b", 200)+"\r\n", 250)
 
 // TestClosedLoop: 1,000 clients with bodies of 50 KB, three each, one after the other.
 func TestClosedLoop(t *testing.T) {
@@ -65,25 +73,135 @@ func TestManyFields(t *testing.T) {
 	})
 }
 
-// TestStillReaders: of answers of 8 MiB.
+// TestQueued: 3,000 requests of 50 KB behind slow answers, far more than are accepted.
+func TestQueued(t *testing.T) {
+	b := newBox(t)
+	body := strings.Repeat("x", 50_000)
+	connecting := make(chan struct{}, 50) // at a time: on this processor others would be idle for a second before they speak
+	b.all(3000, func(int) error {
+		connecting <- struct{}{}
+		conn, err := b.dialSend("POST " + slow + " HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n" + body)
+		<-connecting
+		if conn == nil {
+			return err
+		}
+		defer conn.Close()
+		return answered(conn, 200)
+	})
+}
+
+// TestSilent: 12,000 connections that say nothing and 125 that hold back a header, beside honest clients.
+func TestSilent(t *testing.T) {
+	b := newBox(t)
+	b.hold(125, heldBack)
+	b.hold(12_000, "")
+	b.all(10, func(int) error {
+		for range 5 {
+			if err := b.post(b.client(), count, 50_000); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// TestStillReaders: of answers of 8 MiB, which are whole when they read on.
 func TestStillReaders(t *testing.T) {
 	b := newBox(t)
 	const readers = 50
 	var answers []net.Conn
 	for range readers {
-		conn, err := b.dialSend("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n")
-		b.must(err)
-		defer conn.Close()
-		conn.(*net.TCPConn).SetReadBuffer(16 << 10)
-		answers = append(answers, conn)
+		answers = append(answers, b.stillReader())
 	}
 	time.Sleep(20 * time.Second)
 	b.Logf("%d MiB", b.memory("current")/mib)
-	b.all(len(answers), func(i int) error { return answered(answers[i], 200) })
+	b.all(5, func(i int) error { return answered(answers[i*10], 200) })
 }
 
 // TestLargeResponseHeaders: 100 answers at once with 200 KiB of headers.
 func TestLargeResponseHeaders(t *testing.T) {
 	b := newBox(t)
 	b.all(100, func(int) error { return b.post(b.client(), headers, 10) })
+}
+
+// TestMixed: all that clients do by accident or on purpose, and a log reader that hangs, at once for a minute, beside honest
+// streams and uploads.
+func TestMixed(t *testing.T) {
+	const pipe = "/tmp/log"
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t, pipe)
+	for range 50 {
+		b.stillReader()
+	}
+	b.hold(500, "")
+	b.hold(125, heldBack)
+	for range 5 {
+		go b.slowUpload()
+	}
+	start := time.Now()
+	during := func(what string, do func() error) func() error {
+		return func() error {
+			for time.Since(start) < time.Minute {
+				if err := do(); err != nil {
+					return fmt.Errorf("%s: %w", what, err)
+				}
+			}
+			return nil
+		}
+	}
+	var worst time.Duration // of /health
+	probe, chatter := b.client(), b.client()
+	clients := []func() error{
+		during("a probe", func() error {
+			time.Sleep(time.Second)
+			asked := time.Now()
+			defer func() { worst = max(worst, time.Since(asked)) }()
+			return b.get(probe, "http://"+b.health+"/health", 0)
+		}),
+		during("a request with a long path", func() error { return b.post(chatter, count+"?"+strings.Repeat("x", 300), 10) }),
+	}
+	for range 10 {
+		client := b.client()
+		clients = append(clients, during("an upload", func() error { return b.post(client, count, mib) }))
+	}
+	for range 20 {
+		clients = append(clients, func() error { return b.get(b.client(), b.url+stream, streamEvents) })
+	}
+	b.all(len(clients), func(i int) error { return clients[i]() })
+	b.Logf("/health took %v at most", worst)
+	if worst > 5*time.Second {
+		b.Errorf("/health took %v", worst)
+	}
+	b.letGo()
+	proxytest.Eventually(t, "memory below 100 MiB", func() bool { return b.memory("current") < 100*mib })
+
+	// Somebody reads the log again.
+	b.must(b.get(chatter, b.url+last, 0))
+	completed, told := 0, 0
+	for r := bufio.NewScanner(log); r.Scan(); {
+		var line struct {
+			Message, Path string
+			Lines         int
+		}
+		b.must(json.Unmarshal(r.Bytes(), &line))
+		told += line.Lines
+		if line.Message == proxytest.MsgRequestCompleted {
+			completed++
+		}
+		if line.Path == last {
+			break
+		}
+	}
+	m := proxytest.Scrape(t, b.Proxy)
+	served, dropped := b.served(), int(m.Value("proxy_log_lines_dropped_total"))
+	b.Logf("%d requests: %d lines, %d dropped", served, completed, dropped)
+	if told != dropped || dropped == 0 || completed+told < served {
+		b.Errorf("%d requests, %d lines, %d dropped, of which %d were told", served, completed, dropped, told)
+	}
 }
