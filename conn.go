@@ -24,7 +24,7 @@ const (
 	sendBuffer = 64 << 10
 	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
 	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer.
-	receiveBuffer      = 16 << 10
+	receiveBuffer      = 12 << 10
 	largeReceiveBuffer = 128 << 10
 	largeBody          = 1 << 20
 )
@@ -250,6 +250,9 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 		}
 	}
 	n, err = c.Conn.Read(p)
+	if n > 0 {
+		c.idle() // no longer: but net/http calls it active only when the header is whole
+	}
 	if h.read == 0 && h.first {
 		c.SetReadDeadline(time.Now().Add(headerTime))
 	}

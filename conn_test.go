@@ -105,15 +105,21 @@ func TestConnectionsAreBounded(t *testing.T) {
 		if got := idle[0].answer(); got.status != 200 {
 			t.Fatalf("%+v", got)
 		}
+		idle[1].send(get[:10])
+		synctest.Wait()
 		newest := r.dialRaw()
 		go newest.send(get)
 		if got := newest.answer(); got.status != 200 || got.took != 0 {
 			t.Errorf("a new client got %d after %v, want 200 at once", got.status, got.took)
 		}
-		if err := idle[1].send(get); err == nil {
+		if err := idle[2].send(get); err == nil {
 			t.Error("the connection that was idle longest is still open")
 		}
-		if err := idle[2].send(get); err != nil {
+		idle[1].send(get[10:])
+		if got := idle[1].answer(); got.status != 200 {
+			t.Errorf("a client that had begun a request got %+v", got)
+		}
+		if err := idle[3].send(get); err != nil {
 			t.Errorf("another one is closed: %v", err)
 		}
 		if n := r.clients.connections(); n != rigConnections {

@@ -209,8 +209,9 @@ const (
 	gcPercent = 400
 	// memoryPerRequest is what one open request takes, without its body.
 	memoryPerRequest = 64 << 10
-	// memoryPerConnection is what is reckoned for each connection under a memory limit that was given.
-	memoryPerConnection = 36 << 10
+	// memoryPerConnection is what is reckoned for each connection, beside what the kernel has of it: twice receiveBuffer,
+	// of what a container's limit leaves beyond the soft one. That is taken to be a third of the soft one.
+	memoryPerConnection = 38 << 10
 	// memoryAtRest is what is left of the soft memory limit without any, with room for garbage.
 	memoryAtRest = 32 << 20
 	// fewestConnections are accepted at once, however small the memory limit is.
@@ -227,7 +228,8 @@ func tuneMemory(cfg *config) (connections int) {
 	if !underMemoryLimit() {
 		debug.SetMemoryLimit(memoryAtRest + cfg.bodyMemory + cfg.maxConnections*memoryPerRequest)
 	}
-	return int(max(fewestConnections, (debug.SetMemoryLimit(-1)-memoryAtRest-cfg.bodyMemory)/memoryPerConnection))
+	limit := debug.SetMemoryLimit(-1)
+	return int(max(fewestConnections, min((limit-memoryAtRest-cfg.bodyMemory)/memoryPerConnection, limit/3/(2*receiveBuffer))))
 }
 
 // listen binds addresses; an empty one has no listener. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.

@@ -161,8 +161,9 @@ func TestTuneMemory(t *testing.T) {
 		given, limit     int64
 		connections      int
 	}{
-		{percent: 400, given: math.MaxInt64, limit: limit, connections: 1777}, {gogc: "50", percent: 100, given: math.MaxInt64, limit: limit, connections: 1777},
-		{gomemlimit: "100MiB", percent: 400, given: 100 << 20, limit: 100 << 20, connections: 568}, {gomemlimit: "64MiB", percent: 400, given: 64 << 20, limit: 64 << 20, connections: 16},
+		{percent: 400, given: math.MaxInt64, limit: limit, connections: 1684}, {gogc: "50", percent: 100, given: math.MaxInt64, limit: limit, connections: 1684},
+		{gomemlimit: "100MiB", percent: 400, given: 100 << 20, limit: 100 << 20, connections: 538}, {gomemlimit: "64MiB", percent: 400, given: 64 << 20, limit: 64 << 20, connections: 16},
+		{gomemlimit: "384MiB", percent: 400, given: 384 << 20, limit: 384 << 20, connections: 5461},
 	} {
 		t.Setenv("GOGC", row.gogc)
 		t.Setenv("GOMEMLIMIT", row.gomemlimit)

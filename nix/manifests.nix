@@ -55,9 +55,9 @@ let
       health_addr = "0.0.0.0:8081";
       max_connections = 1000;
       max_body_mb = 10;
-      # Of 128Mi. A connection of a client takes 36 KiB of GOMEMLIMIT beside this, and the program accepts as many
-      # as that leaves: 1080, enough for max_connections.
-      body_memory_mb = 32;
+      # Of 128Mi. A connection of a client takes 38 KiB of GOMEMLIMIT beside this, and the program accepts as many
+      # as that leaves: 1077, enough for max_connections.
+      body_memory_mb = 24;
       drain_timeout_secs = 5;
       # Loopback is no trust boundary in a pod, nor is the cluster's network: only callers that
       # tailscaled knows are served.
@@ -104,12 +104,15 @@ let
   };
   sizes = lib.recursiveUpdate defaultResources resources;
 
-  # Of the memory limit, Go gets 80 %. The kernel counts more against the limit than Go knows of:
-  # the sockets' buffers (a queued upload waits in its socket, a thousand streams have two each), the
-  # resident pages of the binary and the tmpfs of the socket. A heap that reaches the limit costs
-  # CPU for garbage collection; a container that reaches it is killed: tailscaled, which buffers what it
-  # forwards, within seconds of large uploads.
-  goMemoryLimitMi = container: mebibytes sizes.${container}.limits.memory * 80 / 100;
+  # What Go gets of the memory limit, in percent. The kernel counts more against the limit than Go knows of:
+  # the sockets' buffers (24 KiB of an upload that waits, and two of each stream), the resident pages of the binary and the
+  # tmpfs of the socket. A heap that reaches GOMEMLIMIT costs CPU for garbage collection; a container that reaches its
+  # limit is killed: tailscaled, which buffers what it forwards, within seconds of large uploads.
+  goShare = {
+    proxy = 75;
+    tailscaled = 80;
+  };
+  goMemoryLimitMi = container: mebibytes sizes.${container}.limits.memory * goShare.${container} / 100;
   goMemoryLimit = container: "${toString (goMemoryLimitMi container)}MiB";
   proxyMemoryLimit =
     if settings.proxy.body_memory_mb < goMemoryLimitMi "proxy" then

@@ -28,7 +28,7 @@ const (
 	beta = "oauth-2025-04-20"
 	// goMemLimit is the proxy's GOMEMLIMIT in the Kubernetes manifests, where the
 	// limit is 128Mi.
-	goMemLimit = "102MiB"
+	goMemLimit = "96MiB"
 )
 
 // The contestants that figures and limits name.

@@ -562,7 +562,7 @@ func manyHeaders(s *scene) {
 	s.launch(proxytest.Options{
 		Binary: s.wrapped(group.enter(), ""),
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", e.url()},
-		Env:    []string{"GOMEMLIMIT=102MiB"}, // as k8s/deployment.yaml has it
+		Env:    []string{"GOMEMLIMIT=96MiB"}, // as k8s/deployment.yaml has it
 	})
 	var all []*rawClient
 	for range clients {

@@ -115,7 +115,7 @@ func manyUploads(s *scene) {
 	s.launch(proxytest.Options{
 		Binary: s.wrapped(group.enter(), ""),
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", s.server(count)},
-		Env:    []string{"GOMEMLIMIT=102MiB"}, // as k8s/deployment.yaml has it
+		Env:    []string{"GOMEMLIMIT=96MiB"}, // as k8s/deployment.yaml has it
 	})
 	began := time.Now()
 	var mu sync.Mutex
@@ -321,7 +321,7 @@ func stillReaders(s *scene) {
 	s.launch(proxytest.Options{
 		Binary: s.wrapped(group.enter(), ""),
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", up.URL},
-		Env:    []string{"GOMEMLIMIT=102MiB", ca.env()}, // as k8s/deployment.yaml has it
+		Env:    []string{"GOMEMLIMIT=96MiB", ca.env()}, // as k8s/deployment.yaml has it
 	})
 	var answers []*http.Response
 	for range readers {

@@ -29,7 +29,7 @@ func TestConfigMapIsDefaults(t *testing.T) {
 	got, want := effective(t, file), effective(t, empty)
 	proxy := want["proxy"].(map[string]any)
 	proxy["require_tailnet"] = true
-	proxy["body_memory_mb"] = int64(32)
+	proxy["body_memory_mb"] = int64(24)
 	proxy["health_addr"] = "0.0.0.0:8081"
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the ConfigMap makes\n%v\nwhere the program's defaults, require_tailnet, body_memory_mb and health_addr make\n%v", got, want)

@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -14,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -80,13 +82,14 @@ func newBox(t *testing.T, log ...string) *box {
 	b.Proxy = proxytest.Launch(t, proxytest.Options{
 		Binary: boxed,
 		Args:   []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
-		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 32\nhealth_addr = %q\n", b.health),
-		Env:    []string{"PATH=/bin", "SSL_CERT_FILE=/tmp/ca.pem", "GOMEMLIMIT=102MiB", "GOMAXPROCS=1", "LOG_LEVEL=warn"}, // but for the last as in k8s/deployment.yaml
+		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\n", b.health),
+		Env:    []string{"PATH=/bin", "SSL_CERT_FILE=/tmp/ca.pem", "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL=warn"}, // but for the last as in k8s/deployment.yaml
 	})
 	b.must(b.WaitListening(patience))
+	most := b.sample()
 	t.Cleanup(func() {
 		b.letGo()
-		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
+		b.Logf("at most %d of 128 MiB; %s", b.memory("peak")/mib, most())
 		if stat, _ := os.ReadFile(b.group + "/memory.events"); !strings.Contains(string(stat), "oom_kill 0") {
 			b.Errorf("the kernel says %s", stat)
 		}
@@ -140,6 +143,39 @@ func (b *box) memory(name string) int64 {
 	}
 	n, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 	return n
+}
+
+// sample looks at the group's memory from now on. What it returns ends that, and tells what there was at the worst time.
+func (b *box) sample() (most func() string) {
+	stop, done := make(chan struct{}), make(chan struct{})
+	var worst int64
+	var stat []byte
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			if now := b.memory("current"); now > worst {
+				worst = now
+				stat, _ = os.ReadFile(b.group + "/memory.stat")
+			}
+		}
+	}()
+	return func() string {
+		close(stop)
+		<-done
+		text := fmt.Sprintf("at %d MiB:", worst/mib)
+		for line := range strings.Lines(string(stat)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if n, _ := strconv.ParseInt(value, 10, 64); n > mib && slices.Contains([]string{"anon", "file", "kernel", "sock"}, name) {
+				text += fmt.Sprintf(" %s %d", name, n/mib)
+			}
+		}
+		return text
+	}
 }
 
 // dial connects, with a small send buffer: the VM's memory is not without end.
@@ -243,6 +279,28 @@ func (b *box) slowUpload() {
 	for ; err == nil; time.Sleep(time.Second) {
 		_, err = conn.Write(make([]byte, 10<<10))
 	}
+}
+
+// readAgain reads a log that nobody has read for a while, up to the line of a request that it makes. It returns how many
+// requests have a line, and how many lines were dropped by their own account.
+func (b *box) readAgain(log io.Reader) (completed, told int) {
+	b.Helper()
+	time.AfterFunc(time.Second, func() { b.get(b.client(), b.url+last, 0) }) // once the buffer has room
+	for r := bufio.NewScanner(log); r.Scan(); {
+		var line struct {
+			Message, Path string
+			Lines         int
+		}
+		b.must(json.Unmarshal(r.Bytes(), &line))
+		told += line.Lines
+		if line.Message == proxytest.MsgRequestCompleted {
+			completed++
+		}
+		if line.Path == last {
+			break
+		}
+	}
+	return completed, told
 }
 
 // served returns how many requests have been proxied.

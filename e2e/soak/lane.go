@@ -45,7 +45,7 @@ func newLanes(o options, binary string, stalls *pulse) []*lane {
 // memoryLimit is GOMEMLIMIT as k8s/deployment.yaml sets it, and containerMemory what the
 // container has, in MiB.
 const (
-	memoryLimit     = "102MiB"
+	memoryLimit     = "96MiB"
 	containerMemory = 128
 )
 
@@ -53,7 +53,7 @@ const (
 // a place, and more than three bodies of unknown length for memory.
 func (l *lane) config() string {
 	places := max(1, l.clients()*3/4)
-	return fmt.Sprintf("[proxy]\ntimeout_secs = %d\ntimeout_retries = 1\nmax_body_mb = %d\nbody_memory_mb = 32\nmax_connections = %d\n",
+	return fmt.Sprintf("[proxy]\ntimeout_secs = %d\ntimeout_retries = 1\nmax_body_mb = %d\nbody_memory_mb = 24\nmax_connections = %d\n",
 		int(timeout/time.Second), maxBody/mib, places)
 }
 
