@@ -23,10 +23,12 @@ const (
 	// have stopped. Answers of 10 MiB take a tenth longer for it, others do not.
 	sendBuffer = 64 << 10
 	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
-	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer.
+	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer, on the
+	// first few connections that have one, as the kernel takes nothing back that it has offered to a client.
 	receiveBuffer      = 12 << 10
 	largeReceiveBuffer = 128 << 10
 	largeBody          = 1 << 20
+	wideShare          = 32 // one connection in so many
 )
 
 // idleGrace is how long a connection has no request, at least, before it is closed for a newer one.
@@ -42,6 +44,7 @@ type clientListener struct {
 
 	mu     sync.Mutex
 	open   map[*clientConn]struct{}
+	wide   int // connections with a largeReceiveBuffer
 	closed bool
 	change sync.Cond   // a connection has closed, or has no request any more
 	full   atomic.Bool // a client waits
@@ -139,6 +142,7 @@ type clientConn struct {
 	idleSince atomic.Int64 // when the latest request ended, after listener.start; busy while there is one
 	header    requestHeader
 	charged   atomic.Int64 // bytes of headerMemory
+	wide      bool         // for the holder of listener.mu
 
 	mu     sync.Mutex
 	latest *lookup // of the caller; nil before the first
@@ -167,13 +171,20 @@ func (c *clientConn) idle() { c.idleSince.Store(int64(time.Since(c.listener.star
 // widen has the kernel take more of a large body at a time.
 func (c *clientConn) widen() {
 	const windowClamp = 10 // linux/tcp.h
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && runtime.GOOS == "linux" && underMemoryLimit() {
-		tcp.SetReadBuffer(largeReceiveBuffer)
-		if raw, err := tcp.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) {
-				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, windowClamp, largeReceiveBuffer)
-			})
-		}
+	l := c.listener
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok || c.wide || l.wide > l.limit/wideShare || runtime.GOOS != "linux" || !underMemoryLimit() {
+		return
+	}
+	c.wide = true
+	l.wide++
+	tcp.SetReadBuffer(largeReceiveBuffer)
+	if raw, err := tcp.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, windowClamp, largeReceiveBuffer)
+		})
 	}
 }
 
@@ -199,6 +210,10 @@ func (c *clientConn) Close() error {
 	l := c.listener
 	l.mu.Lock()
 	delete(l.open, c)
+	if c.wide {
+		c.wide = false
+		l.wide--
+	}
 	l.mu.Unlock()
 	l.changed()
 	return c.Conn.Close()

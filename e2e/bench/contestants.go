@@ -26,9 +26,9 @@ const (
 	maxFiles = 16384
 	// beta is what each contestant has to add to the client's betas.
 	beta = "oauth-2025-04-20"
-	// goMemLimit is the proxy's GOMEMLIMIT in the Kubernetes manifests, where the
-	// limit is 128Mi.
-	goMemLimit = "96MiB"
+	// goMemLimit is the proxy's GOMEMLIMIT. It carries the connections of the largest
+	// workload, twice what the Kubernetes manifests' does.
+	goMemLimit = "256MiB"
 )
 
 // The contestants that figures and limits name.

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,8 @@ var resourceFaults = []fault{
 		outcome: "all succeed: bodies wait in line for `body_memory_mb`", run: manyUploads},
 	{name: "an upload of 1 KiB/s that holds the memory that others wait for",
 		outcome: "408 `request_timeout` after 10 s below 8 KiB/s; the others go on", run: slowUpload},
+	{name: "5 uploads of 10 MiB at 10 KiB/s, in a body memory of 24 MiB", release: true, alone: true,
+		outcome: "they hold what they have filled; half of the uploads of 1 MiB beside them take less than a second", run: slowUploads},
 	{name: "5,000 connections for 1,000 places", release: true, alone: true,
 		outcome: "all are answered: requests wait in line for `max_connections`", run: manyConnections},
 	{name: "no file descriptors left", outcome: "502 `connection` for requests that need a new one; all is well when there are some again", run: noDescriptors},
@@ -174,6 +177,61 @@ func slowUpload(s *scene) {
 		s.Errorf("the slow upload is answered with %q, want 408", said)
 	}
 	s.expect(line{status: 408, attempts: 0, err: "request_timeout"})
+}
+
+func slowUploads(s *scene) {
+	const slow, clients, each = 5, 10, 5
+	s.start(s.server(count), "[proxy]\nbody_memory_mb = 24\n")
+	stop := make(chan struct{})
+	var dripping sync.WaitGroup
+	for range slow {
+		c := s.dialAndSay(message("Content-Length: 10485760", "", ""))
+		dripping.Go(func() {
+			for {
+				select {
+				case <-stop:
+					c.reset()
+					return
+				case <-time.After(time.Second):
+					c.say(strings.Repeat("x", 10<<10))
+				}
+			}
+		})
+	}
+	s.gauge("proxy_requests_queued", slow-2)
+	var mu sync.Mutex
+	var took []time.Duration
+	var honest sync.WaitGroup
+	for range clients {
+		honest.Go(func() {
+			for range each {
+				began := time.Now()
+				a, err := s.upload(mib)
+				if err != nil {
+					s.Error(err)
+					return
+				}
+				mu.Lock()
+				took = append(took, time.Since(began))
+				s.passed(a, 200, fmt.Sprint(mib), 1)
+				mu.Unlock()
+			}
+		})
+	}
+	honest.Wait()
+	slices.Sort(took)
+	if s.Failed() {
+		return
+	}
+	s.Logf("an upload of 1 MiB took %v, at most %v", took[len(took)/2], took[len(took)-1])
+	if p50 := took[len(took)/2]; p50 > time.Second {
+		s.Errorf("half of the uploads took more than %v", p50)
+	}
+	close(stop)
+	dripping.Wait()
+	for range slow {
+		s.expect(line{status: 499, attempts: 0, err: "the client left"})
+	}
 }
 
 func manyConnections(s *scene) {
