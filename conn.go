@@ -2,17 +2,19 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
 	"os"
-	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -34,6 +36,13 @@ const (
 // idleGrace is how long a connection has no request, at least, before it is closed for a newer one.
 const idleGrace = time.Second
 
+// An answer whose client reads nothing holds what the upstream sends ahead, and a send buffer: 400 KiB. Of those that have
+// stood still for stillGrace, one in stillShare of the connections may go on to do so; the oldest of the others are ended.
+const (
+	stillGrace = time.Second
+	stillShare = 16
+)
+
 // clientListener accepts the connections of clients, limit at once. When they are full, the one that has had no request for
 // the longest time is closed for each that comes. When all have one, clients wait in the kernel.
 type clientListener struct {
@@ -54,6 +63,7 @@ type clientListener struct {
 func newClientListener(from net.Listener, limit int) *clientListener {
 	l := &clientListener{Listener: from, limit: limit, headers: newGate(headerMemory), start: time.Now(), open: map[*clientConn]struct{}{}}
 	l.change.L = &l.mu
+	time.AfterFunc(stillGrace, l.endStill)
 	return l
 }
 
@@ -102,7 +112,7 @@ func (l *clientListener) makeRoom() bool {
 		time.AfterFunc(young, l.changed)
 		return false
 	}
-	if idle.unread() {
+	if hasUnread(idle.Conn) {
 		idle.idle()
 		return true
 	}
@@ -110,6 +120,30 @@ func (l *clientListener) makeRoom() bool {
 	idle.Close()
 	l.mu.Lock()
 	return true
+}
+
+// endStill ends, now and again and again, the answers of clients that read nothing, if there are too many.
+func (l *clientListener) endStill() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	time.AfterFunc(stillGrace/4, l.endStill)
+	still := map[*clientConn]int64{}
+	for c := range l.open {
+		if since := c.writing.Load(); since != notWriting && time.Since(l.start)-time.Duration(since) >= stillGrace {
+			still[c] = since
+		}
+	}
+	excess := len(still) - max(1, l.limit/stillShare)
+	if excess <= 0 {
+		return
+	}
+	byAge := slices.SortedFunc(maps.Keys(still), func(a, b *clientConn) int { return cmp.Compare(still[a], still[b]) })
+	for _, c := range byAge[:excess] {
+		c.SetWriteDeadline(time.Unix(1, 0))
+	}
 }
 
 // changed has Accept look again for room.
@@ -140,6 +174,7 @@ type clientConn struct {
 	net.Conn
 	listener  *clientListener
 	idleSince atomic.Int64 // when the latest request ended, after listener.start; busy while there is one
+	writing   atomic.Int64 // when the present write began, after listener.start; notWriting if there is none
 	header    requestHeader
 	charged   atomic.Int64 // bytes of headerMemory
 	wide      bool         // for the holder of listener.mu
@@ -148,7 +183,7 @@ type clientConn struct {
 	latest *lookup // of the caller; nil before the first
 }
 
-const busy = -1
+const busy, notWriting = -1, 0
 
 // connState is an http.Server's.
 func connState(conn net.Conn, state http.ConnState) {
@@ -170,38 +205,28 @@ func (c *clientConn) idle() { c.idleSince.Store(int64(time.Since(c.listener.star
 
 // widen has the kernel take more of a large body at a time.
 func (c *clientConn) widen() {
-	const windowClamp = 10 // linux/tcp.h
 	l := c.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tcp, ok := c.Conn.(*net.TCPConn)
-	if !ok || c.wide || l.wide > l.limit/wideShare || runtime.GOOS != "linux" || !underMemoryLimit() {
-		return
-	}
-	c.wide = true
-	l.wide++
-	tcp.SetReadBuffer(largeReceiveBuffer)
-	if raw, err := tcp.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, windowClamp, largeReceiveBuffer)
-		})
+	if !c.wide && l.wide <= l.limit/wideShare && underMemoryLimit() {
+		c.wide = true
+		l.wide++
+		setReceiveBuffer(c.Conn, largeReceiveBuffer)
 	}
 }
 
 // underMemoryLimit reports whether the environment sets a limit of memory, as containers do.
 func underMemoryLimit() bool { return os.Getenv("GOMEMLIMIT") != "" }
 
-// unread reports whether the client has sent something that nobody has come to read yet.
-func (c *clientConn) unread() (yes bool) {
-	if socket, ok := c.Conn.(syscall.Conn); ok {
-		if raw, err := socket.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) {
-				n, _, _ := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-				yes = n > 0
-			})
-		}
+// Write implements net.Conn.
+func (c *clientConn) Write(p []byte) (int, error) {
+	c.writing.Store(max(1, int64(time.Since(c.listener.start))))
+	defer c.writing.Store(notWriting)
+	n, err := c.Conn.Write(p)
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && errors.Is(err, os.ErrDeadlineExceeded) {
+		tcp.SetLinger(0) // the kernel would keep the rest for a client that does not read
 	}
-	return yes
+	return n, err
 }
 
 // Close implements net.Conn.
@@ -406,40 +431,4 @@ func leaveUnread(w http.ResponseWriter) {
 	// client that has asked for the close itself it would not wait otherwise.
 	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(unreadGrace))
-}
-
-// watchHangup calls gone when the peer of c closes or resets the connection, until stop is called. net/http
-// notices that only for requests whose body it has read to the end; a queued request has its body still in the
-// socket, in front of the FIN. So the kernel is asked for the connection's state whenever the poller reports a change.
-// Nobody may read c meanwhile. Other systems than Linux, and connections that are no sockets, notice it in their turn.
-func (c *clientConn) watchHangup(gone func()) (stop func()) {
-	socket, ok := c.Conn.(syscall.Conn)
-	if !ok || runtime.GOOS != "linux" {
-		return func() {}
-	}
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return func() {}
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if raw.Read(peerClosed) == nil {
-			gone()
-		}
-	}()
-	return func() {
-		c.SetReadDeadline(time.Unix(1, 0)) // ends raw.Read
-		<-done
-		c.SetReadDeadline(time.Time{})
-	}
-}
-
-// peerClosed reports whether the TCP connection fd is no longer open on both ends.
-func peerClosed(fd uintptr) bool {
-	const tcpInfo, established = 11, 1 // linux/tcp.h, linux/tcp_states.h
-	// The option's value is a struct tcp_info; a short buffer gets its beginning, and the first
-	// byte (the lowest on the little-endian machines we build for) is the state.
-	info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpInfo)
-	return err == nil && info&0xff != established
 }

@@ -152,6 +152,32 @@ func TestConnectionsAreBounded(t *testing.T) {
 	})
 }
 
+// TestStillReaders: those who have read nothing for the longest time are cut when there are too many, and nobody else is.
+func TestStillReaders(t *testing.T) {
+	inBubble(t, "", func(t *testing.T) {
+		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 4*bulkBuffer)) })
+		var still []*rawConnection
+		for range rigConnections/stillShare + 2 {
+			c := r.dialRaw()
+			c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			still = append(still, c)
+			time.Sleep(stillGrace / 4)
+		}
+		time.Sleep(2 * stillGrace)
+		for i, c := range still {
+			if got := c.answer(); (got.err == nil) != (i >= 2) {
+				t.Errorf("client %d: %d bytes, %v", i, len(got.body), got.err)
+			}
+		}
+		r.expectNothingLeft()
+		for _, line := range r.log.lines(t, "request completed")[:2] {
+			if line["status"] != 499.0 || line["error"] != errSlowReader.Error() {
+				t.Errorf("%v", line)
+			}
+		}
+	})
+}
+
 // TestHeaderBounds: the time and the size of what comes before a request's body.
 func TestHeaderBounds(t *testing.T) {
 	const get, end = "GET /livez HTTP/1.1\r\nHost: x\r\n", "\r\n"

@@ -223,7 +223,7 @@ func (p *proxy) waitInLine(x *exchange, g *gate, n int64, first bool) error {
 	defer cancel(nil)
 	defer context.AfterFunc(p.draining, func() { cancel(errShuttingDown) })()
 	if x.unread {
-		defer x.conn.watchHangup(func() { cancel(errClientGone) })()
+		defer watchHangup(x.conn.Conn, func() { cancel(errClientGone) })()
 	}
 	if g.acquire(ctx, n, first) != nil {
 		return departure(ctx)

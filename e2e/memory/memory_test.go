@@ -104,7 +104,7 @@ func TestSilent(t *testing.T) {
 	})
 }
 
-// TestStillReaders: of answers of 8 MiB, which are whole when they read on.
+// TestStillReaders: of answers of 8 MiB. 50 of them are whole when they are read on; of 400 more, most are cut.
 func TestStillReaders(t *testing.T) {
 	b := newBox(t)
 	const readers = 50
@@ -116,6 +116,11 @@ func TestStillReaders(t *testing.T) {
 	on := answers[readers/2]
 	on.(*net.TCPConn).SetReadBuffer(mib)
 	b.must(answered(on, 200))
+	for range 400 {
+		b.stillReader()
+	}
+	time.Sleep(10 * time.Second)
+	b.must(b.post(b.client(), count, 10))
 }
 
 // TestLargeResponseHeaders: 100 answers at once with 200 KiB of headers.

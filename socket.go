@@ -1,0 +1,74 @@
+package main
+
+import (
+	"net"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// What is asked of the kernel, and package net has no words for. Connections that are no sockets, and other systems than
+// Linux, do without.
+
+// onSocket calls f with the descriptor of conn, if there is one.
+func onSocket(conn net.Conn, f func(fd int)) {
+	if socket, ok := conn.(syscall.Conn); ok && runtime.GOOS == "linux" {
+		if raw, err := socket.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) { f(int(fd)) })
+		}
+	}
+}
+
+// hasUnread reports whether the peer has sent something that nobody has come to read yet.
+func hasUnread(conn net.Conn) (yes bool) {
+	onSocket(conn, func(fd int) {
+		n, _, _ := syscall.Recvfrom(fd, make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		yes = n > 0
+	})
+	return yes
+}
+
+// setReceiveBuffer has the kernel take so many bytes ahead of its readers, where it has offered its peer less.
+func setReceiveBuffer(conn net.Conn, bytes int) {
+	const windowClamp = 10 // linux/tcp.h
+	onSocket(conn, func(fd int) {
+		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUF, bytes)
+		syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, windowClamp, bytes)
+	})
+}
+
+// watchHangup calls gone when the peer of conn closes or resets the connection, until stop is called. net/http
+// notices that only for requests whose body it has read to the end; a queued request has its body still in the
+// socket, in front of the FIN. So the kernel is asked for the connection's state whenever the poller reports a change.
+// Nobody may read conn meanwhile.
+func watchHangup(conn net.Conn, gone func()) (stop func()) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok || runtime.GOOS != "linux" {
+		return func() {}
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if raw.Read(peerClosed) == nil {
+			gone()
+		}
+	}()
+	return func() {
+		conn.SetReadDeadline(time.Unix(1, 0)) // ends raw.Read
+		<-done
+		conn.SetReadDeadline(time.Time{})
+	}
+}
+
+// peerClosed reports whether the TCP connection fd is no longer open on both ends.
+func peerClosed(fd uintptr) bool {
+	const tcpInfo, established = 11, 1 // linux/tcp.h, linux/tcp_states.h
+	// The option's value is a struct tcp_info; a short buffer gets its beginning, and the first
+	// byte (the lowest on the little-endian machines we build for) is the state.
+	info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpInfo)
+	return err == nil && info&0xff != established
+}
