@@ -29,6 +29,12 @@ func isForgeable(key string) bool {
 		strings.HasPrefix(key, "X-Forwarded-") || strings.HasPrefix(key, "Tailscale-")
 }
 
+// isSessionID reports whether s can be Claude Code's name of a session: what a client chooses goes into the log.
+func isSessionID(s string) bool {
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	return s != "" && len(s) <= 64 && strings.Trim(s, letters) == ""
+}
+
 // header is a header that is set on every request.
 type header struct {
 	name   string   // canonical

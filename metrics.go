@@ -26,6 +26,7 @@ type metrics struct {
 	ttfb     histogram
 	errors   [len(errorTypes)]atomic.Uint64
 	retries  atomic.Uint64
+	windows  [len(windowStatuses)]atomic.Uint64
 	began    time.Time
 	build    []string // labels of proxy_build_info
 	owned    []figure // in the order of the page
@@ -48,6 +49,9 @@ var methods = [...]string{
 	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
 	http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace, "other",
 }
+
+// windowStatuses are what the API says of a caller's plan windows; the last counts any other word.
+var windowStatuses = [...]string{"allowed", "allowed_warning", "rejected", "other"}
 
 // durationBuckets are the upper bounds of the histograms' buckets, in seconds: from a refused request
 // to the longest that SDKs wait for a non-streaming answer, and beyond.
@@ -81,12 +85,21 @@ func (m *metrics) requestDone(status int, method string, elapsed time.Duration) 
 		m.byStatus[status].CompareAndSwap(nil, new(statusMetrics))
 		s = m.byStatus[status].Load()
 	}
-	i := slices.Index(methods[:], method)
-	if i < 0 {
-		i = len(methods) - 1
-	}
-	s.requests[i].Add(1)
+	s.requests[indexOrLast(methods[:], method)].Add(1)
 	s.duration.observe(elapsed)
+}
+
+// indexOrLast returns where value is in values, the last of which stands for any other.
+func indexOrLast(values []string, value string) int {
+	if i := slices.Index(values, value); i >= 0 {
+		return i
+	}
+	return len(values) - 1
+}
+
+// windowStatus records what an answer says of its caller's plan windows.
+func (m *metrics) windowStatus(status string) {
+	m.windows[indexOrLast(windowStatuses[:], status)].Add(1)
 }
 
 // firstByte records the time from a request's arrival to its answer's headers.
@@ -167,6 +180,10 @@ func (m *metrics) page() []byte {
 		e.sample("", float64(m.errors[i].Load()), "error_type", string(t))
 	}
 	e.single("proxy_upstream_retries_total", "counter", "Attempts made again after a timeout or a connection failure.", float64(m.retries.Load()))
+	e.family("proxy_upstream_ratelimit_status_total", "counter", "Answers that tell of their caller's plan windows, by what they say (anthropic-ratelimit-unified-status).")
+	for i, status := range windowStatuses {
+		e.sample("", float64(m.windows[i].Load()), "status", status)
+	}
 	for _, f := range m.owned {
 		if v, ok := f.value(); ok {
 			e.single(f.name, f.kind, f.help, v)

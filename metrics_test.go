@@ -81,7 +81,7 @@ func TestMetricsBeforeTraffic(t *testing.T) {
 			t.Errorf("%s: %v, %t", errorType, n, ok)
 		}
 	}
-	for name, want := range map[string]float64{"proxy_upstream_retries_total": 0, "proxy_time_to_first_byte_seconds_count": 0,
+	for name, want := range map[string]float64{"proxy_upstream_retries_total": 0, `proxy_upstream_ratelimit_status_total{status="allowed_warning"}`: 0, "proxy_time_to_first_byte_seconds_count": 0,
 		`proxy_build_info{version="1.2.3",revision="abc\"d",go_version="` + runtime.Version() + `"}`: 1, `go_info{version="` + runtime.Version() + `"}`: 1} {
 		if n, ok := samples[name]; !ok || n != want {
 			t.Errorf("%s: %v, %t", name, n, ok)
@@ -103,7 +103,7 @@ func TestOwnedMetrics(t *testing.T) {
 	m.gauge("b", "Help of b.", func() (float64, bool) { return value, true })
 	m.gauge("c", "Help of c.", func() (float64, bool) { return 7, ok })
 	m.counter("a_total", "Help of a.", func() (float64, bool) { return 3, true })
-	const before, a = "\nproxy_upstream_retries_total 0\n", "# HELP a_total Help of a.\n# TYPE a_total counter\na_total 3\n# HELP proxy_build_info "
+	const before, a = "\nproxy_upstream_ratelimit_status_total{status=\"other\"} 0\n", "# HELP a_total Help of a.\n# TYPE a_total counter\na_total 3\n# HELP proxy_build_info "
 	if page, want := string(m.page()), before+"# HELP b Help of b.\n# TYPE b gauge\nb 1.5\n# HELP c Help of c.\n# TYPE c gauge\nc 7\n"+a; !strings.Contains(page, want) {
 		t.Errorf("want\n%sin\n%s", want, page)
 	}

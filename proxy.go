@@ -100,6 +100,7 @@ type exchange struct {
 	ttfb              time.Duration
 	bytesIn           int64
 	upstreamRequestID string
+	notes             []any // fields that only some requests have
 	err               error
 }
 
@@ -117,6 +118,9 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x := &exchange{w: w, r: r, conn: connOf(r), id: newRequestID(), start: time.Now(), unread: r.ContentLength != 0, out: outgoing{Request: r, target: requestTarget(r)}}
 	w.Header()[requestIDHeader] = []string{x.id}
+	if session := r.Header.Get("X-Claude-Code-Session-Id"); isSessionID(session) {
+		x.notes = append(x.notes, "session_id", session)
+	}
 	x.conn.SetReadDeadline(time.Time{}) // ReadTimeout is for requests that net/http itself answers
 	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
 		// net/http accepts Content-Length beside Transfer-Encoding, and takes no notice of the latter in HTTP/1.0; the
@@ -268,9 +272,26 @@ func (p *proxy) send(x *exchange, body *requestBody) (*incoming, error) {
 	x.ttfb = time.Since(x.start)
 	p.metrics.firstByte(x.ttfb)
 	x.upstreamRequestID = in.Header.Get("Request-Id")
+	p.noteWindows(x, in.Header)
 	x.r.Header, in.Request, x.out.body = nil, nil, nil // sent, and of no use to anybody: 2.6 KB of the 39 that a stream holds
 	x.conn.forgetHeader()
 	return in, nil
+}
+
+// noteWindows counts and logs how full the answer says that its caller's plan windows are.
+func (p *proxy) noteWindows(x *exchange, h http.Header) {
+	for _, field := range [...]struct{ key, header string }{
+		{"ratelimit_status", "Anthropic-Ratelimit-Unified-Status"},
+		{"ratelimit_5h", "Anthropic-Ratelimit-Unified-5h-Utilization"},
+		{"ratelimit_7d", "Anthropic-Ratelimit-Unified-7d-Utilization"},
+	} {
+		if value := h.Get(field.header); value != "" {
+			x.notes = append(x.notes, field.key, shorten(value))
+		}
+	}
+	if status := h.Get("Anthropic-Ratelimit-Unified-Status"); status != "" {
+		p.metrics.windowStatus(status)
+	}
 }
 
 // stream passes the upstream's answer to the client as it arrives. Only silence ends it.
@@ -477,6 +498,7 @@ func (p *proxy) logLine(x *exchange, latency time.Duration) {
 		"latency_ms", latency.Milliseconds(), "ttfb_ms", x.ttfb.Milliseconds(), "attempts", x.out.attempts,
 		"bytes_in", x.bytesIn, "bytes_out", x.answer.written, "upstream_request_id", x.upstreamRequestID,
 		"tailnet_node", who.node, "tailnet_user", who.user)
+	line.Add(x.notes...)
 	if x.err != nil {
 		line.Add("error", describe(x.err))
 	}

@@ -137,7 +137,7 @@ func (t *tailnet) wasConnected() bool { return t.connected.Err() != nil }
 // tailnetGauges registers what the metrics page says of t, which is nil where there is no tailnet.
 func tailnetGauges(t *tailnet, register func(name, help string, value func() (v float64, ok bool))) {
 	if t == nil {
-		t = newTailnet("", "", nil) // which nothing will connect
+		return
 	}
 	number := map[bool]float64{true: 1}
 	register("tailnet_connected", "1 while tailscaled has its connection to the tailnet, else 0.",

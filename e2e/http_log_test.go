@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -53,7 +54,7 @@ func checkLines(t *testing.T, lines []proxytest.Line) {
 	}
 }
 
-var logKey = regexp.MustCompile(`"([a-z_]+)":`)
+var logKey = regexp.MustCompile(`"([a-z0-9_]+)":`)
 
 func TestRequestLog(t *testing.T) {
 	t.Parallel()
@@ -69,7 +70,7 @@ func TestRequestLog(t *testing.T) {
 	// No caller is known with -local, and there is no error.
 	want := []string{
 		"timestamp", "level", "message", "request_id", "method", "path", "status", "latency_ms", "ttfb_ms",
-		"attempts", "bytes_in", "bytes_out", "upstream_request_id",
+		"attempts", "bytes_in", "bytes_out", "upstream_request_id", "ratelimit_status", "ratelimit_5h", "ratelimit_7d",
 	}
 	optional := []string{"tailnet_node", "tailnet_user"}
 	keys = slices.DeleteFunc(keys, func(k string) bool { return slices.Contains(optional, k) && line.Text(k) == "" })
@@ -91,6 +92,71 @@ func TestRequestLog(t *testing.T) {
 	}
 	if ttfb, latency := line.Number("ttfb_ms"), line.Number("latency_ms"); ttfb < 0 || latency < ttfb || latency > float64(slack.Milliseconds()) {
 		t.Errorf("ttfb_ms %v, latency_ms %v", ttfb, latency)
+	}
+}
+
+// TestPlanWindows: what the API says of its callers' plan windows passes untouched, is logged, and counted.
+func TestPlanWindows(t *testing.T) {
+	t.Parallel()
+	var windows atomic.Pointer[map[string]string]
+	up := upstream(t, fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name, value := range *windows.Load() {
+			w.Header().Set(name, value)
+		}
+	}))
+	p := proxyTo(t, up, "")
+	const status = "Anthropic-Ratelimit-Unified-Status"
+	for i, row := range []struct {
+		sent   map[string]string
+		counts string // as
+		logged [3]string
+	}{
+		{sent: fakeanthropic.PlanWindows, counts: "allowed", logged: [3]string{"allowed", "0.42", "0.30"}},
+		{sent: map[string]string{status: "allowed_warning"}, counts: "allowed_warning", logged: [3]string{"allowed_warning"}},
+		{sent: map[string]string{status: "rejected"}, counts: "rejected", logged: [3]string{"rejected"}},
+		{sent: map[string]string{status: strings.Repeat("x", 300)}, counts: "other", logged: [3]string{strings.Repeat("x", 253) + "…"}},
+		{sent: map[string]string{}},
+	} {
+		windows.Store(&row.sent)
+		before := proxytest.Scrape(t, p)
+		a := roundTrip(t, client(t), newRequest(t, "GET", p.URL()+"/", nil))
+		for name, value := range row.sent {
+			if got := a.Header.Get(name); got != value {
+				t.Errorf("%s: the client got %q, want %q", name, got, value)
+			}
+		}
+		line := completed(t, p, i+1)[i]
+		if got := [3]string{line.Text("ratelimit_status"), line.Text("ratelimit_5h"), line.Text("ratelimit_7d")}; got != row.logged {
+			t.Errorf("logged %q, want %q", got, row.logged)
+		}
+		after := proxytest.Scrape(t, p)
+		for _, label := range []string{"allowed", "allowed_warning", "rejected", "other"} {
+			const name = "proxy_upstream_ratelimit_status_total"
+			if grown := after.Value(name, "status", label) - before.Value(name, "status", label); (grown == 1) != (label == row.counts) {
+				t.Errorf("%q: %s has grown by %v", row.counts, label, grown)
+			}
+		}
+	}
+}
+
+// TestSessionID: Claude Code's own name of the session is logged, and nothing else that stands in its place.
+func TestSessionID(t *testing.T) {
+	t.Parallel()
+	p := proxyTo(t, upstream(t, fakeanthropic.HTTP2, nil), "")
+	for i, row := range []struct {
+		id     string
+		logged bool
+	}{
+		{"0f5b1c9e-9c3b-4d8e-8d5f-2a2b3c4d5e6f", true}, {"A.b_c-9", true}, {strings.Repeat("x", 64), true},
+		{strings.Repeat("x", 65), false}, {"", false}, {"a b", false}, {`a"b`, false}, {"ä", false},
+	} {
+		req := newRequest(t, "POST", p.URL()+"/v1/messages", strings.NewReader(messageBody))
+		req.Header.Set("X-Claude-Code-Session-Id", row.id)
+		roundTrip(t, client(t), req)
+		line := completed(t, p, i+1)[i]
+		if got := line.Text("session_id"); row.logged && got != row.id || !row.logged && strings.Contains(line.Raw, "session_id") {
+			t.Errorf("%q is logged as %q, want it logged: %t", row.id, got, row.logged)
+		}
 	}
 }
 

@@ -17,22 +17,24 @@ import (
 )
 
 // promised are the families that a scrape has from the start, by type. (The
-// expiry of the node's key is there only with a key.)
+// tailnet's are there only with a tailnet: e2e/tailnet looks at them.)
 var promised = map[string]dto.MetricType{
-	"proxy_upstream_errors_total":   dto.MetricType_COUNTER,
-	"tailnet_connected":             dto.MetricType_GAUGE,
-	"proxy_requests_in_flight":      dto.MetricType_GAUGE,
-	"proxy_requests_queued":         dto.MetricType_GAUGE,
-	"proxy_upstream_retries_total":  dto.MetricType_COUNTER,
-	"proxy_buffered_body_bytes":     dto.MetricType_GAUGE,
-	"tailnet_control_online":        dto.MetricType_GAUGE,
-	"proxy_build_info":              dto.MetricType_GAUGE,
-	"process_cpu_seconds_total":     dto.MetricType_COUNTER,
-	"process_resident_memory_bytes": dto.MetricType_GAUGE,
-	"process_open_fds":              dto.MetricType_GAUGE,
-	"process_start_time_seconds":    dto.MetricType_GAUGE,
-	"go_goroutines":                 dto.MetricType_GAUGE,
-	"go_info":                       dto.MetricType_GAUGE,
+	"proxy_upstream_errors_total":           dto.MetricType_COUNTER,
+	"proxy_connections":                     dto.MetricType_GAUGE,
+	"proxy_connections_limit":               dto.MetricType_GAUGE,
+	"proxy_log_lines_dropped_total":         dto.MetricType_COUNTER,
+	"proxy_upstream_ratelimit_status_total": dto.MetricType_COUNTER,
+	"proxy_requests_in_flight":              dto.MetricType_GAUGE,
+	"proxy_requests_queued":                 dto.MetricType_GAUGE,
+	"proxy_upstream_retries_total":          dto.MetricType_COUNTER,
+	"proxy_buffered_body_bytes":             dto.MetricType_GAUGE,
+	"proxy_build_info":                      dto.MetricType_GAUGE,
+	"process_cpu_seconds_total":             dto.MetricType_COUNTER,
+	"process_resident_memory_bytes":         dto.MetricType_GAUGE,
+	"process_open_fds":                      dto.MetricType_GAUGE,
+	"process_start_time_seconds":            dto.MetricType_GAUGE,
+	"go_goroutines":                         dto.MetricType_GAUGE,
+	"go_info":                               dto.MetricType_GAUGE,
 }
 
 // afterRequests are those that need a request for a series.

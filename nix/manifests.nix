@@ -19,8 +19,8 @@ in
   namespace ? name,
   # The namespace whose pods may reach /metrics from inside the cluster: Prometheus' own.
   prometheusNamespace ? "monitoring",
-  # Where RUNBOOK.md can be read; the alerts link to its sections.
-  runbookUrl ? "RUNBOOK.md",
+  # The https URL where RUNBOOK.md can be read: the alerts then link to its sections.
+  runbookUrl ? null,
   # error, warn, info, debug or trace.
   logLevel ? "info",
   # config.toml as attributes, laid over defaultConfig below.

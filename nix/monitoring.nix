@@ -10,7 +10,7 @@
   selector,
   # The proxy's memory limit, a line in the dashboard.
   memoryLimitMi,
-  # Where RUNBOOK.md can be read.
+  # Where RUNBOOK.md can be read; null if nowhere.
   runbookUrl,
   # The name of the port with /metrics.
   healthPort,
@@ -40,6 +40,9 @@ let
     };
   };
 
+  # Other jobs and namespaces have series of the same names.
+  own = ''job="${name}",namespace="${namespace}"'';
+
   alert =
     {
       alert,
@@ -56,15 +59,29 @@ let
       labels = { inherit severity; };
       annotations = {
         inherit summary description;
-        runbook_url = "${runbookUrl}#${section}";
+      }
+      // lib.optionalAttrs (runbookUrl != null) {
+        runbook_url =
+          if builtins.match "https?://.+" runbookUrl != null then
+            "${runbookUrl}#${section}"
+          else
+            throw "runbookUrl = ${runbookUrl}: not absolute, so nobody could follow it from an alert";
       };
     };
 
   # The quantiles of the last five minutes, over all statuses of a pod: the histogram has a series
   # for each status, whose buckets have to be added first.
-  buckets = metric: "sum by (namespace, job, pod, le) (rate(${metric}_bucket[5m]))";
+  buckets = metric: "sum by (namespace, job, pod, le) (rate(${metric}_bucket{${own}}[5m]))";
   quantile = q: metric: "histogram_quantile(${q}, ${buckets metric})";
   duration = "proxy_request_duration_seconds";
+
+  # The share of a pod's answers in the last five minutes whose status is one of these.
+  share =
+    statuses:
+    let
+      perPod = selector: "sum by (namespace, job, pod) (rate(proxy_requests_total{${selector}}[5m]))";
+    in
+    "${perPod "${own},${statuses}"} / ${perPod own}";
 
   recorded =
     map
@@ -94,7 +111,7 @@ let
   alerts = map alert [
     {
       alert = "AnthropicProxyTailnetDisconnected";
-      expr = "tailnet_connected == 0";
+      expr = "tailnet_connected{${own}} == 0";
       after = "60s";
       severity = "critical";
       summary = "The proxy has no tailnet connection.";
@@ -103,7 +120,7 @@ let
     }
     {
       alert = "AnthropicProxyUpstreamErrors";
-      expr = "rate(proxy_upstream_errors_total[5m]) > 0.1";
+      expr = "rate(proxy_upstream_errors_total{${own}}[5m]) > 0.1";
       after = "5m";
       severity = "warning";
       summary = "Requests fail at the upstream.";
@@ -121,7 +138,7 @@ let
     }
     {
       alert = "AnthropicProxyKeyExpires";
-      expr = "tailnet_key_expiry_timestamp_seconds - time() < 7 * 86400";
+      expr = "tailnet_key_expiry_timestamp_seconds{${own}} - time() < 7 * 86400";
       after = "1h";
       severity = "warning";
       summary = "The node key expires within a week.";
@@ -130,7 +147,7 @@ let
     }
     {
       alert = "AnthropicProxyQueue";
-      expr = "proxy_requests_queued > 0";
+      expr = "proxy_requests_queued{${own}} > 0";
       after = "5m";
       severity = "warning";
       summary = "Requests wait in line.";
@@ -138,8 +155,62 @@ let
       section = "it-is-slow";
     }
     {
+      alert = "AnthropicProxyConnections";
+      expr = "proxy_connections{${own}} > 0.9 * proxy_connections_limit{${own}}";
+      after = "5m";
+      severity = "warning";
+      summary = "Nearly as many client connections as the memory limit carries.";
+      description = "{{ $labels.pod }} has {{ $value }} client connections. Beyond the limit idle ones are closed, and then clients wait.";
+      section = "it-is-slow";
+    }
+    {
+      alert = "AnthropicProxyMemory";
+      expr = "process_resident_memory_bytes{${own}} > ${toString (memoryLimitMi * 1024 * 1024 * 85 / 100)}";
+      after = "5m";
+      severity = "warning";
+      summary = "The proxy is near its memory limit.";
+      description = "{{ $labels.pod }} holds {{ $value | humanize1024 }}B of ${toString memoryLimitMi} MiB, to which its sockets' buffers come.";
+      section = "out-of-memory";
+    }
+    {
+      alert = "AnthropicProxyThrottled";
+      expr = "${share ''status="429"''} > 0.05";
+      after = "5m";
+      severity = "warning";
+      summary = "The API limits the rate of those who use the proxy.";
+      description = "{{ $value | humanizePercentage }} of {{ $labels.pod }}'s answers are 429.";
+      section = "429-and-529";
+    }
+    {
+      alert = "AnthropicProxyOverloaded";
+      expr = "${share ''status="529"''} > 0.05";
+      after = "5m";
+      severity = "warning";
+      summary = "The API is overloaded.";
+      description = "{{ $value | humanizePercentage }} of {{ $labels.pod }}'s answers are 529.";
+      section = "429-and-529";
+    }
+    {
+      alert = "AnthropicProxyServerErrors";
+      expr = "${share ''status=~"5..",status!="529"''} > 0.05";
+      after = "5m";
+      severity = "warning";
+      summary = "Clients see server errors.";
+      description = "{{ $value | humanizePercentage }} of {{ $labels.pod }}'s answers are 5xx, 529 aside: the API's own, or the proxy's.";
+      section = "502-bad-gateway";
+    }
+    {
+      alert = "AnthropicProxyLogLinesDropped";
+      expr = "increase(proxy_log_lines_dropped_total{${own}}[10m]) > 0";
+      after = "1m";
+      severity = "warning";
+      summary = "Log lines are lost.";
+      description = "{{ $labels.pod }} gave up {{ $value | humanize }} log lines in ten minutes: nobody reads its standard output in time.";
+      section = "logs";
+    }
+    {
       alert = "AnthropicProxyScrapeMissing";
-      expr = ''up{job="${name}"} == 0 or absent(up{job="${name}"})'';
+      expr = "up{${own}} == 0 or absent(up{${own}})";
       after = "5m";
       severity = "critical";
       summary = "Prometheus gets no figures from the proxy.";
@@ -169,21 +240,25 @@ let
   panels = [
     {
       title = "Requests by status";
+      description = "Answers a second, as clients see them. 499 is a client that left, 429 and 529 are the API's.";
       unit = "reqps";
       lines."{{status}}" = "sum by (status) (rate(proxy_requests_total{$pods}[$__rate_interval]))";
     }
     {
       title = "Duration of requests";
+      description = "From arrival to the end of the answer, estimated from the histogram. Streams take as long as they take.";
       unit = "s";
       lines = quantileLines duration;
     }
     {
       title = "Time to first byte";
+      description = "From arrival to the API's response headers.";
       unit = "s";
       lines = quantileLines "proxy_time_to_first_byte_seconds";
     }
     {
       title = "In flight and queued";
+      description = "Queued requests wait for max_connections or for body_memory_mb.";
       unit = "short";
       lines = {
         "in flight" = "sum(proxy_requests_in_flight{$pods})";
@@ -191,18 +266,37 @@ let
       };
     }
     {
+      title = "Client connections";
+      description = "Beyond the limit, which follows the memory limit, idle ones are closed, and then clients wait.";
+      unit = "short";
+      lines = {
+        "open {{pod}}" = "proxy_connections{$pods}";
+        limit = "max(proxy_connections_limit{$pods})";
+      };
+    }
+    {
       title = "Errors by type";
+      description = "Requests that failed between the proxy and the API, as RUNBOOK.md names them.";
       unit = "reqps";
       lines."{{error_type}}" =
         "sum by (error_type) (rate(proxy_upstream_errors_total{$pods}[$__rate_interval]))";
     }
     {
       title = "Repeated attempts";
+      description = "After timeouts, and after connection failures where nothing was sent.";
       unit = "reqps";
       lines.repeated = "sum(rate(proxy_upstream_retries_total{$pods}[$__rate_interval]))";
     }
     {
+      title = "Plan windows";
+      description = "What the API says of its callers' windows of 5 hours and 7 days, by answer.";
+      unit = "reqps";
+      lines."{{status}}" =
+        "sum by (status) (rate(proxy_upstream_ratelimit_status_total{$pods}[$__rate_interval]))";
+    }
+    {
       title = "Tailnet";
+      description = "1 is connected. Without the control server traffic flows on.";
       unit = "short";
       lines = {
         "connected {{pod}}" = "tailnet_connected{$pods}";
@@ -211,6 +305,7 @@ let
     }
     {
       title = "Memory of the proxy";
+      description = "To what is resident come the sockets' buffers: a quarter of the limit is left to them.";
       unit = "bytes";
       lines = {
         "request bodies {{pod}}" = "proxy_buffered_body_bytes{$pods}";
@@ -218,6 +313,12 @@ let
         GOMEMLIMIT = "max(go_gc_gomemlimit_bytes{$pods})";
         limit = "vector(${toString (memoryLimitMi * 1024 * 1024)})";
       };
+    }
+    {
+      title = "Log lines dropped";
+      description = "Nobody read standard output in time.";
+      unit = "short";
+      lines."{{pod}}" = "increase(proxy_log_lines_dropped_total{$pods}[$__rate_interval])";
     }
   ];
   quantileLines =
@@ -249,7 +350,7 @@ let
         type = "query";
         label = "Namespace";
         datasource = source;
-        query = "label_values(tailnet_connected, namespace)";
+        query = ''label_values(proxy_build_info{job="${name}"}, namespace)'';
         refresh = 2;
         includeAll = true;
         multi = true;
@@ -265,18 +366,19 @@ let
     type = "prometheus";
     uid = "\${datasource}";
   };
-  pods = ''namespace=~"$namespace"'';
+  pods = ''job="${name}",namespace=~"$namespace"'';
   panel =
     i:
     {
       title,
+      description,
       unit,
       lines,
     }:
     {
       id = i + 1;
       type = "timeseries";
-      inherit title;
+      inherit title description;
       datasource = source;
       gridPos = {
         h = 8;

@@ -8,27 +8,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/prometheus"
 	corev1 "k8s.io/api/core/v1"
 )
-
-// scrapeConfig lets Prometheus ask this program for the pods. Its own discovery
-// in Kubernetes is not in every build, nor in Debian's.
-const scrapeConfig = `
-global: {scrape_interval: 1s, evaluation_interval: 1s}
-rule_files: [rules.json]
-scrape_configs:
-  - job_name: podMonitor/anthropic-oauth-proxy
-    http_sd_configs: [{url: %q, refresh_interval: 1s}]
-`
 
 // discovery answers as the Prometheus operator would have the PodMonitor of
 // k8s/components/monitoring read: the running pods, with the labels that their
@@ -52,13 +40,6 @@ func (d discovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(targets)
-}
-
-// prometheus is a real one, with the rules of the cluster's PrometheusRule.
-type prometheus struct {
-	url       string
-	discovery *httptest.Server
-	cmd       *exec.Cmd
 }
 
 // monitoringApplied installs the operator's CRDs and applies the component, which
@@ -105,120 +86,33 @@ func metricsLint(ctx context.Context, w *world) (string, error) {
 	return fmt.Sprintf("%d lines", strings.Count(metrics, "\n")), nil
 }
 
-// scraped starts Prometheus and waits until it has the pod's figures and every
+// scraped starts Prometheus, with short times before alerts fire, and waits until it has the pod's figures and every
 // recorded one.
 func scraped(ctx context.Context, w *world) (string, error) {
-	rules, records, err := w.rules(ctx)
-	if err != nil {
+	var rule struct {
+		Spec struct{ Groups prometheus.Rules }
+	}
+	if err := w.kube.json(ctx, &rule, "-n", name, "get", "prometheusrule", name); err != nil {
 		return "", err
 	}
-	if w.prometheus, err = startPrometheus(w.kube, w.dir, rules); err != nil {
+	records := rule.Spec.Groups.Hurry()
+	w.discovery = httptest.NewServer(discovery{w.kube})
+	var err error
+	if w.prometheus, err = prometheus.Start(w.dir, w.discovery.URL, rule.Spec.Groups); err != nil {
 		return "", err
 	}
-	if err := w.prometheus.await(ctx, `up{job="`+name+`"} == 1`); err != nil {
+	if err := w.prometheus.Await(ctx, "up{"+job+"} == 1"); err != nil {
 		return "", err
 	}
 	if err := w.traffic(ctx); err != nil {
 		return "", err
 	}
 	for _, record := range records {
-		if err := w.prometheus.await(ctx, record+" >= 0"); err != nil { // NaN is not
+		if err := w.prometheus.Await(ctx, record+" >= 0"); err != nil { // NaN is not
 			return "", err
 		}
 	}
 	return fmt.Sprintf("the target is up, %d recording rules have figures", len(records)), nil
-}
-
-// rules fetches the rules from the cluster, with a short time before alerts
-// fire, and the names of what they record.
-func (w *world) rules(ctx context.Context) (text []byte, records []string, err error) {
-	var rule struct{ Spec struct{ Groups []object } }
-	if err := w.kube.json(ctx, &rule, "-n", name, "get", "prometheusrule", name); err != nil {
-		return nil, nil, err
-	}
-	for _, group := range rule.Spec.Groups {
-		for _, r := range group["rules"].([]any) {
-			rule := r.(object)
-			if record, ok := rule["record"].(string); ok {
-				records = append(records, record)
-			} else {
-				rule["for"] = "2s"
-			}
-		}
-	}
-	text, err = json.Marshal(object{"groups": rule.Spec.Groups})
-	return text, records, err
-}
-
-func startPrometheus(k *kube, dir string, rules []byte) (*prometheus, error) {
-	pods := httptest.NewServer(discovery{k})
-	config := filepath.Join(dir, "prometheus.yaml")
-	err := errors.Join(
-		os.WriteFile(filepath.Join(dir, "rules.json"), rules, 0o644),
-		os.WriteFile(config, fmt.Appendf(nil, scrapeConfig, pods.URL), 0o644))
-	if err != nil {
-		return nil, err
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	address := listener.Addr().String()
-	listener.Close()
-	log, err := os.Create(filepath.Join(dir, "prometheus.log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close() // the child has its own
-	p := &prometheus{url: "http://" + address, discovery: pods}
-	p.cmd = exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+address)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting Prometheus (Debian's package prometheus has it): %w", err)
-	}
-	return p, nil
-}
-
-func (p *prometheus) close() error {
-	p.discovery.Close()
-	if err := p.cmd.Process.Kill(); err != nil {
-		return err
-	}
-	_ = p.cmd.Wait() // it was killed
-	return nil
-}
-
-// query returns how many series an expression has now, and the first as text.
-func (p *prometheus) query(ctx context.Context, expr string) (series int, first string, err error) {
-	status, body, err := get(ctx, p.url+"/api/v1/query?query="+url.QueryEscape(expr))
-	if err != nil {
-		return 0, "", err
-	}
-	var answer struct {
-		Data struct{ Result []json.RawMessage }
-	}
-	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK {
-		return 0, "", fmt.Errorf("%s: status %d: %s", expr, status, body)
-	}
-	if len(answer.Data.Result) == 0 {
-		return 0, "", nil
-	}
-	return len(answer.Data.Result), string(answer.Data.Result[0]), nil
-}
-
-// await polls until an expression has a result. Errors count as none, as
-// Prometheus takes a moment to start.
-func (p *prometheus) await(ctx context.Context, expr string) error {
-	for {
-		n, _, err := p.query(ctx, expr)
-		if err == nil && n > 0 {
-			return nil
-		}
-		if !pause(ctx, 200*time.Millisecond) {
-			return fmt.Errorf("%s has no result: %w", expr, errors.Join(err, ctx.Err()))
-		}
-	}
 }
 
 // traffic makes some requests, seen by at least two scrapes, so that rates exist.
@@ -227,18 +121,15 @@ func (w *world) traffic(ctx context.Context) error {
 		if _, _, err := w.askTailnet(ctx, plainBody); err != nil {
 			return err
 		}
-		if err := w.prometheus.awaitScrape(ctx); err != nil {
+		if err := w.prometheus.AwaitScrape(ctx, job); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// awaitScrape returns after a successful scrape that began later than now.
-func (p *prometheus) awaitScrape(ctx context.Context) error {
-	now := float64(time.Now().UnixMilli()) / 1e3
-	return p.await(ctx, fmt.Sprintf(`up{job=%q} == 1 and timestamp(up{job=%q}) > %.3f`, name, name, now))
-}
+// job is the label of the pod's series.
+const job = `job="` + name + `"`
 
 // dashboardExpressions wants a result of every expression that Grafana would ask.
 func dashboardExpressions(ctx context.Context, w *world) (string, error) {
@@ -263,7 +154,7 @@ func dashboardExpressions(ctx context.Context, w *world) (string, error) {
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {
 			expr := variables.Replace(target.Expr)
-			n, _, err := w.prometheus.query(ctx, expr)
+			n, _, err := w.prometheus.Query(ctx, expr)
 			if err != nil {
 				return "", err
 			}
@@ -282,19 +173,19 @@ func dashboardExpressions(ctx context.Context, w *world) (string, error) {
 // raises waits until an alert is not even pending, makes a fault, and waits until
 // it fires.
 func (w *world) raises(ctx context.Context, alert string, fault func() error) (string, error) {
-	if err := w.prometheus.awaitScrape(ctx); err != nil { // of the present pod
+	if err := w.prometheus.AwaitScrape(ctx, job); err != nil { // of the present pod
 		return "", err
 	}
 	name := "AnthropicProxy" + alert
 	firing := fmt.Sprintf(`ALERTS{alertname=%q, alertstate="firing"}`, name)
-	if err := w.prometheus.await(ctx, fmt.Sprintf(`absent(ALERTS{alertname=%q})`, name)); err != nil {
+	if err := w.prometheus.Await(ctx, fmt.Sprintf(`absent(ALERTS{alertname=%q})`, name)); err != nil {
 		return "", fmt.Errorf("it is pending or fires without the fault: %w", err)
 	}
 	start := time.Now()
 	if err := fault(); err != nil {
 		return "", err
 	}
-	err := w.prometheus.await(ctx, firing)
+	err := w.prometheus.Await(ctx, firing)
 	return fmt.Sprintf("fires %.1f s after the fault began", time.Since(start).Seconds()), err
 }
 
@@ -335,7 +226,7 @@ func (w *world) failing(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := w.prometheus.awaitScrape(ctx); err != nil { // the zeros, from which a rate begins
+	if err := w.prometheus.AwaitScrape(ctx, job); err != nil { // the zeros, from which a rate begins
 		return "", err
 	}
 	return w.raises(ctx, "UpstreamErrors", func() error {

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/prometheus"
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
 
@@ -28,7 +30,8 @@ type world struct {
 	client     *http.Client  // on laptop
 	dir        string
 	crds       string
-	prometheus *prometheus // nil until criterion scraped
+	prometheus *prometheus.Server // nil until criterion scraped
+	discovery  *httptest.Server   // likewise
 	host       string
 	keep       bool
 }
@@ -105,7 +108,8 @@ func (w *world) close() error {
 		errs = append(errs, err)
 	}
 	if w.prometheus != nil {
-		errs = append(errs, w.prometheus.close())
+		errs = append(errs, w.prometheus.Close())
+		w.discovery.Close()
 	}
 	if w.upstream != nil {
 		errs = append(errs, w.upstream.Close())

@@ -64,6 +64,20 @@ func setHeaders(h http.Header) {
 	h.Set("Anthropic-Ratelimit-Requests-Remaining", "3999")
 	h.Set("Anthropic-Ratelimit-Requests-Reset", "2030-01-01T00:00:00Z")
 	h.Set("Via", "1.1 fake-edge")
+	for name, value := range PlanWindows {
+		h.Set(name, value)
+	}
+}
+
+// PlanWindows are what answers to subscribers' tokens carry besides (as anomalyco/opencode#49499 and
+// anthropics/claude-code#12829 show them; the utilizations are spent fractions).
+var PlanWindows = map[string]string{
+	"Anthropic-Ratelimit-Unified-Status":               "allowed",
+	"Anthropic-Ratelimit-Unified-5h-Utilization":       "0.42",
+	"Anthropic-Ratelimit-Unified-5h-Reset":             "1893456000",
+	"Anthropic-Ratelimit-Unified-7d-Utilization":       "0.30",
+	"Anthropic-Ratelimit-Unified-7d-Reset":             "2030-01-01T00:00:00Z",
+	"Anthropic-Ratelimit-Unified-Representative-Claim": "five_hour",
 }
 
 // messageRequest is the part of a request that matters here.
