@@ -27,7 +27,7 @@ const (
 	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
 	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer, on the
 	// first few connections that have one, as the kernel takes nothing back that it has offered to a client.
-	receiveBuffer      = 12 << 10
+	receiveBuffer      = 8 << 10
 	largeReceiveBuffer = 128 << 10
 	largeBody          = 1 << 20
 	wideShare          = 32 // one connection in so many

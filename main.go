@@ -209,9 +209,10 @@ const (
 	gcPercent = 400
 	// memoryPerRequest is what one open request takes, without its body.
 	memoryPerRequest = 64 << 10
-	// memoryPerConnection is what is reckoned for each connection, beside what the kernel has of it: twice receiveBuffer,
-	// of what a container's limit leaves beyond the soft one. That is taken to be a third of the soft one.
+	// memoryPerConnection is what is reckoned for each connection, beside kernelPerConnection of what a container's limit
+	// leaves beyond the soft one: that is taken to be a third of the soft one.
 	memoryPerConnection = 38 << 10
+	kernelPerConnection = 24 << 10
 	// memoryAtRest is what is left of the soft memory limit without any, with room for garbage.
 	memoryAtRest = 32 << 20
 	// fewestConnections are accepted at once, however small the memory limit is.
@@ -229,7 +230,7 @@ func tuneMemory(cfg *config) (connections int) {
 		debug.SetMemoryLimit(memoryAtRest + cfg.bodyMemory + cfg.maxConnections*memoryPerRequest)
 	}
 	limit := debug.SetMemoryLimit(-1)
-	return int(max(fewestConnections, min((limit-memoryAtRest-cfg.bodyMemory)/memoryPerConnection, limit/3/(2*receiveBuffer))))
+	return int(max(fewestConnections, min((limit-memoryAtRest-cfg.bodyMemory)/memoryPerConnection, limit/3/kernelPerConnection)))
 }
 
 // listen binds addresses; an empty one has no listener. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.

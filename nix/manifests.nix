@@ -105,7 +105,7 @@ let
   sizes = lib.recursiveUpdate defaultResources resources;
 
   # What Go gets of the memory limit, in percent. The kernel counts more against the limit than Go knows of:
-  # the sockets' buffers (24 KiB of an upload that waits, and two of each stream), the resident pages of the binary and the
+  # the sockets' buffers (24 KiB of each upload that waits), the resident pages of the binary and the
   # tmpfs of the socket. A heap that reaches GOMEMLIMIT costs CPU for garbage collection; a container that reaches its
   # limit is killed: tailscaled, which buffers what it forwards, within seconds of large uploads.
   goShare = {
