@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/textproto"
 	"net/url"
@@ -87,7 +88,25 @@ func loadConfig(o overrides) (cfg *config, found bool, err error) {
 		return nil, false, configError{fmt.Sprintf("reading the configuration: %v: name an existing, readable file with -config or CONFIG_PATH, or none to use the defaults", err)}
 	}
 	cfg, parseErr := parseConfig(o.configPath(), src, o)
+	if parseErr == nil {
+		parseErr = checkForwardProxy(cfg.upstream)
+	}
 	return cfg, err == nil, parseErr
+}
+
+// checkForwardProxy refuses the environment's forward proxy on the way to the upstream if it is no address: net/http would
+// look for a host called http. Its value may hold a password, and is not shown.
+func checkForwardProxy(upstream *url.URL) error {
+	via, err := http.ProxyFromEnvironment(&http.Request{URL: upstream})
+	if err == nil && (via == nil || // none, or NO_PROXY has the upstream
+		via.Hostname() != "" && (via.Path == "" || via.Path == "/") && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, via.Scheme)) {
+		return nil
+	}
+	name := strings.ToUpper(upstream.Scheme) + "_PROXY"
+	if os.Getenv(name) == "" {
+		name = strings.ToLower(name)
+	}
+	return configError{name + ", in the environment, is not the URL of a proxy: write it like http://proxy.example.com:3128, or name the upstream in NO_PROXY"}
 }
 
 // section is a table of the file.

@@ -267,9 +267,21 @@ type notice struct {
 	LoginFinished *struct{}
 	SelfChange    *struct{} // name, addresses or key expiry of this node
 	Health        *struct {
-		Warnings map[string]struct{ Text string }
+		Warnings map[string]warning // by code, such as loginState
 	}
 }
+
+// warning is a part of tailscaled's health report. Its code tells what it is, and Text is for people.
+type warning struct {
+	Text string
+	Args struct{ Error string } // the cause, if there is one
+}
+
+// The codes that matter here.
+const (
+	loginState = "login-state"        // not logged in; with a cause, the last login failed
+	stateStore = "state-store-health" // the state folder can't be used
+)
 
 // watchBus sees what tailscaled says on its bus, for as long as ctx lasts.
 func (t *tailnet) watchBus(ctx context.Context) {
@@ -388,16 +400,16 @@ func orZero[T any](p *T) *T { return cmp.Or(p, new(T)) }
 
 // view puts together what was seen of tailscaled. It is a plain state machine: time is handed in.
 type view struct {
-	unreachable string        // why tailscaled can't be asked; empty: it can
-	backend     ipn.State     // as last reported
-	known       bool          // backend was reported since tailscaled was last lost
-	changed     time.Time     // when backend was last reported by the bus, or tailscaled was lost
-	stopped     time.Time     // since when it is ipn.Stopped
-	ran         bool          // it was ipn.Running before
-	authFailure string        // control's refusal of the key; kept until a login succeeds
-	machineAuth bool          // approval was found missing; kept until connected
-	warnings    []string      // the texts of the health report
-	self        *tailnetState // identity, from the last poll of a running daemon
+	unreachable string             // why tailscaled can't be asked; empty: it can
+	backend     ipn.State          // as last reported
+	known       bool               // backend was reported since tailscaled was last lost
+	changed     time.Time          // when backend was last reported by the bus, or tailscaled was lost
+	stopped     time.Time          // since when it is ipn.Stopped
+	ran         bool               // it was ipn.Running before
+	authFailure string             // control's refusal of the key; kept until a login succeeds
+	machineAuth bool               // approval was found missing; kept until connected
+	health      map[string]warning // as last reported by the bus
+	self        *tailnetState      // identity, from the last poll of a running daemon
 }
 
 // take adds one event, and reports whether tailscaled should be polled again.
@@ -411,10 +423,10 @@ func (v *view) take(e event, now time.Time) (poll bool) {
 		return true // overtaken by the bus while it was on its way
 	}
 	if e.err != nil {
-		v.unreachable, v.known, v.warnings = e.err.Error(), false, nil
+		v.unreachable, v.known, v.health = e.err.Error(), false, nil
 		return false
 	}
-	v.unreachable, v.warnings = "", e.status.Health
+	v.unreachable = ""
 	backend, _ := ipn.StateFromString(e.status.BackendState) // NoState if it is new to this client
 	v.takeBackend(backend, now)
 	if self := e.status.Self; self != nil && v.backend == ipn.Running {
@@ -431,10 +443,7 @@ func (v *view) take(e event, now time.Time) (poll bool) {
 func (v *view) takeNotice(n *notice, now time.Time) (poll bool) {
 	v.unreachable = ""
 	if n.Health != nil {
-		v.warnings = nil
-		for _, warning := range n.Health.Warnings {
-			v.warnings = append(v.warnings, warning.Text)
-		}
+		v.health = n.Health.Warnings
 	}
 	if n.LoginFinished != nil {
 		v.authFailure = ""
@@ -447,16 +456,6 @@ func (v *view) takeNotice(n *notice, now time.Time) (poll bool) {
 		v.authFailure = *msg
 	}
 	return n.State != nil || n.SelfChange != nil
-}
-
-// warning returns the health text that has the given words in it; the last in the alphabet, as their order is random.
-func (v *view) warning(words string) (found string) {
-	for _, text := range v.warnings {
-		if strings.Contains(text, words) {
-			found = max(found, text)
-		}
-	}
-	return found
 }
 
 // takeBackend adds a reported state.
@@ -488,9 +487,9 @@ func (v *view) state(now time.Time) *tailnetState {
 // What control said of key or machine outlives the daemon, which may exit over it.
 func (v *view) problem(now time.Time) *problem {
 	stopped := v.backend == ipn.Stopped && (v.ran || now.Sub(v.stopped) >= stoppedGrace)
-	login, store := v.warning("last login error was"), v.warning("State store failed")
+	login, store := v.health[loginState], v.health[stateStore]
 	// A login that fails for want of an answer, not of a good key: so begins what tailscaled says of either step of it.
-	unanswered := strings.Contains(login, "fetch control key") || strings.Contains(login, "register request")
+	unanswered := strings.HasPrefix(login.Args.Error, "fetch control key") || strings.HasPrefix(login.Args.Error, "register request")
 	for _, row := range []struct {
 		holds   bool
 		problem *problem
@@ -499,10 +498,10 @@ func (v *view) problem(now time.Time) *problem {
 		{v.authFailure != "", &problem{tailnetAuth, v.authFailure}},
 		{v.machineAuth, &problem{tailnetMachineAuth, "the node awaits approval"}},
 		{v.unreachable != "", &problem{tailnetNotRunning, v.unreachable}},
-		{store != "", &problem{tailnetNotRunning, store}},
+		{store.Text != "", &problem{tailnetNotRunning, store.Text}},
 		{stopped, &problem{tailnetNotRunning, "tailscaled is stopped (tailscale down): run tailscale up"}},
-		{unanswered, &problem{tailnetConnect, login}},
-		{login != "", &problem{tailnetAuth, login}},
+		{unanswered, &problem{tailnetConnect, login.Text}},
+		{login.Args.Error != "", &problem{tailnetAuth, login.Text}},
 		{v.backend == ipn.NeedsLogin && v.ran, &problem{tailnetAuth, "the node's key has expired, or it was logged out"}},
 		{v.backend == ipn.NeedsLogin, &problem{tailnetConnect, awaitingLogin}},
 	} {

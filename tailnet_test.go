@@ -21,11 +21,13 @@ import (
 	"tailscale.com/ipn/ipnstate"
 )
 
-// Health texts as tailscaled 1.102 words them.
+// Health reports as tailscaled 1.102 sends them.
 const (
-	healthStore   = "State store failed to initialize, Tailscale will not work until this is resolved. See x. Error: permission denied"
-	healthControl = `You are logged out. The last login error was: fetch control key: Get "https://c/key": dial tcp: connection refused`
-	healthKey     = "You are logged out. The last login error was: invalid authkey"
+	healthStore   = `{"state-store-health":{"Text":"State store failed","Args":{"error":"permission denied"}}}`
+	healthControl = `{"a":{"Text":"b"},"login-state":{"Text":"You are logged out: no answer","Args":{"error":"fetch control key: Get \"https://c/key\": dial tcp: connection refused"}}}`
+	healthStep2   = `{"login-state":{"Text":"You are logged out: no answer","Args":{"error":"register request: http 503"}}}`
+	healthKey     = `{"login-state":{"Text":"You are logged out: invalid authkey","Args":{"error":"invalid authkey"}}}`
+	healthLogin   = `{"login-state":{"Text":"You are logged out."}}`
 )
 
 // seen builds an event; from is when a poll was begun, for those that are answers to one.
@@ -43,24 +45,17 @@ func busJSON(format string, values ...any) seen {
 }
 
 // bus is a notice of a state, busError control's refusal of a login, busHealth a health report.
-func bus(s ipn.State) seen         { return busJSON(`{"State":%d}`, s) }
-func busError(message string) seen { return busJSON(`{"ErrMessage":%q}`, message) }
-func busHealth(texts ...string) seen {
-	warnings := map[string]any{}
-	for i, text := range texts {
-		warnings[fmt.Sprint("w", i)] = map[string]string{"Text": text}
-	}
-	src, _ := json.Marshal(map[string]any{"Warnings": warnings})
-	return busJSON(`{"Health":%s}`, src)
-}
+func bus(s ipn.State) seen           { return busJSON(`{"State":%d}`, s) }
+func busError(message string) seen   { return busJSON(`{"ErrMessage":%q}`, message) }
+func busHealth(warnings string) seen { return busJSON(`{"Health":{"Warnings":%s}}`, warnings) }
 
 // busEnd is the end of the bus.
 func busEnd(text string) seen { return func(time.Time) event { return event{err: errors.New(text)} } }
 
 // poll is a status, asked for age before it came.
-func poll(age time.Duration, backend string, health ...string) seen {
+func poll(age time.Duration, backend string) seen {
 	return func(now time.Time) event {
-		return event{status: daemonStatus(backend, "node-1.x.ts.net.", health...), asked: now.Add(-age)}
+		return event{status: daemonStatus(backend, "node-1.x.ts.net."), asked: now.Add(-age)}
 	}
 }
 
@@ -112,6 +107,8 @@ func TestView(t *testing.T) {
 		expired   = "TailnetAuth: the node's key has expired, or it was logged out"
 		approval  = "TailnetMachineAuth: the node awaits approval"
 		refusal   = "TailnetAuth: invalid authkey"
+
+		unanswered = "TailnetConnect: You are logged out: no answer"
 	)
 	type step struct {
 		after time.Duration
@@ -132,9 +129,10 @@ func TestView(t *testing.T) {
 			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Millisecond, see: poll(0, "Running"), want: connected}}},
 		{name: "known by polls alone", steps: []step{{see: poll(0, "Starting"), want: "TailnetConnect: tailscaled is in state Starting"}, {see: poll(0, "Running"), want: connected}}},
 		{name: "bad key", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("invalid authkey"), want: refusal},
-			{after: time.Second, see: poll(0, "NeedsLogin", healthKey), want: refusal}, {see: busError("invalid authkey"), want: refusal}, {see: busEnd("EOF"), want: refusal}, // the daemon exits over it
+			{after: time.Second, see: poll(0, "NeedsLogin"), want: refusal}, {see: busError("invalid authkey"), want: refusal}, {see: busEnd("EOF"), want: refusal}, // the daemon exits over it
 			{after: time.Minute, see: pollFails(0, "ENOENT"), want: refusal}}},
-		{name: "bad key, seen by polls alone", steps: []step{{see: poll(0, "NeedsLogin", "other", healthKey), want: "TailnetAuth: " + healthKey}, {see: poll(0, "NeedsLogin"), want: login}}},
+		{name: "bad key, seen by the health report alone", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthKey), want: "TailnetAuth: You are logged out: invalid authkey"},
+			{see: poll(0, "NeedsLogin"), want: "TailnetAuth: You are logged out: invalid authkey"}, {see: busHealth(healthLogin), want: login}}},
 		{name: "bad key cleared by Running", steps: []step{{see: busError("invalid authkey"), want: "-"}, {see: bus(ipn.NeedsLogin), want: refusal, again: true},
 			{see: poll(0, "Running"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
 		{name: "an error while running means nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busError("x"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
@@ -142,12 +140,11 @@ func TestView(t *testing.T) {
 		{name: "approval needed", steps: []step{{see: bus(ipn.NeedsMachineAuth), want: approval, again: true}, {after: time.Second, see: poll(0, "NeedsMachineAuth"), want: approval},
 			{see: busEnd("EOF"), want: approval}, {see: bus(ipn.Starting), want: approval, again: true},
 			{after: time.Second, see: poll(0, "Running"), want: connected}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}}},
-		{name: "control unreachable at start", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth("b", healthControl, "a"), want: "TailnetConnect: " + healthControl},
-			{see: busHealth(), want: login}}},
-		{name: "control unreachable with state", steps: []step{
-			{see: poll(0, "NoState", healthControl, "The last login error was: a"), want: "TailnetConnect: " + healthControl}, {see: poll(0, "NoState"), want: "TailnetConnect: tailscaled is in state NoState"}}},
-		{name: "control unreachable at the second step of a login", steps: []step{{see: poll(0, "NeedsLogin", "You are logged out. The last login error was: register request: http 503"),
-			want: "TailnetConnect: You are logged out. The last login error was: register request: http 503"}}},
+		{name: "control unreachable at start", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthControl), want: unanswered},
+			{see: busHealth(`{}`), want: login}}},
+		{name: "control unreachable with state", steps: []step{{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth(healthControl), want: unanswered},
+			{see: poll(0, "NoState"), want: unanswered}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: time.Second, see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}}},
+		{name: "control unreachable at the second step of a login", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthStep2), want: unanswered}}},
 		{name: "control lost while running", steps: []step{{see: poll(0, "Running"), want: connected}, {see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), want: connected + ", control lost"}}},
 		{name: "a key that expires", steps: []step{
 			{see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), want: connected + ", until 2030"}}},
@@ -168,8 +165,8 @@ func TestView(t *testing.T) {
 			{after: time.Second, see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}, {after: 5 * time.Second, want: stopped}}},
 		{name: "key expired by control", steps: []step{{see: poll(0, "Running"), want: connected}, {see: bus(ipn.NeedsLogin), want: expired, again: true}, {after: time.Second, see: poll(0, "NeedsLogin"), want: expired}}},
 		{name: "state folder unusable", steps: []step{
-			{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth("x", healthStore), want: "TailnetNotRunning: " + healthStore},
-			{after: time.Second, see: poll(0, "NoState", healthStore, "a"), want: "TailnetNotRunning: " + healthStore}}},
+			{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth(healthStore), want: "TailnetNotRunning: State store failed"},
+			{after: time.Second, see: poll(0, "NoState"), want: "TailnetNotRunning: State store failed"}}},
 
 		{name: "a poll overtaken by the bus says nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: bus(ipn.Stopped), want: stopped, again: true},
 			{after: time.Millisecond, see: poll(2*time.Millisecond, "Running"), want: stopped, again: true}, {after: time.Millisecond, see: pollFails(3*time.Millisecond, "x"), want: stopped, again: true},

@@ -78,6 +78,24 @@ func TestForwardProxy(t *testing.T) {
 			t.Errorf("-check through the forward proxy: exit code %d\n%s", r.Code, r.Stdout)
 		}
 	})
+	t.Run("no URL", func(t *testing.T) {
+		t.Parallel()
+		for _, value := range []string{"http//proxy:3128", "http:/proxy:3128", "http:proxy:3128", "://proxy", "ftp://proxy", "a proxy", "http://", "http://proxy/path"} {
+			for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
+				for _, flag := range []string{"-check", "-check-config", "-local"} {
+					r := proxytest.Exec(t, proxytest.Options{Args: []string{flag}, Env: []string{name + "=" + value}})
+					if r.Code != 2 || !strings.Contains(r.Stderr+r.Stdout, name+", in the environment, is not the URL") {
+						t.Errorf("%s with %s=%s: exit code %d\n%s%s", flag, name, value, r.Code, r.Stdout, r.Stderr)
+					}
+				}
+			}
+		}
+		for _, value := range []string{"proxy:3128", "http://user:word@proxy:3128/", "socks5://[::1]:1080", "https://proxy"} {
+			if r := proxytest.Exec(t, proxytest.Options{Args: []string{"-check-config"}, Env: []string{"HTTPS_PROXY=" + value}}); r.Code != 0 {
+				t.Errorf("HTTPS_PROXY=%s: exit code %d\n%s", value, r.Code, r.Stderr)
+			}
+		}
+	})
 	t.Run("NO_PROXY", func(t *testing.T) {
 		t.Parallel()
 		forward := startForwardProxy(t, "127.0.0.1:1")
