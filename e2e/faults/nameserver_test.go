@@ -5,6 +5,7 @@ package faults
 import (
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -24,6 +25,7 @@ type nameserver struct {
 	conn  net.PacketConn
 	rcode atomic.Uint32
 	asked atomic.Int32 // queries so far
+	loses bool         // the first query of each kind for each name; to be set before there is one
 }
 
 // nameserver runs a nameserver.
@@ -40,11 +42,12 @@ func (w *wire) nameserver() *nameserver {
 	return n
 }
 
-// use is a line of shell: what follows it asks this nameserver only. It is for a
-// process with mounts of its own.
-func (n *nameserver) use() string {
+// use is a line of shell: what follows it asks this nameserver only, with these
+// lines more in its configuration. It is for a process with mounts of its own.
+func (n *nameserver) use(more ...string) string {
 	n.s.Helper()
-	return fmt.Sprintf("mount --bind '%s' /etc/resolv.conf", n.s.tempFile([]byte("nameserver "+farAddr+"\n")))
+	text := strings.Join(append(more, "nameserver "+farAddr), "\n") + "\n"
+	return fmt.Sprintf("mount --bind '%s' /etc/resolv.conf", n.s.tempFile([]byte(text)))
 }
 
 // answer has queries answered with this code.
@@ -52,6 +55,7 @@ func (n *nameserver) answer(rcode dnsmessage.RCode) { n.rcode.Store(uint32(rcode
 
 func (n *nameserver) serve() {
 	packet := make([]byte, 512)
+	known := map[string]bool{} // questions that were asked before
 	for {
 		size, from, err := n.conn.ReadFrom(packet)
 		if err != nil {
@@ -59,7 +63,9 @@ func (n *nameserver) serve() {
 		}
 		n.asked.Add(1)
 		rcode := dnsmessage.RCode(n.rcode.Load())
-		if rcode == silentDNS {
+		question := string(packet[2:size]) // without the query's number
+		if lost := n.loses && !known[question]; lost || rcode == silentDNS {
+			known[question] = true
 			continue
 		}
 		reply, err := replyTo(packet[:size], rcode)

@@ -87,6 +87,17 @@ var networkFaults = []fault{
 		took := s.nameless(silentDNS, 1, "i/o timeout")
 		s.within("given up", took, 5*time.Second, 10*time.Second)
 	}},
+	{name: "the first query for each name is lost, with the resolver's options of `k8s/`", outcome: "served, two seconds late (without them: 502)", run: func(s *scene) {
+		w := newWire(s)
+		up := w.server(overHTTP2, count)
+		names := w.nameserver()
+		names.loses = true
+		w.start(names.use("options ndots:1 timeout:2 attempts:3"), "https://upstream.test", "", up.ca.env(), pureGo)
+		began := time.Now()
+		s.passed(s.post(), 200, "18", 1)
+		s.within("answered", time.Since(began), 2*time.Second, 5*time.Second)
+		up.got(1)
+	}},
 }
 
 // stream sends a request and reads the first event of its answer. The whole of it

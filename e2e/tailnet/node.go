@@ -94,6 +94,8 @@ func (n *Node) environ() []string {
 		// 1.102 writes the map when the home relay changes, whatever control allows, and would
 		// come back Running from it: whether it had found its relay by then is chance.
 		"TS_USE_CACHED_NETMAP=false",
+		"TS_NETSTACK_KEEPALIVE_IDLE=15s", // as in k8s/
+		"TS_NETSTACK_KEEPALIVE_INTERVAL=5s",
 		"TS_NETCHECK_GENERATE_204_URL=" + n.tailnet.Control.URL + "/generate_204",
 		"HTTP_PROXY=" + n.tailnet.trap.url,
 		"HTTPS_PROXY=" + n.tailnet.trap.url,

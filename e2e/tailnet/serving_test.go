@@ -2,6 +2,7 @@ package tailnet_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
@@ -194,6 +196,35 @@ func TestStreamThroughWireGuard(t *testing.T) {
 	line := proxytest.WaitLog(t, p, proxytest.MsgRequestCompleted)
 	if line.Number("status") != http.StatusOK || line.Text("error") != "" {
 		t.Errorf("the stream was logged as %s", line.Raw)
+	}
+}
+
+// TestVanishedClient: a laptop's lid is closed. The sidecar acknowledges for it what the proxy sends, and has to notice.
+func TestVanishedClient(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, tailnet.Options{})
+	f.upstream.Handle(fakeanthropic.Silent())
+	p := f.running("timeout_secs = 600")
+	node, c := f.client("laptop")
+	f.inBackground(func(ctx context.Context) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.tailnetURL(p)+"/v1/messages", strings.NewReader(message))
+		if err != nil {
+			t.Error(err)
+		} else if resp, err := c.Do(req); err == nil {
+			resp.Body.Close()
+		}
+	})
+	within(t, soon, "the request is at the upstream", func() bool { return len(f.upstream.Requests()) == 1 })
+	f.do(node.Stop())
+	start := time.Now()
+	line, err := p.WaitLine("the request's end", 2*time.Minute, func(l proxytest.Line) bool { return l.Message() == proxytest.MsgRequestCompleted })
+	f.do(err)
+	t.Logf("noticed after %v", time.Since(start))
+	if line.Number("status") != 499 {
+		t.Errorf("%s, want status 499", line.Raw)
+	}
+	if took := time.Since(start); took > 75*time.Second {
+		t.Errorf("noticed after %v, want a minute", took)
 	}
 }
 
