@@ -25,10 +25,10 @@ const (
 	// have stopped. Answers of 10 MiB take a tenth longer for it, others do not.
 	sendBuffer = 64 << 10
 	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
-	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer, on the
-	// first few connections that have one, as the kernel takes nothing back that it has offered to a client.
+	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer (Linux
+	// grants no more), on the first few connections that have one, as the kernel takes no offer to a client back.
 	receiveBuffer      = 8 << 10
-	largeReceiveBuffer = 128 << 10
+	largeReceiveBuffer = 208 << 10
 	largeBody          = 1 << 20
 	wideShare          = 32 // one connection in so many
 )
@@ -75,6 +75,9 @@ func (l *clientListener) Accept() (net.Conn, error) {
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.SetWriteBuffer(sendBuffer)
+		if underMemoryLimit() {
+			onSocket(conn, func(fd int) { setBufferLock(fd, true) })
+		}
 	}
 	c := &clientConn{Conn: conn, listener: l, header: requestHeader{first: true}}
 	l.mu.Lock()

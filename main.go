@@ -238,9 +238,11 @@ func tuneMemory(cfg *config) (connections int) {
 func listen(addrs ...string) (listeners []net.Listener, err error) {
 	var buffers net.ListenConfig
 	if underMemoryLimit() {
+		buffers.SetMultipathTCP(false) // it has no setBufferLock
 		buffers.Control = func(_, _ string, socket syscall.RawConn) error {
 			return socket.Control(func(fd uintptr) { // connections inherit it
 				syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)
+				setBufferLock(int(fd), false)
 			})
 		}
 	}

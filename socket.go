@@ -28,9 +28,17 @@ func hasUnread(conn net.Conn) (yes bool) {
 	return yes
 }
 
+// setBufferLock says whether the kernel is to leave a socket's buffers as they are, and may not let them grow with the
+// traffic. Setting the size of a listener's receive buffer locks it, and makes it the most that its connections can ever
+// offer their peers (their window scale is 0), unless it is unlocked again. Linux before 5.14 does not know how.
+func setBufferLock(fd int, locked bool) {
+	const option, both = 72, 3 // SO_BUF_LOCK of asm-generic/socket.h, SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK
+	syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, option, map[bool]int{true: both}[locked])
+}
+
 // setReceiveBuffer has the kernel take so many bytes ahead of its readers, where it has offered its peer less.
 func setReceiveBuffer(conn net.Conn, bytes int) {
-	const windowClamp = 10 // linux/tcp.h
+	const windowClamp = 10 // TCP_WINDOW_CLAMP of linux/tcp.h
 	onSocket(conn, func(fd int) {
 		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUF, bytes)
 		syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, windowClamp, bytes)
