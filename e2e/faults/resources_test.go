@@ -379,7 +379,8 @@ func stillReaders(s *scene) {
 	s.launch(proxytest.Options{
 		Binary: s.wrapped(group.enter(), ""),
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", up.URL},
-		Env:    []string{"GOMEMLIMIT=96MiB", ca.env()}, // as k8s/deployment.yaml has it
+		Config: "[proxy]\nbody_memory_mb = 24\n", // as k8s/ has it
+		Env:    []string{"GOMEMLIMIT=96MiB", ca.env()},
 	})
 	var answers []*http.Response
 	for range readers {
