@@ -22,8 +22,8 @@ import (
 const (
 	// sendBuffer is how much of an answer the kernel keeps for its client, in bytes (it takes twice that for it). Left alone
 	// this grows to 4 MiB; and as a writer is woken only when a third of it is free, a client that reads slowly seems to
-	// have stopped. Answers of 10 MiB take a tenth longer for it, others do not.
-	sendBuffer = 64 << 10
+	// have stopped. Twice as much makes answers of 10 MiB no faster.
+	sendBuffer = 32 << 10
 	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
 	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer (Linux
 	// grants no more), on the first few connections that have one, as the kernel takes no offer to a client back.
@@ -36,7 +36,7 @@ const (
 // idleGrace is how long a connection has no request, at least, before it is closed for a newer one.
 const idleGrace = time.Second
 
-// An answer whose client reads nothing holds what the upstream sends ahead, and a send buffer: 400 KiB. Of those that have
+// An answer whose client reads nothing holds what the upstream sends ahead, and a send buffer: 320 KiB. Of those that have
 // stood still for stillGrace, one in stillShare of the connections may go on to do so; the oldest of the others are ended.
 const (
 	stillGrace = time.Second

@@ -22,7 +22,7 @@ var clientFaults = []fault{
 	{name: "stops in the middle of a body", outcome: "408 `request_timeout` after `timeout_secs`; the upstream hears nothing", run: silentBody},
 	{name: "reads an answer slowly", outcome: "gets all of it: only a standstill for `timeout_secs` ends an answer", run: slowReader},
 	{name: "reads an answer at 1 KiB/s, or not at all", run: stoppedReader,
-		outcome: "cut when the kernel's buffer, of 128 KiB, has had no room for `timeout_secs`: 499 in the log, and the upstream's answer is cancelled"},
+		outcome: "cut when the kernel's buffer, of 64 KiB, has had no room for `timeout_secs`: 499 in the log, and the upstream's answer is cancelled"},
 	{name: "vanishes in the middle of a header", outcome: "counts nowhere; the upstream hears nothing", run: func(s *scene) {
 		e := s.echo()
 		s.start(e.url(), "")

@@ -47,11 +47,11 @@ func TestClosedLoop(t *testing.T) {
 	})
 }
 
-// TestUploads: 1,000 at once, of a quarter of a MiB, and some of the largest.
+// TestUploads: 1,000 at once, of an eighth of a MiB, and some of the largest.
 func TestUploads(t *testing.T) {
 	b := newBox(t)
 	b.all(1000, func(i int) error {
-		n := mib / 4
+		n := mib / 8
 		if i%100 == 0 {
 			n = 10 * mib
 		}
