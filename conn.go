@@ -125,7 +125,7 @@ func (l *clientListener) makeRoom() bool {
 	return true
 }
 
-// endStill ends, now and again and again, the answers of clients that read nothing, if there are too many.
+// endStill ends the answers of clients that read nothing, if there are too many, and looks again every stillGrace/4.
 func (l *clientListener) endStill() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -33,7 +33,11 @@ func hasUnread(conn net.Conn) (yes bool) {
 // offer their peers (their window scale is 0), unless it is unlocked again. Linux before 5.14 does not know how.
 func setBufferLock(fd int, locked bool) {
 	const option, both = 72, 3 // SO_BUF_LOCK of asm-generic/socket.h, SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK
-	syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, option, map[bool]int{true: both}[locked])
+	mask := 0
+	if locked {
+		mask = both
+	}
+	syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, option, mask)
 }
 
 // setReceiveBuffer has the kernel take so many bytes ahead of its readers, where it has offered its peer less.

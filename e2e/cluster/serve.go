@@ -7,7 +7,9 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -193,7 +195,7 @@ func resolver(ctx context.Context, w *world) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", pid))
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "root", "etc", "resolv.conf"))
 	if err != nil {
 		return "", err
 	}
