@@ -93,7 +93,7 @@ func (d *doctor) tailscaled(ctx context.Context) (string, error) {
 	if d.cfg.local {
 		return "skipped: -local has no tailnet", nil
 	}
-	status, err := newTailnet(d.cfg.socket, d.cfg.hostname, slog.New(slog.DiscardHandler)).status(ctx)
+	status, err := newTailnet(d.cfg, slog.New(slog.DiscardHandler)).status(ctx)
 	if err != nil {
 		return "", err
 	}

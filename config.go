@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Defaults that -h, the README and the manifests name too.
@@ -35,7 +36,9 @@ const maxConfigFile = 1 << 20
 type config struct {
 	hostname           string        // expected tailnet name; another one is only warned about
 	socket             string        // tailscaled's
+	capability         string        // that callers must be granted; empty: none. Implies requireTailnet
 	healthAddr         string        // of our own endpoints alone; empty: none
+	proxyProtocolAddr  string        // on loopback, for a Tailscale Service; empty: none
 	listenAddr         string        // host:port
 	upstream           *url.URL      // absolute, http or https, perhaps with a path
 	timeout            time.Duration // to response headers per attempt, then of silence; 1 s to 1 h
@@ -137,6 +140,7 @@ func (c *config) sections(upstreamURL *string, o overrides) []section {
 		{"tailscale", []setting{
 			{key: "hostname", field: &c.hostname, initial: "anthropic-oauth-proxy"},
 			{key: "socket", field: &c.socket, initial: defaultSocket, flag: o.socket},
+			{key: "capability", field: &c.capability, initial: ""},
 			{key: "state_dir", field: new(string), initial: "", obsolete: true},
 			{key: "auth_key_file", field: new(string), initial: "", obsolete: true},
 		}},
@@ -147,6 +151,7 @@ func (c *config) sections(upstreamURL *string, o overrides) []section {
 			{key: "timeout_retries", field: &c.timeoutRetries, initial: 2, unit: 1, max: 10},
 			{key: "honor_client_timeout", field: &c.honorClientTimeout, initial: true},
 			{key: "connect_timeout_secs", field: &c.connectTimeout, initial: 5, unit: secs, min: 1, max: 300},
+			{key: "proxy_protocol_addr", field: &c.proxyProtocolAddr, initial: ""},
 			{key: "health_addr", field: &c.healthAddr, initial: ""},
 			{key: "max_connections", field: &c.maxConnections, initial: 1000, unit: 1, min: 1, max: 100_000},
 			{key: "max_body_mb", field: &c.maxBody, initial: 10, unit: mb, min: 1, max: 1024},
@@ -346,9 +351,18 @@ func (r *configReader) validate() {
 	if c.bodyMemory < c.maxBody {
 		r.fail(cmp.Or(r.at["proxy.body_memory_mb"], r.at["proxy.max_body_mb"]), "proxy.body_memory_mb (%d) must be at least proxy.max_body_mb (%d), or the largest body could never be read", c.bodyMemory>>20, c.maxBody>>20)
 	}
-	if c.requireTailnet && c.local {
-		r.fail(r.at["proxy.require_tailnet"], "proxy.require_tailnet contradicts -local, which has no tailnet: leave one of them out")
+	if ap, err := netip.ParseAddrPort(c.proxyProtocolAddr); c.proxyProtocolAddr != "" && (err != nil || !ap.Addr().IsLoopback()) {
+		r.fail(r.at["proxy.proxy_protocol_addr"], "proxy.proxy_protocol_addr %q is not a loopback address with a port: whoever reaches it could claim to be anybody; write 127.0.0.2:8082", c.proxyProtocolAddr)
 	}
+	if domain, rest, _ := strings.Cut(c.capability, "/"); c.capability != "" && (!isToken(domain) || !strings.Contains(domain, ".") || rest == "" || strings.ContainsFunc(rest, unicode.IsSpace)) {
+		r.fail(r.at["tailscale.capability"], "tailscale.capability %q is not the name of an app capability: write it as in the grant, such as example.com/cap/claude", c.capability)
+	}
+	for key, given := range map[string]bool{"proxy.require_tailnet": c.requireTailnet, "tailscale.capability": c.capability != "", "proxy.proxy_protocol_addr": c.proxyProtocolAddr != ""} {
+		if given && c.local {
+			r.fail(r.at[key], "%s contradicts -local, which has no tailnet: leave one of them out", key)
+		}
+	}
+	c.requireTailnet = c.requireTailnet || c.capability != ""
 	if c.socket == "" {
 		r.fail(r.at["tailscale.socket"], "tailscale.socket is empty: give the path of tailscaled's socket, by default %s", defaultSocket)
 	}

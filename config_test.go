@@ -13,8 +13,8 @@ import (
 )
 
 // settings sets every key to something else than its default.
-const settings = "[tailscale]\nhostname = \"h\"\nsocket = \"/s\"\n[proxy]\nlisten_addr = \"[::1]:0\"\nupstream_url = \"http://localhost:81/a%2Fb/\"\ntimeout_secs = 1\n" +
-	"timeout_retries = 3\nhonor_client_timeout = false\nconnect_timeout_secs = 4\nhealth_addr = \":8081\"\nmax_connections = 5\nmax_body_mb = 6\nbody_memory_mb = 7\ndrain_timeout_secs = 8\n" +
+const settings = "[tailscale]\nhostname = \"h\"\nsocket = \"/s\"\ncapability = \"example.com/cap/x\"\n[proxy]\nlisten_addr = \"[::1]:0\"\nupstream_url = \"http://localhost:81/a%2Fb/\"\ntimeout_secs = 1\n" +
+	"timeout_retries = 3\nhonor_client_timeout = false\nconnect_timeout_secs = 4\nproxy_protocol_addr = \"127.0.0.2:0\"\nhealth_addr = \":8081\"\nmax_connections = 5\nmax_body_mb = 6\nbody_memory_mb = 7\ndrain_timeout_secs = 8\n" +
 	"require_tailnet = true\n[[headers]]\nname = \"anthropic-BETA\"\nvalue = \"a, b\"\n[[headers]]\nname = \"x-thing\"\nvalue = \"1, 2\"\n"
 
 // TestConfig: the runbook's and the specification's defaults, and each key has its field.
@@ -27,7 +27,7 @@ func TestConfig(t *testing.T) {
 			headers: []header{{"Anthropic-Beta", []string{"oauth-2025-04-20"}}},
 		},
 		settings: {
-			hostname: "h", socket: "/s", healthAddr: ":8081", listenAddr: "[::1]:0", upstream: &url.URL{Scheme: "http", Host: "localhost:81", Path: "/a/b", RawPath: "/a%2Fb"},
+			hostname: "h", socket: "/s", capability: "example.com/cap/x", proxyProtocolAddr: "127.0.0.2:0", healthAddr: ":8081", listenAddr: "[::1]:0", upstream: &url.URL{Scheme: "http", Host: "localhost:81", Path: "/a/b", RawPath: "/a%2Fb"},
 			timeout: time.Second, timeoutRetries: 3, connectTimeout: 4 * time.Second, maxConnections: 5,
 			maxBody: 6 << 20, bodyMemory: 7 << 20, drainTimeout: 8 * time.Second, requireTailnet: true,
 			headers: []header{{"Anthropic-Beta", []string{"a", "b"}}, {"X-Thing", []string{"1, 2"}}},
@@ -71,12 +71,14 @@ func TestRanges(t *testing.T) {
 // TestConfigRefused: every problem is found, told with its place and what to do, and in file order.
 func TestConfigRefused(t *testing.T) {
 	const (
-		noPort      = " has no port from 0 to 65535: write HOST:PORT, such as 0.0.0.0:8080 or [::]:8080"
-		notAbsolute = " is not an absolute http or https URL: write one such as https://api.anthropic.com"
-		query       = " has a query or fragment, which requests can't be appended to: leave it out"
-		needs       = "each of headers needs a name and a value"
-		reserved    = " can't be injected: it belongs to the client or to the connection"
-		control     = "the value of the header a has control characters, or blanks at its ends"
+		noCapability = " is not the name of an app capability: write it as in the grant, such as example.com/cap/claude"
+		notLoopback  = " is not a loopback address with a port: whoever reaches it could claim to be anybody; write 127.0.0.2:8082"
+		noPort       = " has no port from 0 to 65535: write HOST:PORT, such as 0.0.0.0:8080 or [::]:8080"
+		notAbsolute  = " is not an absolute http or https URL: write one such as https://api.anthropic.com"
+		query        = " has a query or fragment, which requests can't be appended to: leave it out"
+		needs        = "each of headers needs a name and a value"
+		reserved     = " can't be injected: it belongs to the client or to the connection"
+		control      = "the value of the header a has control characters, or blanks at its ends"
 	)
 	withHeader := func(name, value string) string { return "[[headers]]\nname = " + name + "\nvalue = " + value }
 	for _, row := range []struct {
@@ -86,7 +88,7 @@ func TestConfigRefused(t *testing.T) {
 	}{
 		{text: "prox = 1\n[tailscale]\nhostnam = 'x'\n[proxy]\ntimeout_sec = 1\nfrobnicate = 1\nupstream = 'x'\nretries = 1\ntimeout = 1\n[[headers]]\nname = 'a'\nvalues = 'b'\n[nothing-like-it]\n", want: []string{
 			"1:1: unknown key prox: did you mean proxy?", "3:1: unknown key tailscale.hostnam: did you mean hostname?", "5:1: unknown key proxy.timeout_sec: did you mean timeout_secs?",
-			"6:1: unknown key proxy.frobnicate: known here: listen_addr, upstream_url, timeout_secs, timeout_retries, honor_client_timeout, connect_timeout_secs, health_addr, max_connections, max_body_mb, body_memory_mb, drain_timeout_secs, require_tailnet",
+			"6:1: unknown key proxy.frobnicate: known here: listen_addr, upstream_url, timeout_secs, timeout_retries, honor_client_timeout, connect_timeout_secs, proxy_protocol_addr, health_addr, max_connections, max_body_mb, body_memory_mb, drain_timeout_secs, require_tailnet",
 			"7:1: unknown key proxy.upstream: did you mean upstream_url?", "8:1: unknown key proxy.retries: did you mean timeout_retries?", "9:1: unknown key proxy.timeout: did you mean timeout_secs?",
 			"10:3: " + needs, "12:1: unknown key headers.values: did you mean value?", "13:2: unknown key nothing-like-it: known here: headers, tailscale, proxy"}},
 		// Syntax and meaning, in file order.
@@ -103,11 +105,21 @@ func TestConfigRefused(t *testing.T) {
 			"8:8: unknown value `a`: write \"a\" for text, true or false in lower case, and one setting on a line"}},
 		{text: "[tailscale]\nsocket = ''", want: []string{"2:10: tailscale.socket is empty: give the path of tailscaled's socket, by default /var/run/tailscale/tailscaled.sock"}},
 		{text: "[proxy]\nrequire_tailnet = true", overrides: overrides{local: true}, want: []string{"2:19: proxy.require_tailnet contradicts -local, which has no tailnet: leave one of them out"}},
+		{text: "[tailscale]\ncapability = 'a.b/c'\n[proxy]\nproxy_protocol_addr = '[::1]:1'", overrides: overrides{local: true}, want: []string{
+			"2:14: tailscale.capability contradicts -local, which has no tailnet: leave one of them out", "4:23: proxy.proxy_protocol_addr contradicts -local, which has no tailnet: leave one of them out"}},
 		// Flags have no place in the file.
 		{text: "[proxy]\nlisten_addr = 'also wrong'\ntimeout_secs = 0", overrides: overrides{listen: "8080", upstream: "x"}, want: []string{
 			`the upstream "x"` + notAbsolute, `proxy.listen_addr "8080"` + noPort, "3:16: proxy.timeout_secs must be a whole number from 1 to 3600"}},
 
 		{text: "proxy.listen_addr = 'localhost'", want: []string{`1:21: proxy.listen_addr "localhost"` + noPort}},
+		{text: "proxy.proxy_protocol_addr = '0.0.0.0:1'", want: []string{`1:29: proxy.proxy_protocol_addr "0.0.0.0:1"` + notLoopback}},
+		{text: "proxy.proxy_protocol_addr = 'localhost:1'", want: []string{`1:29: proxy.proxy_protocol_addr "localhost:1"` + notLoopback}},
+		{text: "proxy.proxy_protocol_addr = '127.0.0.2'", want: []string{`1:29: proxy.proxy_protocol_addr "127.0.0.2"` + notLoopback}},
+		{text: "proxy.proxy_protocol_addr = '100.64.0.1:1'", want: []string{`1:29: proxy.proxy_protocol_addr "100.64.0.1:1"` + notLoopback}},
+		{text: "tailscale.capability = 'claude'", want: []string{`1:24: tailscale.capability "claude"` + noCapability}},
+		{text: "tailscale.capability = 'example/cap'", want: []string{`1:24: tailscale.capability "example/cap"` + noCapability}},
+		{text: "tailscale.capability = 'https://example.com/x'", want: []string{`1:24: tailscale.capability "https://example.com/x"` + noCapability}},
+		{text: "tailscale.capability = 'example.com/'", want: []string{`1:24: tailscale.capability "example.com/"` + noCapability}},
 		{text: "proxy.health_addr = '8081'", want: []string{`1:21: proxy.health_addr "8081"` + noPort}},
 		{text: "proxy.listen_addr = ':http'", want: []string{`1:21: proxy.listen_addr ":http"` + noPort}},
 		{text: "proxy.listen_addr = ':65536'", want: []string{`1:21: proxy.listen_addr ":65536"` + noPort}},

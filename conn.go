@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -73,13 +74,18 @@ func (l *clientListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	return l.admit(&clientConn{Conn: conn})
+}
+
+// admit takes c, which has just been accepted, when there is room.
+func (l *clientListener) admit(c *clientConn) (net.Conn, error) {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
 		tcp.SetWriteBuffer(sendBuffer)
 		if underMemoryLimit() {
-			onSocket(conn, func(fd int) { setBufferLock(fd, true) })
+			onSocket(tcp, func(fd int) { setBufferLock(fd, true) })
 		}
 	}
-	c := &clientConn{Conn: conn, listener: l, header: requestHeader{first: true}}
+	c.listener, c.header = l, requestHeader{first: true}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.open) >= l.limit && !l.closed {
@@ -90,7 +96,7 @@ func (l *clientListener) Accept() (net.Conn, error) {
 	}
 	l.full.Store(false)
 	if l.closed {
-		conn.Close()
+		c.Conn.Close()
 		return nil, net.ErrClosed
 	}
 	c.idle()
@@ -181,6 +187,9 @@ type clientConn struct {
 	header    requestHeader
 	charged   atomic.Int64 // bytes of headerMemory
 	wide      bool         // for the holder of listener.mu
+
+	unopened *proxyListener // until its PROXY header has been read; nil if there is none
+	claimed  netip.AddrPort // the client's address by that header
 
 	mu     sync.Mutex
 	latest *lookup // of the caller; nil before the first
@@ -292,7 +301,14 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 			return 0, err
 		}
 	}
-	n, err = c.Conn.Read(p)
+	if l := c.unopened; l != nil {
+		c.unopened = nil
+		n, err = l.open(c, p)
+		c.SetReadDeadline(time.Now().Add(firstRequest))
+	}
+	if n == 0 && err == nil {
+		n, err = c.Conn.Read(p)
+	}
 	if n > 0 {
 		c.idle() // no longer: but net/http calls it active only when the header is whole
 	}
@@ -352,9 +368,10 @@ func (c *clientConn) forgetHeader() {
 
 // lookup is a question to tailscaled, and its answer.
 type lookup struct {
-	done chan struct{} // closed once who and err are set
-	who  identity
-	err  error
+	begun time.Time
+	done  chan struct{} // closed once who and err are set
+	who   identity
+	err   error
 }
 
 // connKey is the context key of a request's *clientConn.
@@ -368,19 +385,23 @@ func withConn(ctx context.Context, conn net.Conn) context.Context {
 // connOf returns the connection that r came over.
 func connOf(r *http.Request) *clientConn { return r.Context().Value(connKey{}).(*clientConn) }
 
-// caller returns the look-up of who is behind c. It begins one with whoIs unless there is an answer, or one is under way:
-// one for each request would cost most of the proxy's throughput.
-func (c *clientConn) caller(whoIs func(ctx context.Context, addr string) (identity, error)) *lookup {
+// caller returns the look-up of who is behind c. It begins one with whoIs unless there is an answer that is younger than
+// lasts, or one is under way: one for each request would cost most of the proxy's throughput.
+func (c *clientConn) caller(lasts time.Duration, whoIs func(ctx context.Context, addr string) (identity, error)) *lookup {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.latest != nil && (c.latest.pending() || c.latest.err == nil) {
-		return c.latest
+	if l := c.latest; l != nil && (l.pending() || l.err == nil && time.Since(l.begun) < lasts) {
+		return l
 	}
-	l := &lookup{done: make(chan struct{})}
+	addr := c.RemoteAddr().String()
+	if c.claimed.IsValid() {
+		addr = c.claimed.String()
+	}
+	l := &lookup{begun: time.Now(), done: make(chan struct{})}
 	c.latest = l
 	go func() {
 		defer close(l.done)
-		l.who, l.err = whoIs(context.Background(), c.RemoteAddr().String())
+		l.who, l.err = whoIs(context.Background(), addr)
 	}()
 	return l
 }
@@ -406,8 +427,8 @@ func (l *lookup) answer() identity {
 	return l.who
 }
 
-// require waits for the answer, and refuses callers that tailscaled does not know.
-func (l *lookup) require(ctx context.Context) error {
+// require waits for the answer, and refuses callers that tailscaled does not know, or who lack a capability that is not empty.
+func (l *lookup) require(ctx context.Context, capability string) error {
 	select {
 	case <-l.done:
 	case <-ctx.Done():
@@ -418,6 +439,8 @@ func (l *lookup) require(ctx context.Context) error {
 		return errCallerPending
 	case l.who == identity{}:
 		return errUnknownCaller
+	case capability != "" && !l.who.capable:
+		return errNotGranted(capability, l.who.node)
 	}
 	return nil
 }

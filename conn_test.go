@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -13,7 +14,10 @@ import (
 	"time"
 )
 
-var alice = identity{node: "laptop.x.ts.net", user: "alice@example.com"}
+var (
+	alice   = identity{node: "laptop.x.ts.net", user: "alice@example.com"}
+	granted = identity{node: "laptop.x.ts.net", user: "alice@example.com", capable: true}
+)
 
 // newClient returns a connection, as withConn makes it.
 func newClient(t *testing.T) *clientConn {
@@ -30,9 +34,13 @@ func TestRequireCaller(t *testing.T) {
 		err    error         // of the look-up, after a second
 		leaves time.Duration // when the client does
 		want   error
+
+		capability string // that is required
 	}{
 		{name: "known", who: alice, leaves: time.Hour},
 		{name: "unknown", leaves: time.Hour, want: errUnknownCaller},
+		{name: "granted", who: granted, capability: "example.com/cap/claude", leaves: time.Hour},
+		{name: "not granted", who: alice, capability: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
 		{name: "no answer", err: context.DeadlineExceeded, leaves: time.Hour, want: errCallerPending},
 		{name: "nobody waits for who is gone", who: alice, leaves: time.Millisecond, want: errClientGone},
 	} {
@@ -40,7 +48,7 @@ func TestRequireCaller(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), row.leaves)
 			defer cancel()
 			start := time.Now()
-			l := newClient(t).caller(func(context.Context, string) (identity, error) {
+			l := newClient(t).caller(time.Hour, func(context.Context, string) (identity, error) {
 				time.Sleep(time.Second)
 				return row.who, row.err
 			})
@@ -48,7 +56,7 @@ func TestRequireCaller(t *testing.T) {
 				t.Error("there is an answer before tailscaled gave one")
 			}
 			took := min(time.Second, row.leaves)
-			if err := l.require(ctx); !errors.Is(err, row.want) || time.Since(start) != took {
+			if err := l.require(ctx, row.capability); fmt.Sprint(err) != fmt.Sprint(row.want) || time.Since(start) != took {
 				t.Errorf("%v after %v, want %v after %v", err, time.Since(start), row.want, took)
 			}
 			<-l.done
@@ -60,7 +68,7 @@ func TestRequireCaller(t *testing.T) {
 }
 
 // TestOneLookupPerConnection: however many requests come, at once or later. A failed look-up is repeated by the
-// next request, an answer never.
+// next request, an answer once it is as old as it may be.
 func TestOneLookupPerConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lookups atomic.Int32
@@ -72,11 +80,14 @@ func TestOneLookupPerConnection(t *testing.T) {
 			return alice, nil
 		}
 		conn := newClient(t)
-		for round, want := range []int32{1, 2, 2} {
+		for round, want := range []int32{1, 2, 2, 3} {
+			if round == 3 {
+				time.Sleep(time.Minute)
+			}
 			var wg sync.WaitGroup
 			for range 10 {
 				wg.Go(func() {
-					if err := conn.caller(whoIs).require(t.Context()); (err == nil) != (round > 0) {
+					if err := conn.caller(time.Minute, whoIs).require(t.Context(), ""); (err == nil) != (round > 0) {
 						t.Errorf("round %d: %v", round, err)
 					}
 				})

@@ -81,6 +81,11 @@ func errBodyTooLarge(limit int64) *failure {
 	return invalidRequest(fmt.Sprintf("prompt is too long: the request body is larger than %d MiB, this proxy's limit (max_body_mb)", limit>>20))
 }
 
+// errNotGranted refuses a caller whom the tailnet's policy does not grant the capability (tailscale.capability).
+func errNotGranted(capability, node string) *failure {
+	return refusal(http.StatusForbidden, "forbidden", fmt.Sprintf("the node %s is not granted %s: an administrator can grant it in the tailnet's policy file (grants, app)", node, capability))
+}
+
 // errTimeout says that the last of attempts brought no response headers in time.
 func errTimeout(attempts int, cause error) *failure {
 	f := counted(http.StatusGatewayTimeout, typeTimeout, cause,

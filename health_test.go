@@ -28,7 +28,7 @@ func TestHealthBody(t *testing.T) {
 		inBubble(t, row.name, func(t *testing.T) {
 			p := localProxy(t)
 			if row.state != nil {
-				p.own.tailnet = newTailnet("/nowhere", "node-1", slog.New(slog.DiscardHandler))
+				p.own.tailnet = newTailnet(&config{socket: "/nowhere", hostname: "node-1"}, slog.New(slog.DiscardHandler))
 				p.own.tailnet.publish(row.state)
 			}
 			time.Sleep(90*time.Second + 999*time.Millisecond)

@@ -177,7 +177,7 @@ func newRig(t *testing.T, settings string, upstream http.HandlerFunc) *rig {
 	cfg := testConfig(t, "[proxy]\nupstream_url = \"http://127.0.0.1:1\"\n"+settings, overrides{local: true})
 	log, lines := newLogger(&r.log, levelTrace)
 	r.log.flush = func() { lines.flush(time.Minute) }
-	r.life = newLife(cfg, []net.Listener{r.front, r.probes}, rigConnections, log, lines)
+	r.life = newLife(cfg, []net.Listener{r.front, nil, r.probes}, rigConnections, log, lines)
 	r.client = &http.Transport{DialContext: r.front.dial, DisableCompression: true}
 	r.pool = r.proxy.upstream.pool
 
@@ -377,5 +377,5 @@ func echo(w http.ResponseWriter, r *http.Request) {
 func localProxy(t testing.TB) *proxy {
 	t.Helper()
 	cfg := testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"})
-	return newLife(cfg, []net.Listener{newPipeListener()}, rigConnections, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
+	return newLife(cfg, []net.Listener{newPipeListener(), nil, nil}, rigConnections, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
 }

@@ -195,9 +195,9 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	ports, err := listen(cfg.listenAddr, cfg.healthAddr)
+	ports, err := listen(cfg.listenAddr, cfg.proxyProtocolAddr, cfg.healthAddr)
 	if err != nil {
-		log.Error("can't listen: end the program that uses the port, or choose another one with -listen, proxy.listen_addr or proxy.health_addr", "error", err.Error())
+		log.Error("can't listen: end the program that uses the port, or choose another one with -listen, proxy.listen_addr, proxy.proxy_protocol_addr or proxy.health_addr", "error", err.Error())
 		return errFailed
 	}
 	return newLife(cfg, ports, tuneMemory(cfg), log, lines).live(ctx, signals)
@@ -233,7 +233,7 @@ func tuneMemory(cfg *config) (connections int) {
 	return int(max(fewestConnections, min((limit-memoryAtRest-cfg.bodyMemory)/memoryPerConnection, limit/3/kernelPerConnection)))
 }
 
-// listen binds addresses; an empty one has no listener. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.
+// listen binds addresses; an empty one has a nil listener. An IPv4 address stays one: net.Listen would make [::] of 0.0.0.0.
 // Under a memory limit that was given, connections get small receive buffers.
 func listen(addrs ...string) (listeners []net.Listener, err error) {
 	var buffers net.ListenConfig
@@ -246,7 +246,8 @@ func listen(addrs ...string) (listeners []net.Listener, err error) {
 			})
 		}
 	}
-	for _, addr := range addrs {
+	listeners = make([]net.Listener, len(addrs))
+	for i, addr := range addrs {
 		if addr == "" {
 			continue
 		}
@@ -254,11 +255,9 @@ func listen(addrs ...string) (listeners []net.Listener, err error) {
 		if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().Is4() {
 			network = "tcp4"
 		}
-		l, err := buffers.Listen(context.Background(), network, addr)
-		if err != nil {
+		if listeners[i], err = buffers.Listen(context.Background(), network, addr); err != nil {
 			return nil, err
 		}
-		listeners = append(listeners, l)
 	}
 	return listeners, nil
 }
@@ -289,22 +288,26 @@ type life struct {
 	cfg     *config
 	log     *slog.Logger
 	clients *clientListener
-	tailnet *tailnet // nil with -local
+	service net.Listener // nil without proxy.proxy_protocol_addr
+	probes  net.Listener // nil without proxy.health_addr
+	tailnet *tailnet     // nil with -local
 	proxy   *proxy
 	server  *http.Server
-	probes  net.Listener            // nil without proxy.health_addr
 	cut     context.CancelCauseFunc // ends all requests
 }
 
-// newLife puts the parts together; nothing runs yet. The first of ports is for at most so many connections of clients; a
-// second one is for probes and scrapes.
+// newLife puts the parts together; nothing runs yet. ports are those of clients, of a Tailscale Service's clients, who together
+// may have so many connections, and of probes and scrapes; the last two may be nil.
 func newLife(cfg *config, ports []net.Listener, connections int, log *slog.Logger, lines *lineWriter) *life {
 	l := &life{cfg: cfg, log: log, clients: newClientListener(ports[0], connections)}
-	if len(ports) > 1 {
-		l.probes = newClientListener(ports[1], healthConnections)
-	}
 	if !cfg.local {
-		l.tailnet = newTailnet(cfg.socket, cfg.hostname, log)
+		l.tailnet = newTailnet(cfg, log)
+	}
+	if ports[1] != nil {
+		l.service = &proxyListener{clientListener: l.clients, Listener: ports[1], tailnet: l.tailnet, refused: &complaints{log: log}}
+	}
+	if ports[2] != nil {
+		l.probes = newClientListener(ports[2], healthConnections)
 	}
 	counters := newMetrics(version, buildRevision())
 	l.proxy = newProxy(cfg, l.clients, l.tailnet, counters, log)
@@ -337,8 +340,11 @@ func (l *life) live(ctx context.Context, signals <-chan os.Signal) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer l.server.Close()
-	served := make(chan error, 2)
+	served := make(chan error, 3)
 	go func() { served <- l.server.Serve(l.clients) }()
+	if l.service != nil {
+		go func() { served <- l.server.Serve(l.service) }()
+	}
 	if l.probes != nil { // until the process ends
 		probed := l.newServer(&l.proxy.own, context.Background())
 		defer probed.Close()
@@ -402,6 +408,9 @@ func (l *life) shutDown(signals <-chan os.Signal) {
 		}
 	}()
 	l.clients.Close()
+	if l.service != nil {
+		l.service.Close()
+	}
 	l.server.SetKeepAlivesEnabled(false)
 	remaining := l.proxy.drain(impatient, l.cfg.drainTimeout)
 	switch {

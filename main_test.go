@@ -134,7 +134,7 @@ func TestRunServes(t *testing.T) {
 // TestListen: an IPv4 address stays one.
 func TestListen(t *testing.T) {
 	for addr, want := range map[string]string{"0.0.0.0:0": "0.0.0.0", "127.0.0.1:0": "127.0.0.1", ":0": "::"} {
-		ports, err := listen(addr, "")
+		ports, err := listen(addr)
 		if err != nil || len(ports) != 1 {
 			t.Fatal(ports, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"runtime/debug"
@@ -193,11 +194,15 @@ func (p *proxy) check(x *exchange) error {
 	case !p.tailnet.wasConnected():
 		return errNotConnected
 	}
-	x.caller = x.conn.caller(p.tailnet.whoIs)
+	lasts := time.Duration(math.MaxInt64)
+	if p.cfg.capability != "" {
+		lasts = grantLasts
+	}
+	x.caller = x.conn.caller(lasts, p.tailnet.whoIs)
 	if !p.cfg.requireTailnet {
 		return nil
 	}
-	return x.caller.require(x.r.Context())
+	return x.caller.require(x.r.Context(), p.cfg.capability)
 }
 
 // takePlace waits for a place for x, unless it has one.

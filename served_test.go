@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 type servedRequest struct {
 	TOML    []byte   `json:"toml"`    // a document to decode
 	Metrics *records `json:"metrics"` // what to record and write, if not nil
+	Proxied []byte   `json:"proxied"` // the beginning of a connection to proxy.proxy_protocol_addr, if not empty
 }
 
 // servedResponse answers it.
@@ -33,6 +34,8 @@ type servedResponse struct {
 	Errors   []string `json:"errors"`   // of the document
 	Document any      `json:"document"` // if it has no errors: what it says, as toml-test's tagged JSON
 	Page     []byte   `json:"page"`     // of the metrics
+	Client   string   `json:"client"`   // of the connection, empty if its header names none
+	Size     int      `json:"size"`     // of its header, 0 if there is more to come
 }
 
 func serveE2E(r io.Reader, w io.Writer) error {
@@ -45,9 +48,17 @@ func serveE2E(r io.Reader, w io.Writer) error {
 			return err
 		}
 		var response servedResponse
-		if request.Metrics != nil {
+		switch {
+		case request.Metrics != nil:
 			response.Page = request.Metrics.page()
-		} else {
+		case len(request.Proxied) > 0:
+			client, size, err := parseProxyHeader(request.Proxied)
+			if response.Size = size; err != nil {
+				response.Errors = []string{err.Error()}
+			} else if client.IsValid() {
+				response.Client = client.String()
+			}
+		default:
 			table, errs := parseTOML(request.TOML)
 			response.Errors = tomlMessages(errs)
 			if len(errs) == 0 {
@@ -85,7 +96,7 @@ func (r *records) page() []byte {
 	}
 	counters := newMetrics(version, string(r.Revision))
 	p := newProxy(cfg, newClientListener(nil, rigConnections), nil, counters, log)
-	tn := newTailnet("/nowhere", "x", log)
+	tn := newTailnet(&config{socket: "/nowhere", hostname: "x"}, log)
 	tailnetGauges(tn, counters.gauge)
 	tn.publish(&tailnetState{hostname: "x", keyExpiry: time.Unix(r.KeyExpiry, 0)})
 	for _, request := range r.Requests {

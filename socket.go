@@ -1,8 +1,15 @@
 package main
 
 import (
+	"encoding/binary"
+	"fmt"
 	"net"
+	"net/netip"
+	"os"
 	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -47,6 +54,43 @@ func setReceiveBuffer(conn net.Conn, bytes int) {
 		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_RCVBUF, bytes)
 		syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, windowClamp, bytes)
 	})
+}
+
+// fileOwner returns the user who owns a file.
+func fileOwner(path string) (uid uint32, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return info.Sys().(*syscall.Stat_t).Uid, nil
+}
+
+// socketOwner returns the user whose socket, on this machine, is at local and connected to remote.
+func socketOwner(local, remote netip.AddrPort) (uid uint32, err error) {
+	table := "/proc/net/tcp"
+	if local.Addr().Is6() {
+		table = "/proc/net/tcp6"
+	}
+	lines, err := os.ReadFile(table)
+	if err != nil {
+		return 0, err
+	}
+	ends := procAddr(local) + " " + procAddr(remote) + " "
+	_, row, found := strings.Cut(string(lines), ": "+ends) // after the row's number
+	field := strings.Fields(row[:min(len(row), 200)])
+	if !found || len(field) < 5 { // state, queues, timer, retransmissions, user
+		return 0, fmt.Errorf("%s has no socket from %v to %v", table, local, remote)
+	}
+	number, err := strconv.ParseUint(field[4], 10, 32)
+	return uint32(number), err
+}
+
+// procAddr formats an address as the kernel does there: words of 32 bits as they lie in memory.
+func procAddr(addr netip.AddrPort) (s string) {
+	for word := range slices.Chunk(addr.Addr().AsSlice(), 4) {
+		s += fmt.Sprintf("%08X", binary.NativeEndian.Uint32(word))
+	}
+	return fmt.Sprintf("%s:%04X", s, addr.Port())
 }
 
 // watchHangup calls gone when the peer of conn closes or resets the connection, until stop is called. net/http

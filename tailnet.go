@@ -44,6 +44,8 @@ const (
 	maxLookups = 16
 	// lookupTimeout bounds one lookup, the wait for its turn included.
 	lookupTimeout = 10 * time.Second
+	// grantLasts is how long a caller's capability is taken for granted.
+	grantLasts = time.Minute
 	// maxAnswer is the largest answer, or message on the bus, that is taken from tailscaled, in bytes.
 	maxAnswer = 1 << 20
 	// maxSocketPath is the longest path of a Unix socket that the kernel takes, in bytes.
@@ -90,8 +92,9 @@ type tailnetState struct {
 // callers that are not on the tailnet. Nothing else is to be trusted: headers can be forged, and
 // tailnet connections reach a userspace tailscaled's neighbours from a loopback address.
 type identity struct {
-	node string // full name of the node in the tailnet
-	user string // login name; for a tagged node, which has no user, its tags
+	node    string // full name of the node in the tailnet
+	user    string // login name; for a tagged node, which has no user, its tags
+	capable bool   // the tailnet's policy grants it tailscale.capability
 }
 
 // tailnet follows tailscaled: it watches its bus, polls its status, and identifies callers.
@@ -99,6 +102,7 @@ type tailnet struct {
 	client   *tailscale.LocalClient
 	socket   string
 	expected string // hostname
+	required string // capability; empty: none
 	log      *slog.Logger
 	lookups  chan struct{} // limits concurrent WhoIs calls
 	polls    chan struct{} // asks for a poll before the next one is due
@@ -113,9 +117,9 @@ type tailnet struct {
 	told bool      // that is in the log
 }
 
-// newTailnet returns a tailnet that talks to tailscaled on the given Unix socket once followed.
-func newTailnet(socket, expectedHostname string, log *slog.Logger) *tailnet {
-	t := &tailnet{socket: socket, expected: expectedHostname, log: log}
+// newTailnet returns a tailnet that talks to tailscaled on cfg's Unix socket once followed.
+func newTailnet(cfg *config, log *slog.Logger) *tailnet {
+	t := &tailnet{socket: cfg.socket, expected: cfg.hostname, required: cfg.capability, log: log}
 	t.lookups, t.polls = make(chan struct{}, maxLookups), make(chan struct{}, 1)
 	t.looked, t.setLooked = context.WithCancel(context.Background())
 	t.connected, t.setConnected = context.WithCancel(context.Background())
@@ -124,7 +128,7 @@ func newTailnet(socket, expectedHostname string, log *slog.Logger) *tailnet {
 	t.client = &tailscale.LocalClient{OmitAuth: true, Transport: bounded{&http.Transport{
 		DialContext: t.dial, MaxIdleConnsPerHost: maxLookups, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: maxAnswer,
 	}}}
-	t.state.Store(&tailnetState{problem: &problem{tailnetNotRunning, "tailscaled has not answered yet on " + socket}})
+	t.state.Store(&tailnetState{problem: &problem{tailnetNotRunning, "tailscaled has not answered yet on " + t.socket}})
 	return t
 }
 
@@ -179,7 +183,7 @@ func (t *tailnet) whoIs(ctx context.Context, addr string) (identity, error) {
 		select {
 		case t.lookups <- struct{}{}:
 			defer func() { <-t.lookups }()
-			return t.client.WhoIs(ctx, addr)
+			return t.client.WhoIsProto(ctx, "tcp", addr) // of both protocols tailscaled would wait for those that it does not know
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -190,13 +194,17 @@ func (t *tailnet) whoIs(ctx context.Context, addr string) (identity, error) {
 	if err != nil {
 		t.log.Debug("looking up a caller failed", "error", err.Error())
 	}
-	return identityOf(answer), err
+	return identityOf(answer, t.required), err
 }
 
-// identityOf picks node and user from tailscaled's answer.
-func identityOf(answer *apitype.WhoIsResponse) identity {
+// identityOf picks node and user from tailscaled's answer, and whether the capability is among what they are granted.
+func identityOf(answer *apitype.WhoIsResponse, capability string) identity {
 	node, user := orZero(answer.Node), orZero(answer.UserProfile)
-	return identity{node: strings.TrimSuffix(node.Name, "."), user: cmp.Or(strings.Join(node.Tags, ","), user.LoginName)}
+	who := identity{node: strings.TrimSuffix(node.Name, "."), user: cmp.Or(strings.Join(node.Tags, ","), user.LoginName)}
+	for granted := range answer.CapMap {
+		who.capable = who.capable || string(granted) == capability
+	}
+	return who
 }
 
 // follow keeps the state up to date until ctx ends.

@@ -198,7 +198,7 @@ func TestView(t *testing.T) {
 // newTestTailnet returns a tailnet that nothing follows, and its log.
 func newTestTailnet() (*tailnet, *logRecorder) {
 	var log logRecorder
-	return newTailnet("/nowhere", "node-1", log.syncLogger()), &log
+	return newTailnet(&config{socket: "/nowhere", hostname: "node-1"}, log.syncLogger()), &log
 }
 
 // TestConnect holds the retries to the clock: looks after 1, 2, 4, 8 and 16 s, an end at once when the
@@ -495,7 +495,7 @@ func TestSocketPath(t *testing.T) {
 		108: "tailscaled's socket: its path has 108 bytes, more than the kernel's 107: choose a shorter one (TAILSCALE_SOCKET, tailscale.socket)",
 	} {
 		path := "/" + strings.Repeat("s", size-1)
-		_, err := newTailnet(path, "x", slog.New(slog.DiscardHandler)).status(t.Context())
+		_, err := newTailnet(&config{socket: path, hostname: "x"}, slog.New(slog.DiscardHandler)).status(t.Context())
 		if got := strings.ReplaceAll(errorText(err), path, "PATH"); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
@@ -547,14 +547,16 @@ func TestWhoIs(t *testing.T) {
 		err    string
 		took   time.Duration
 	}{
-		{name: "person", answer: whoisAlice, want: identity{"laptop.x.ts.net", "alice@example.com"}},
-		{name: "tagged node", answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{"ci.x.ts.net", "tag:ci,tag:prod"}},
+		{name: "person", answer: whoisAlice, want: alice},
+		{name: "tagged node", answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{node: "ci.x.ts.net", user: "tag:ci,tag:prod"}},
+		{name: "granted", answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"a.b/c":null,"example.com/cap/claude":[{"x":1}]},`, 1), want: granted},
+		{name: "granted another", answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"example.com/cap/claude2":null},`, 1), want: alice},
 		{name: "no profile", answer: `{"Node":{"Name":"x."}}`, want: identity{node: "x"}},
 		{name: "no node", answer: `{"UserProfile":{"LoginName":"a@b"}}`, want: identity{user: "a@b"}},
 		{name: "nothing", answer: `{}`},
 		{name: "null", answer: `null`},
 		{name: "unknown", status: 404, answer: "no match for IP:port"},
-		{name: "slow", answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: identity{"laptop.x.ts.net", "alice@example.com"}},
+		{name: "slow", answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: alice},
 		{name: "hung", answer: whoisAlice, delay: time.Hour, took: lookupTimeout, err: "tailscaled does not answer on /nowhere"},
 		{name: "caller leaves", answer: whoisAlice, delay: time.Hour, leaves: time.Second, took: time.Second, err: "gone"},
 		{name: "failure", status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
@@ -574,6 +576,7 @@ func TestWhoIs(t *testing.T) {
 					io.WriteString(w, row.answer)
 				}}
 				tn, _ := followed(t, d)
+				tn.required = "example.com/cap/claude"
 				ctx, leave := context.WithCancelCause(t.Context())
 				defer leave(nil)
 				if row.leaves > 0 {

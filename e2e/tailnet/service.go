@@ -1,0 +1,129 @@
+package tailnet
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+)
+
+// Service is a Tailscale Service: one name and address, of which tagged nodes may say that they are hosts.
+//
+// testcontrol has none. So this does what is known of the real control server: it asks the nodes what they host, as that
+// one does (GET /vip-services, over their map connection), and routes the address to one active host, the oldest, for as
+// long as that stays active and answers. The real one has been seen to take up to 15 s for that.
+type Service struct {
+	Name tailcfg.ServiceName
+	Addr netip.Addr
+
+	control *Control
+	end     context.CancelFunc
+	done    chan struct{}
+
+	mu    sync.Mutex
+	host  string        // the name of the node that has the route now
+	delay time.Duration // of a change of the host
+}
+
+// Offer makes a service: name is its DNS name. Nodes that are tagged may host it from now on.
+func (c *Control) Offer(name string, addr netip.Addr) *Service {
+	ctx, end := context.WithCancel(context.Background())
+	s := &Service{Name: tailcfg.ServiceName("svc:" + name), Addr: addr, control: c, end: end, done: make(chan struct{})}
+	c.server.AddDNSRecords(tailcfg.DNSRecord{Name: name + "." + Domain, Value: addr.String()})
+	go s.steer(ctx)
+	return s
+}
+
+// Close ends the steering.
+func (s *Service) Close() {
+	s.end()
+	<-s.done
+}
+
+// Host returns the name of the node to which clients are routed, "" if there is none.
+func (s *Service) Host() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.host
+}
+
+// SetDelay has a change of the host take that long.
+func (s *Service) SetDelay(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.delay = d
+}
+
+// steer keeps the route at an active host until ctx ends.
+func (s *Service) steer(ctx context.Context) {
+	defer close(s.done)
+	var host key.NodePublic
+	allowed := map[key.NodePublic]bool{}
+	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: {s.Addr}})
+	for ctx.Err() == nil {
+		var active []*tailcfg.Node
+		for _, node := range s.control.server.AllNodes() {
+			if len(node.Tags) == 0 {
+				continue
+			}
+			if !allowed[node.Key] {
+				allowed[node.Key] = true
+				s.control.server.SetNodeCapMap(node.Key, tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}})
+			}
+			if s.hosts(ctx, node.Key) {
+				active = append(active, node)
+			}
+		}
+		if !slices.ContainsFunc(active, func(n *tailcfg.Node) bool { return n.Key == host }) {
+			s.mu.Lock()
+			delay, name := s.delay, ""
+			s.mu.Unlock()
+			if !host.IsZero() {
+				wait(ctx, delay)
+				s.control.server.SetSubnetRoutes(host, nil)
+			}
+			host = key.NodePublic{}
+			if len(active) > 0 {
+				host, name = active[0].Key, memberName(active[0])
+				s.control.server.SetSubnetRoutes(host, []netip.Prefix{netip.PrefixFrom(s.Addr, s.Addr.BitLen())})
+			}
+			s.mu.Lock()
+			s.host = name
+			s.mu.Unlock()
+		}
+		wait(ctx, 100*time.Millisecond)
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// hosts asks a node whether it advertises s. One that does not answer does not.
+func (s *Service) hosts(ctx context.Context, node key.NodePublic) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/vip-services", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := s.control.server.NodeRoundTripper(node).RoundTrip(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	var answer tailcfg.C2NVIPServicesResponse
+	if json.NewDecoder(resp.Body).Decode(&answer) != nil {
+		return false
+	}
+	return slices.ContainsFunc(answer.VIPServices, func(v *tailcfg.VIPService) bool { return v.Name == s.Name && v.Active })
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestProxyHeader: what tailscaled writes, what the protocol has besides, and what is refused. FuzzProxyProtocol in e2e has the rest.
+func TestProxyHeader(t *testing.T) {
+	const signature = "\r\n\r\n\x00\r\nQUIT\n"
+	four, six := "\x64\x40\x00\x07\x64\x40\x00\x01\xa0\x28\x1f\x92", "\xfd\x7a\x11\x5c\xa1\xe0"+strings.Repeat("\x00", 9)+"\x07"+strings.Repeat("\x01", 16)+"\xa0\x28\x1f\x92"
+	for _, row := range []struct {
+		header string
+		client string // "" if it names none
+		refuse bool
+	}{
+		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n", client: "100.64.0.7:41000"},
+		{header: "PROXY TCP6 fd7a:115c:a1e0::7 fd7a:115c:a1e0::1 41000 8082\r\n", client: "[fd7a:115c:a1e0::7]:41000"},
+		{header: "PROXY TCP6 ::ffff:100.64.0.7 ::1 0 65535\r\n", client: "100.64.0.7:0"},
+		{header: "PROXY UNKNOWN\r\n"},
+		{header: "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n"},
+		{header: signature + "\x21\x11\x00\x0c" + four, client: "100.64.0.7:41000"},
+		{header: signature + "\x21\x11\x00\x0f" + four + "\x04\x00\x00", client: "100.64.0.7:41000"}, // with an extension
+		{header: signature + "\x21\x21\x00\x24" + six, client: "[fd7a:115c:a1e0::7]:41000"},
+		{header: signature + "\x20\x11\x00\x0c" + four}, // LOCAL
+		{header: signature + "\x21\x12\x00\x0c" + four}, // UDP
+		{header: signature + "\x21\x00\x00\x00"},
+
+		{header: "GET / HTTP/1.1\r\n", refuse: true},
+		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\n", refuse: true},
+		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082 \r\n", refuse: true},
+		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 041000 8082\r\n", refuse: true},
+		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 65536 8082\r\n", refuse: true},
+		{header: "PROXY TCP4 100.64.0.7 here 41000 8082\r\n", refuse: true},
+		{header: "PROXY TCP4 ::1 ::1 41000 8082\r\n", refuse: true},
+		{header: "PROXY TCP6 fe80::7%eth0 ::1 41000 8082\r\n", refuse: true},
+		{header: "PROXY \r\n", refuse: true},
+		{header: "PROXY " + strings.Repeat("x", 200), refuse: true},
+		{header: signature + "\x11\x11\x00\x0c" + four, refuse: true}, // version 1
+		{header: signature + "\x22\x11\x00\x0c" + four, refuse: true}, // neither LOCAL nor PROXY
+		{header: signature + "\x21\x11\x00\x0b" + four, refuse: true}, // too short for its address
+		{header: signature + "\x21\x21\x00\x23" + six, refuse: true},
+		{header: signature + "\x21\x41\x00\x00", refuse: true}, // no such family
+		{header: signature + "\x21\x11\xff\xff" + four, refuse: true},
+	} {
+		client, size, err := parseProxyHeader([]byte(row.header + "GET /"))
+		switch {
+		case row.refuse:
+			if err == nil {
+				t.Errorf("%q is taken, for %v", row.header, client)
+			}
+		case err != nil || size != len(row.header) || client.IsValid() != (row.client != "") || client.IsValid() && client.String() != row.client:
+			t.Errorf("%q: %v, %d bytes, %v; want %s, all of it", row.header, client, size, err, row.client)
+		}
+	}
+}
+
+// TestProxyListener: on loopback, where this process owns both ends. Who is not tailscaled's user may claim nothing.
+func TestProxyListener(t *testing.T) {
+	const hello = "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n"
+	mine := filepath.Join(t.TempDir(), "mine")
+	if err := os.WriteFile(mine, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	others := "/" // root's
+	if os.Getuid() == 0 {
+		others = filepath.Join(t.TempDir(), "others")
+		if err := os.WriteFile(others, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(others, 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		name, socket, addr, begin string
+		refusal                   string // in the log; "" if the claim is believed
+	}{
+		{name: "tailscaled", socket: mine, addr: "127.0.0.2:0", begin: hello},
+		{name: "no header", socket: mine, addr: "127.0.0.2:0", refusal: "it does not begin with a PROXY header"},
+		{name: "another user", socket: others, addr: "127.0.0.2:0", begin: hello, refusal: "it is not tailscaled's"},
+		{name: "no tailscaled", socket: mine + "x", addr: "127.0.0.2:0", begin: hello, refusal: "no such file"},
+		// There a peer could be behind it, and nobody can be asked.
+		{name: "127.0.0.1", socket: mine, addr: "127.0.0.1:0", begin: hello, refusal: "connection to proxy.proxy_protocol_addr dropped"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			from, err := net.Listen("tcp", row.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var log logRecorder
+			l := &proxyListener{
+				clientListener: newClientListener(from, rigConnections), Listener: from,
+				tailnet: newTailnet(&config{socket: row.socket}, log.syncLogger()), refused: &complaints{log: log.syncLogger()},
+			}
+			defer l.clientListener.Close()
+			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprint(w, connOf(r).claimed)
+			})}
+			go server.Serve(l)
+			defer server.Close()
+			conn, err := net.Dial("tcp", from.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, row.begin, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if row.refusal != "" {
+				if err == nil || !strings.Contains(fmt.Sprint(log.lines(t)), row.refusal) {
+					t.Errorf("answered %v; want none, and a log line with %q:\n%s", resp, row.refusal, fmt.Sprint(log.lines(t)))
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("%v\n%s", err, fmt.Sprint(log.lines(t)))
+			}
+			if body, _ := io.ReadAll(resp.Body); string(body) != "100.64.0.7:41000" {
+				t.Errorf("the client is %s", body)
+			}
+		})
+	}
+}
+
+// TestSilentProxyClient: a connection without a header is not kept.
+func TestSilentProxyClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logRecorder
+		from := newPipeListener()
+		l := &proxyListener{clientListener: newClientListener(from, 1), Listener: from, tailnet: newTailnet(&config{}, log.syncLogger()), refused: &complaints{log: log.syncLogger()}}
+		server := &http.Server{ConnContext: withConn, ConnState: connState}
+		go server.Serve(l)
+		conn, err := from.dial(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF || time.Since(start) != proxyHeaderTime {
+			t.Errorf("it ended with %d bytes, %v, after %v", n, err, time.Since(start))
+		}
+		server.Close()
+		l.clientListener.Close()
+	})
+}
