@@ -390,7 +390,11 @@ func (l *life) start(ctx context.Context) error {
 	} else {
 		l.log.Info("state: Starting", "tailnet", "disabled")
 	}
-	l.log.Info("state: Running — accepting requests", "addr", l.clients.Addr().String())
+	where := []any{"addr", l.clients.Addr().String()}
+	if l.service != nil {
+		where = append(where, "proxy_protocol_addr", l.service.Addr().String())
+	}
+	l.log.Info("state: Running — accepting requests", where...)
 	return nil
 }
 

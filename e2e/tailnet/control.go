@@ -30,9 +30,10 @@ type Control struct {
 	addr       string
 	loginDelay atomic.Int64 // nanoseconds
 
-	mu    sync.Mutex
-	front *http.Server // nil while stopped
-	conns *connTracker
+	mu     sync.Mutex
+	front  *http.Server // nil while stopped
+	conns  *connTracker
+	grants tailcfg.PeerCapMap
 }
 
 func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
@@ -166,9 +167,27 @@ func (c *Control) modify(ctx context.Context, n *Node, change func(*tailcfg.Node
 	}
 	change(node)
 	c.server.UpdateNode(node)
-	// UpdateNode wakes all nodes but the changed one; this, a no-op, wakes all.
-	c.server.SetGlobalAppCaps(nil)
+	c.wakeAll() // UpdateNode wakes all nodes but the changed one
 	return nil
+}
+
+// Grant gives all nodes the app capabilities on all nodes, and takes those of an earlier call away.
+func (c *Control) Grant(capabilities ...string) {
+	grants := tailcfg.PeerCapMap{}
+	for _, capability := range capabilities {
+		grants[tailcfg.PeerCapability(capability)] = nil
+	}
+	c.mu.Lock()
+	c.grants = grants
+	c.mu.Unlock()
+	c.wakeAll()
+}
+
+// wakeAll has all nodes fetch what has changed.
+func (c *Control) wakeAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.server.SetGlobalAppCaps(c.grants)
 }
 
 // settled returns a node that has told the control server how it is reached.

@@ -49,7 +49,7 @@ func (c *Control) SetMemberExpiry(name string, at time.Time) error {
 	if !found {
 		return fmt.Errorf("setting the key expiry of %s: the control server knows no such node", name)
 	}
-	c.server.SetGlobalAppCaps(nil) // a no-op that tells all nodes, see modify
+	c.wakeAll()
 	return nil
 }
 

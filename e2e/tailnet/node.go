@@ -176,6 +176,17 @@ func (n *Node) Down(ctx context.Context) error { return n.tailscale(ctx, "down")
 // Logout disconnects the node and throws its key away.
 func (n *Node) Logout(ctx context.Context) error { return n.tailscale(ctx, "logout") }
 
+// Serve makes the node, which must be tagged, a host of s: what clients send to port goes to the TCP address to, behind a PROXY
+// header of the version given.
+func (n *Node) Serve(ctx context.Context, s *Service, port, version int, to string) error {
+	return n.tailscale(ctx, "serve", "--service="+string(s.Name), fmt.Sprint("--tcp=", port), fmt.Sprint("--proxy-protocol=", version), "tcp://"+to)
+}
+
+// Drain ends that for new clients. The next Serve takes it back.
+func (n *Node) Drain(ctx context.Context, s *Service) error {
+	return n.tailscale(ctx, "serve", "drain", string(s.Name))
+}
+
 // tailscale runs the command-line client against the node's daemon.
 func (n *Node) tailscale(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, n.tailnet.bin.path("tailscale"), append([]string{"--socket=" + n.Socket}, args...)...)
