@@ -15,6 +15,10 @@ in
   tailscaleImage ? "ghcr.io/tailscale/tailscale:${versions.tailscale}",
   # The node's name on the tailnet.
   hostname ? name,
+  # How the node logs in; ./login.nix has the kinds.
+  login ? { },
+  # The Tailscale Service of the overlay one-name, svc:SERVICE: the name that clients use there.
+  service ? hostname,
   # Where all objects live.
   namespace ? name,
   # The namespace whose pods may reach /metrics from inside the cluster: Prometheus' own.
@@ -31,8 +35,6 @@ in
 }:
 let
   # More of the contract's names.
-  authKeySecret = "tailscale-authkey";
-  authKeyEntry = "TS_AUTHKEY";
   configDir = "/etc/${name}";
   socketDir = "/var/run/tailscale";
   socket = "${socketDir}/tailscaled.sock";
@@ -43,6 +45,7 @@ let
   defaultConfig = {
     tailscale = {
       inherit hostname socket;
+      capability = "";
     };
     proxy = {
       listen_addr = "0.0.0.0:8080";
@@ -51,6 +54,7 @@ let
       timeout_retries = 2;
       honor_client_timeout = true;
       connect_timeout_secs = 5;
+      proxy_protocol_addr = "";
       # A pod that is busy on the other port is still alive: probes and scrapes come here.
       health_addr = "0.0.0.0:8081";
       max_connections = 1000;
@@ -71,6 +75,10 @@ let
     ];
   };
   settings = lib.recursiveUpdate defaultConfig config;
+  # With a Tailscale Service. Not 127.0.0.1, to which tailscaled hands on what peers send to the node.
+  serviceSettings = lib.recursiveUpdate (lib.recursiveUpdate defaultConfig {
+    proxy.proxy_protocol_addr = "127.0.0.2:8082";
+  }) config;
   # The ports, and which of them has probes and scrapes.
   ports = {
     http = portOf settings.proxy.listen_addr;
@@ -174,12 +182,14 @@ let
     automountServiceAccountToken = false;
   };
 
-  configMap = {
+  configMap = settings: {
     apiVersion = "v1";
     kind = "ConfigMap";
     inherit metadata;
     data."config.toml" = (import ./toml.nix).render settings;
   };
+
+  identity = import ./login.nix { inherit lib; } login;
 
   deployment = {
     apiVersion = "apps/v1";
@@ -233,7 +243,8 @@ let
         name = "tailscale-state";
         emptyDir.sizeLimit = "128Mi";
       }
-    ];
+    ]
+    ++ identity.volumes;
   };
 
   restricted = uid: {
@@ -300,35 +311,28 @@ let
     name = "tailscaled";
     image = tailscaleImage;
     restartPolicy = "Always";
-    env = [
-      {
-        name = "TS_AUTHKEY";
-        valueFrom.secretKeyRef = {
-          name = authKeySecret;
-          key = authKeyEntry;
-        };
-      }
-    ]
-    ++ nameValues {
-      TS_HOSTNAME = hostname;
-      TS_SOCKET = socket;
-      # Below the mount: the daemon sets the mode of its directory, and the mount's root is not its
-      # own. Only logs and certificates go there.
-      TS_STATE_DIR = "${stateDir}/state";
-      TS_TAILSCALED_EXTRA_ARGS = "--state=mem:";
-      # Unset, this would mean a Secret named tailscale.
-      TS_KUBE_SECRET = "";
-      TS_AUTH_ONCE = "true";
-      # The pod resolves names as the cluster does.
-      TS_ACCEPT_DNS = "false";
-      # No NET_ADMIN, no tun device.
-      TS_USERSPACE = "true";
-      # The daemon acknowledges what comes for a client that has vanished, and would notice after four minutes. So, within one.
-      TS_NETSTACK_KEEPALIVE_IDLE = "15s";
-      TS_NETSTACK_KEEPALIVE_INTERVAL = "5s";
-      GOMEMLIMIT = goMemoryLimit "tailscaled";
-      GOMAXPROCS = goMaxProcs "tailscaled";
-    };
+    env =
+      identity.env
+      ++ nameValues {
+        TS_HOSTNAME = hostname;
+        TS_SOCKET = socket;
+        # Below the mount: the daemon sets the mode of its directory, and the mount's root is not its
+        # own. Only logs and certificates go there.
+        TS_STATE_DIR = "${stateDir}/state";
+        TS_TAILSCALED_EXTRA_ARGS = "--state=mem:";
+        # Unset, this would mean a Secret named tailscale.
+        TS_KUBE_SECRET = "";
+        TS_AUTH_ONCE = "true";
+        # The pod resolves names as the cluster does.
+        TS_ACCEPT_DNS = "false";
+        # No NET_ADMIN, no tun device.
+        TS_USERSPACE = "true";
+        # The daemon acknowledges what comes for a client that has vanished, and would notice after four minutes. So, within one.
+        TS_NETSTACK_KEEPALIVE_IDLE = "15s";
+        TS_NETSTACK_KEEPALIVE_INTERVAL = "5s";
+        GOMEMLIMIT = goMemoryLimit "tailscaled";
+        GOMAXPROCS = goMaxProcs "tailscaled";
+      };
     resources = sizes.tailscaled;
     securityContext = restricted tailscaledUid;
     volumeMounts = [
@@ -340,7 +344,8 @@ let
         name = "tailscale-state";
         mountPath = stateDir;
       }
-    ];
+    ]
+    ++ identity.volumeMounts;
   };
 
   # Tailnet traffic comes in through the sidecar's own outgoing connections, and kubelet's probes are
@@ -387,7 +392,7 @@ let
     };
   };
 
-  scaleOut = import ./scale-out.nix {
+  oneName = import ./one-name.nix {
     inherit
       lib
       name
@@ -395,9 +400,15 @@ let
       labels
       selector
       pod
+      proxy
       tailscaled
       tailscaledUid
+      service
+      socket
       ;
+    port = ports.http;
+    healthPort = ports.${healthPort};
+    proxyProtocolAddr = serviceSettings.proxy.proxy_protocol_addr;
   };
 
   monitoring = import ./monitoring.nix {
@@ -494,24 +505,24 @@ let
 
   # What a pod needs, whoever makes it. An overlay in k8s/ can't refer to k8s/ itself: kustomize calls
   # that a cycle. The folder and the workload are for those who edit there.
-  common = folder: workload: {
+  common = folder: workload: settings: {
     "namespace.yaml" = file [ ] namespaceObject;
     "serviceaccount.yaml" = file [ "The pod never talks to the API server: no token is mounted." ] serviceAccount;
     "configmap.yaml" = file [
       "README.md explains the keys. After an edit here: kubectl apply -k ${folder}, then"
       "kubectl -n ${namespace} rollout restart ${workload}."
       "drain_timeout_secs and the ports are also in the pod: change those in nix/manifests.nix."
-    ] configMap;
+    ] (configMap settings);
     "networkpolicy.yaml" = file [
       "In: Prometheus, from the namespace ${prometheusNamespace}. Out: DNS, HTTPS, HTTP, and UDP for WireGuard."
     ] networkPolicy;
   };
 in
 directory "" { } (
-  common "k8s/" "deployment/${name}"
+  common "k8s/" "deployment/${name}" settings
   // {
     "deployment.yaml" = file [
-      "The auth key comes from the Secret ${authKeySecret} (key ${authKeyEntry}), which is yours to create."
+      identity.secretIs
       "nix/manifests.nix says why each value is what it is."
     ] deployment;
   }
@@ -521,11 +532,14 @@ directory "" { } (
   "prometheusrule.yaml" = file [ ] monitoring.prometheusRule;
   "dashboard.json" = monitoring.dashboard;
 }
-// directory "overlays/scale-out/" { } (
-  common "k8s/overlays/scale-out/" "statefulset/${scaleOut.statefulSet.metadata.name}"
+// directory "overlays/one-name/" { } (
+  common "k8s/overlays/one-name/" "statefulset/${oneName.statefulSet.metadata.name}" serviceSettings
   // {
-    "poddisruptionbudget.yaml" = file [ ] scaleOut.disruptionBudget;
-    "service.yaml" = file [ ] scaleOut.service;
-    "statefulset.yaml" = file [ ] scaleOut.statefulSet;
+    "poddisruptionbudget.yaml" = file [ ] oneName.disruptionBudget;
+    "service.yaml" = file [ ] oneName.headlessService;
+    "statefulset.yaml" = file [
+      identity.secretIs
+      "nix/one-name.nix says why each value is what it is."
+    ] oneName.statefulSet;
   }
 )

@@ -2,6 +2,7 @@ package k8s
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,10 +15,10 @@ import (
 func replicas(t *testing.T) appsv1.StatefulSet {
 	t.Helper()
 	var set appsv1.StatefulSet
-	for _, r := range render(t, "k8s/overlays/scale-out").Resources() {
+	for _, r := range render(t, "k8s/overlays/one-name").Resources() {
 		switch r.GetKind() {
 		case "Deployment":
-			t.Fatal("scale-out has a Deployment: two workloads would choose the same pods")
+			t.Fatal("one-name has a Deployment: two workloads would choose the same pods")
 		case "StatefulSet":
 			text, err := r.AsYAML()
 			if err != nil {
@@ -29,14 +30,14 @@ func replicas(t *testing.T) appsv1.StatefulSet {
 		}
 	}
 	if set.Name == "" {
-		t.Fatal("scale-out has no StatefulSet")
+		t.Fatal("one-name has no StatefulSet")
 	}
 	return set
 }
 
-// TestScaleOutPod finds the Deployment's pod in the StatefulSet, but for what
+// TestOneNamePod finds the Deployment's pod in the StatefulSet, but for what
 // makes each pod a node that keeps its key.
-func TestScaleOutPod(t *testing.T) {
+func TestOneNamePod(t *testing.T) {
 	m := base(t)
 	set := replicas(t)
 	want, got := m.deployment.Spec.Template.Spec, set.Spec.Template.Spec
@@ -60,7 +61,22 @@ func TestScaleOutPod(t *testing.T) {
 		t.Errorf("fsGroup %v lets the sidecar not write to its volume", group)
 	}
 
+	// How it is a host of the service, for as long as clients may come.
+	if e := environment["TS_EXPERIMENTAL_SERVICE_AUTO_ADVERTISEMENT"]; e.Value != "false" {
+		t.Error("containerboot would take the service back while it is drained")
+	}
+	drain := sidecar.Lifecycle.PreStop.Exec.Command
+	if got, want := strings.Join(drain, " "), "tailscale --socket=/var/run/tailscale/tailscaled.sock serve drain svc:anthropic-oauth-proxy"; got != want {
+		t.Errorf("the sidecar's preStop is %q, not %q", got, want)
+	}
+	sleep := only(t, "container", got.Containers).Lifecycle.PreStop.Sleep.Seconds
+	if sleep < 15 || set.Spec.MinReadySeconds != int32(sleep) || *got.TerminationGracePeriodSeconds != sleep+*want.TerminationGracePeriodSeconds {
+		t.Errorf("the proxy goes on for %d s after the drain, a new pod is trusted after %d s, the pod has %d s to end", sleep, set.Spec.MinReadySeconds, *got.TerminationGracePeriodSeconds)
+	}
+
 	// What remains after these differences must be the same.
+	got.InitContainers[0].Lifecycle, got.InitContainers[0].Command, got.Containers[0].Lifecycle = nil, nil, nil
+	got.TerminationGracePeriodSeconds = want.TerminationGracePeriodSeconds
 	got.SecurityContext.FSGroup = nil
 	got.TopologySpreadConstraints = nil
 	got.InitContainers[0].Env = want.InitContainers[0].Env
@@ -76,18 +92,19 @@ func TestScaleOutPod(t *testing.T) {
 	}
 }
 
-// TestScaleOutCommon compares the objects that both have.
-func TestScaleOutCommon(t *testing.T) {
+// TestOneNameCommon compares the objects that both have.
+func TestOneNameCommon(t *testing.T) {
 	inBase := map[string]string{}
 	for _, r := range render(t, "k8s").Resources() {
 		inBase[r.GetKind()] = r.MustYaml()
 	}
-	for _, r := range render(t, "k8s/overlays/scale-out").Resources() {
+	for _, r := range render(t, "k8s/overlays/one-name").Resources() {
 		switch r.GetKind() {
 		case "StatefulSet", "Service", "PodDisruptionBudget":
 			continue
 		}
-		if got := r.MustYaml(); got != inBase[r.GetKind()] {
+		// A listener more, which tailscaled serves from.
+		if got := strings.Replace(r.MustYaml(), `proxy_protocol_addr = "127.0.0.2:8082"`, `proxy_protocol_addr = ""`, 1); got != inBase[r.GetKind()] {
 			t.Errorf("%s is not that of k8s/:\n%s", r.GetKind(), got)
 		}
 	}
