@@ -152,9 +152,13 @@ var criteria = []criterion{
 	{"monitoring: ScrapeMissing, without a pod", scrapeAlert},
 	{"the node drains", nodeDrain},
 	{"the namespace is deleted", namespaceDeleted},
-	{"scale-out: two pods are two tailnet nodes, and each serves", scaledOut},
-	{"scale-out: a deleted pod returns as the same node, while the other serves", replicaReturns},
-	{"scale-out: the namespace is deleted", scaleOutDeleted},
+	{"one-name: two pods host one service", oneName},
+	{"one-name: the caller's identity is in the log", serviceIdentity},
+	{"one-name: another user in the pod can't claim to be somebody", otherUser},
+	{"one-name: SIGKILL of the serving tailscaled: its sidecar restarts, and is a host again", hostKilled},
+	{"one-name: a deleted pod returns as the same node and host, while the other serves", replicaReturns},
+	{"one-name: an update under 50 requests/s, of which none fails", rolledOut},
+	{"one-name: the namespace is deleted", oneNameDeleted},
 }
 
 // patience bounds every criterion, with slack for slow machines.

@@ -25,7 +25,7 @@ type overlay struct {
 	loginServer  string
 	upstream     string
 	authority    string            // PEM
-	scaleOut     bool              // on top of the overlay of that name instead of k8s/
+	oneName      bool              // on top of the overlay of that name instead of k8s/
 	monitoring   bool              // with the component of that name
 	config       map[string]string // replaced text of config.toml, old to new
 }
@@ -91,23 +91,24 @@ func (o overlay) write(dir string) (string, error) {
 
 // base is the folder that the overlay lies on.
 func (o overlay) base() string {
-	if o.scaleOut {
-		return filepath.Join(o.manifests, "overlays/scale-out")
+	if o.oneName {
+		return filepath.Join(o.manifests, "overlays/one-name")
 	}
 	return o.manifests
 }
 
 // workload is the patch of what makes the pods.
 func (o overlay) workload() object {
-	kind, workload := "Deployment", name
-	if o.scaleOut {
-		kind, workload = "StatefulSet", replica
+	kind, workload, upArgs := "Deployment", name, "--login-server="+o.loginServer
+	if o.oneName {
+		// The test's control server gives no tags with an auth key.
+		kind, workload, upArgs = "StatefulSet", replica, upArgs+" --advertise-tags=tag:claude"
 	}
 	spec := object{
 		"initContainers": []object{{
 			"name":  "tailscaled",
 			"image": o.sidecarImage,
-			"env":   []object{{"name": "TS_EXTRA_ARGS", "value": "--login-server=" + o.loginServer}},
+			"env":   []object{{"name": "TS_EXTRA_ARGS", "value": upArgs}},
 		}},
 		"containers": []object{{
 			"name":         "proxy",
@@ -127,7 +128,7 @@ func (o overlay) workload() object {
 
 // configMap is the manifests' own with the upstream and o.config exchanged.
 func (o overlay) configMap() (*corev1.ConfigMap, error) {
-	text, err := os.ReadFile(filepath.Join(o.manifests, "configmap.yaml"))
+	text, err := os.ReadFile(filepath.Join(o.base(), "configmap.yaml"))
 	if err != nil {
 		return nil, err
 	}

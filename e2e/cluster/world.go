@@ -26,8 +26,9 @@ type world struct {
 	keyed      *tailnet.Tailnet // lets in whoever has authKey; it asks at every start, though
 	strict     *tailnet.Tailnet // lets in whoever is approved
 	upstream   *fakeanthropic.Server
-	laptop     *tailnet.Node // the second node of tailnet
-	client     *http.Client  // on laptop
+	laptop     *tailnet.Node    // the second node of tailnet
+	client     *http.Client     // on laptop
+	service    *tailnet.Service // nil until criterion oneName
 	dir        string
 	crds       string
 	prometheus *prometheus.Server // nil until criterion scraped

@@ -14,19 +14,26 @@ import (
 // Boot runs containerboot, the entry point of the sidecar's image, which starts
 // tailscaled and logs it in with the key. It returns at once: containerboot
 // exits by itself when the login fails or the node leaves the tailnet.
-func (n *Node) Boot(authKey string) error {
-	return n.run(n.tailnet.bin.path("containerboot"), nil, []string{
-		"TS_AUTHKEY=" + authKey,
+func (n *Node) Boot(authKey string) error { return n.BootWith("TS_AUTHKEY=" + authKey) }
+
+// BootWith is Boot with another way to log in, as containerboot reads it from its environment. Tags are asked for, which ways
+// other than an auth key demand.
+func (n *Node) BootWith(login ...string) error {
+	args := "--login-server=" + n.tailnet.Control.URL
+	if len(n.Tags) > 0 {
+		args += " --advertise-tags=" + strings.Join(n.Tags, ",")
+	}
+	return n.run(n.tailnet.bin.path("containerboot"), nil, append(login,
 		"TS_AUTH_ONCE=true",
-		"TS_HOSTNAME=" + n.Name,
-		"TS_SOCKET=" + n.Socket,
-		"TS_STATE_DIR=" + filepath.Join(n.dir, "state"),
+		"TS_HOSTNAME="+n.Name,
+		"TS_SOCKET="+n.Socket,
+		"TS_STATE_DIR="+filepath.Join(n.dir, "state"),
 		"TS_KUBE_SECRET=", // else it looks for one wherever it runs in a cluster
 		"TS_USERSPACE=true",
 		"TS_SOCKS5_SERVER=127.0.0.1:0",
 		"TS_OUTBOUND_HTTP_PROXY_LISTEN=127.0.0.1:0",
-		"TS_EXTRA_ARGS=--login-server=" + n.tailnet.Control.URL,
-	}, syscall.SIGTERM)
+		"TS_EXTRA_ARGS="+args,
+	), syscall.SIGTERM)
 }
 
 // KeepBooting is the kubelet: it runs containerboot and, whenever that exits,

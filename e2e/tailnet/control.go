@@ -78,7 +78,7 @@ func listenOutsideEphemeralPorts(host string) (ln net.Listener, err error) {
 // serve answers on ln until Stop.
 func (c *Control) serve(ln net.Listener) {
 	c.conns = &connTracker{Listener: ln, open: map[net.Conn]struct{}{}}
-	c.front = &http.Server{Handler: c.server, ErrorLog: log.New(io.Discard, "", 0)}
+	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: log.New(io.Discard, "", 0)}
 	go c.front.Serve(c.conns)
 }
 

@@ -28,6 +28,7 @@ type Service struct {
 
 	mu    sync.Mutex
 	host  string        // the name of the node that has the route now
+	hosts []string      // the names of those that could
 	delay time.Duration // of a change of the host
 }
 
@@ -53,6 +54,13 @@ func (s *Service) Host() string {
 	return s.host
 }
 
+// Hosts returns the names of the nodes that are hosts, the oldest first.
+func (s *Service) Hosts() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.hosts)
+}
+
 // SetDelay has a change of the host take that long.
 func (s *Service) SetDelay(d time.Duration) {
 	s.mu.Lock()
@@ -68,6 +76,7 @@ func (s *Service) steer(ctx context.Context) {
 	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: {s.Addr}})
 	for ctx.Err() == nil {
 		var active []*tailcfg.Node
+		var names []string
 		for _, node := range s.control.server.AllNodes() {
 			if len(node.Tags) == 0 {
 				continue
@@ -76,10 +85,13 @@ func (s *Service) steer(ctx context.Context) {
 				allowed[node.Key] = true
 				s.control.server.SetNodeCapMap(node.Key, tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}})
 			}
-			if s.hosts(ctx, node.Key) {
-				active = append(active, node)
+			if s.isHost(ctx, node.Key) {
+				active, names = append(active, node), append(names, memberName(node))
 			}
 		}
+		s.mu.Lock()
+		s.hosts = names
+		s.mu.Unlock()
 		if !slices.ContainsFunc(active, func(n *tailcfg.Node) bool { return n.Key == host }) {
 			s.mu.Lock()
 			delay, name := s.delay, ""
@@ -108,8 +120,8 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// hosts asks a node whether it advertises s. One that does not answer does not.
-func (s *Service) hosts(ctx context.Context, node key.NodePublic) bool {
+// isHost asks a node whether it advertises s. One that does not answer does not.
+func (s *Service) isHost(ctx context.Context, node key.NodePublic) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/vip-services", nil)

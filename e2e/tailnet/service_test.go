@@ -9,18 +9,14 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/anthropics/anthropic-sdk-go"
-	"github.com/anthropics/anthropic-sdk-go/option"
-
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 	"anthropic-oauth-proxy/e2e/tailnet"
+	"anthropic-oauth-proxy/e2e/traffic"
 )
 
 // host is a pod of k8s/overlays/one-name: a tagged node that hosts the service, and the proxy behind it.
@@ -132,93 +128,6 @@ func TestForgedIdentity(t *testing.T) {
 	}
 }
 
-// traffic is what Anthropic's SDK has its users see of a service, with the repetitions that it makes by itself.
-type traffic struct {
-	service anthropic.Client
-	begun   time.Time
-	running sync.WaitGroup
-
-	messages, failed, streams, cut atomic.Int64
-	unanswered                     atomic.Int64 // requests, which the SDK repeats
-
-	mu    sync.Mutex
-	notes []string
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// newTraffic returns one that comes from c.
-func newTraffic(c *http.Client) *traffic {
-	l := &traffic{begun: time.Now()}
-	counting := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		resp, err := c.Transport.RoundTrip(r)
-		if err != nil {
-			l.unanswered.Add(1)
-		}
-		return resp, err
-	})}
-	l.service = anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(serviceURL), option.WithAuthToken("t"),
-		option.WithHTTPClient(counting), option.WithRequestTimeout(20*time.Second))
-	return l
-}
-
-var prompt = anthropic.MessageNewParams{Model: "claude-fake-1", MaxTokens: 64, Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("hi"))}}
-
-// count counts one of all, and one of bad if there was an error.
-func (l *traffic) count(all, bad *atomic.Int64, what string, err error) {
-	all.Add(1)
-	if err == nil {
-		return
-	}
-	bad.Add(1)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.notes = append(l.notes, fmt.Sprintf("\n%.1f s: %s: %v", time.Since(l.begun).Seconds(), what, err))
-}
-
-// send sends 50 messages a second until ctx ends.
-func (l *traffic) send(ctx context.Context) {
-	l.running.Go(func() {
-		for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-			l.running.Go(func() {
-				_, err := l.service.Messages.New(context.Background(), prompt)
-				l.count(&l.messages, &l.failed, "message", err)
-			})
-		}
-	})
-}
-
-// stream begins n streams.
-func (l *traffic) stream(n int) {
-	for range n {
-		l.running.Go(func() {
-			stream := l.service.Messages.NewStreaming(context.Background(), prompt)
-			ended := false
-			for stream.Next() {
-				ended = stream.Current().Type == "message_stop"
-			}
-			err := stream.Err()
-			if err == nil && !ended {
-				err = errors.New("it ended early")
-			}
-			l.count(&l.streams, &l.cut, "stream", err)
-		})
-	}
-}
-
-// end waits for what is under way, and tells and checks what became of it all.
-func (l *traffic) end(t *testing.T) {
-	t.Helper()
-	l.running.Wait()
-	t.Logf("%d messages, %d failed; %d streams, %d cut; %d requests without an answer, which the SDK repeated, in %v%s",
-		l.messages.Load(), l.failed.Load(), l.streams.Load(), l.cut.Load(), l.unanswered.Load(), time.Since(l.begun), strings.Join(l.notes, ""))
-	if l.messages.Load() < 500 || l.failed.Load()+l.cut.Load() > 0 {
-		t.Error("want 500 messages at least, and no failure")
-	}
-}
-
 // TestServiceRollout replaces both hosts, one after the other, as a StatefulSet of the manifests does: the service is drained
 // first, and the proxy goes on until the control server has found another host. Here that takes 3 s.
 func TestServiceRollout(t *testing.T) {
@@ -227,12 +136,12 @@ func TestServiceRollout(t *testing.T) {
 	f.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: 100 * time.Millisecond})
 	s, hosts, _, c := f.service()
 	s.SetDelay(3 * time.Second)
-	l := newTraffic(c)
+	l := traffic.New(c, serviceURL)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	l.send(ctx)
+	l.Send(ctx)
 	for _, h := range hosts {
-		l.stream(20) // these end within a drain time
+		l.Stream(20) // these end within a drain time
 		within(t, soon, "they are under way", func() bool { return proxytest.Scrape(t, h.proxy).Value("proxy_requests_in_flight") >= 20 })
 		f.do(h.node.Drain(f.ctx, s))
 		within(t, time.Minute, "another host has the route", func() bool { return s.Host() != h.node.Name })
@@ -244,9 +153,12 @@ func TestServiceRollout(t *testing.T) {
 		f.start(h.node)
 		h.serve()
 	}
-	within(t, time.Minute, "500 messages", func() bool { return l.messages.Load() > 500 })
+	within(t, time.Minute, "500 messages", func() bool { return l.Messages() > 500 })
 	stop()
-	l.end(t)
+	if err := l.End(); err != nil {
+		t.Error(err)
+	}
+	t.Log(l)
 }
 
 // TestServiceHostDies: the host that serves is gone without a word. Clients hang until the control server has noticed; here that
@@ -255,16 +167,19 @@ func TestServiceHostDies(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
 	s, hosts, _, c := f.service()
-	l := newTraffic(c)
+	l := traffic.New(c, serviceURL)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	l.send(ctx)
+	l.Send(ctx)
 	time.Sleep(time.Second)
 	f.do(errors.Join(hosts[0].node.Kill(), hosts[0].proxy.Signal(syscall.SIGKILL)))
 	t.Logf("another host after %v", within(t, time.Minute, "another host", func() bool { return s.Host() == hosts[1].node.Name }))
 	time.Sleep(10 * time.Second)
 	stop()
-	l.end(t)
+	if err := l.End(); err != nil {
+		t.Error(err)
+	}
+	t.Log(l)
 }
 
 // TestCapability: only callers to whom the tailnet's policy grants it, which is asked again for connections that live on.

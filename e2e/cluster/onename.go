@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"anthropic-oauth-proxy/e2e/tailnet"
+	"anthropic-oauth-proxy/e2e/traffic"
+)
+
+// replicas is how many pods the overlay has.
+const replicas = 2
+
+// serviceURL is what clients of the overlay one-name are given. It is as without, but that the test's client wants the whole name.
+const serviceURL = "http://" + name + "." + tailnet.Domain + ":8080"
+
+// oneName deploys k8s/overlays/one-name into an empty namespace.
+func oneName(ctx context.Context, w *world) (string, error) {
+	w.service = w.tailnet.Control.Offer(name, netip.MustParseAddr("100.99.0.1"))
+	if err := w.makeVolumes(ctx); err != nil {
+		return "", err
+	}
+	if _, err := w.kube.run(ctx, "create", "namespace", name); err != nil {
+		return "", err
+	}
+	if err := w.createSecret(ctx, authKey); err != nil {
+		return "", err
+	}
+	o := w.overlay
+	o.oneName, o.monitoring = true, false
+	start := time.Now()
+	said, err := w.apply(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	if line, found := findLine(said, "would violate"); found {
+		return "", errors.New(line)
+	}
+	for i := range replicas {
+		if _, err := w.replicaURL(ctx, i); err != nil {
+			return "", err
+		}
+	}
+	ready := time.Since(start)
+	if err := w.awaitHosts(ctx); err != nil {
+		return "", err
+	}
+	hosts := time.Since(start)
+	for i := range replicas {
+		if err := w.askReplica(ctx, i); err != nil {
+			return "", err
+		}
+	}
+	if _, err := ask(ctx, w.client, serviceURL, plainBody); err != nil {
+		return "", fmt.Errorf("by the service's name: %w", err)
+	}
+	return fmt.Sprintf("both Ready after %.1f s, and hosts of the service after %.1f s", ready.Seconds(), hosts.Seconds()), nil
+}
+
+// awaitHosts waits until both pods are hosts of the service.
+func (w *world) awaitHosts(ctx context.Context) error {
+	for {
+		hosts := w.service.Hosts()
+		if len(hosts) == replicas && w.service.Host() != "" {
+			return nil
+		}
+		if !pause(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("the hosts of the service are %v: %w", hosts, ctx.Err())
+		}
+	}
+}
+
+// serviceIdentity looks for the laptop in the log of the pod that serves.
+func serviceIdentity(ctx context.Context, w *world) (string, error) {
+	p, err := w.replicaPod(ctx, w.service.Host())
+	if err != nil {
+		return "", err
+	}
+	const path = "/v1/messages/through-the-service"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, serviceURL+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := w.client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	resp.Body.Close()
+	_, err = w.kube.awaitLog(ctx, p, "proxy", path, `"tailnet_node":"laptop`)
+	return "", err
+}
+
+// otherUser is a process of another user in the pod, such as a container beside ours: it reaches the PROXY listener, and may
+// claim nothing.
+func otherUser(ctx context.Context, w *world) (string, error) {
+	p, err := w.replicaPod(ctx, w.service.Host())
+	if err != nil {
+		return "", err
+	}
+	pid, err := process(p, "proxy", name)
+	if err != nil {
+		return "", err
+	}
+	alias, err := w.laptop.IP(ctx)
+	if err != nil {
+		return "", err
+	}
+	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", alias)
+	attack := exec.CommandContext(ctx, "nsenter", "--net=/proc/"+strconv.Itoa(pid)+"/ns/net", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.2/8082; printf %s \"$0\" >&3; cat <&3", forged)
+	if answer, err := attack.CombinedOutput(); err != nil || len(answer) > 0 {
+		return "", fmt.Errorf("a forged identity is answered: %v, %s", err, answer)
+	}
+	_, err = w.kube.awaitLog(ctx, p, "proxy", "it is not tailscaled's: it belongs to user 0, tailscaled's socket to user 65533")
+	return "", err
+}
+
+// rolledOut replaces the pods as an update does, while the laptop sends 50 requests a second.
+func rolledOut(ctx context.Context, w *world) (string, error) {
+	l := traffic.New(w.client, serviceURL)
+	sending, stop := context.WithCancel(ctx)
+	defer stop()
+	l.Send(sending)
+	start := time.Now()
+	if _, err := w.kube.inNamespace(ctx, "rollout", "restart", "statefulset/"+replica); err != nil {
+		return "", err
+	}
+	if _, err := w.kube.inNamespace(ctx, "rollout", "status", "statefulset/"+replica, "--timeout=200s"); err != nil {
+		return "", err
+	}
+	took := time.Since(start)
+	stop()
+	err := l.End()
+	if err == nil && l.Messages() < 500 {
+		err = errors.New("want 500 messages at least")
+	}
+	return fmt.Sprintf("%v, in %.0f s", l, took.Seconds()), errors.Join(err, w.awaitHosts(ctx))
+}
+
+// hostKilled ends the daemon of the pod that serves: its sidecar restarts alone, with the state that it had.
+func hostKilled(ctx context.Context, w *world) (string, error) {
+	host := w.service.Host()
+	p, err := w.replicaPod(ctx, host)
+	if err != nil {
+		return "", err
+	}
+	pid, err := process(p, "tailscaled", "tailscaled")
+	if err != nil {
+		return "", err
+	}
+	start := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return "", err
+	}
+	for slices.Contains(w.service.Hosts(), host) {
+		if !pause(ctx, 10*time.Millisecond) {
+			return "", fmt.Errorf("%s is still a host: %w", host, ctx.Err())
+		}
+	}
+	if err := w.awaitHosts(ctx); err != nil {
+		return "", err
+	}
+	took := time.Since(start)
+	_, err = ask(ctx, w.client, serviceURL, plainBody)
+	return fmt.Sprintf("a host again after %.1f s", took.Seconds()), err
+}
+
+// replicaPod returns a pod by its name.
+func (w *world) replicaPod(ctx context.Context, podName string) (*pod, error) {
+	var p pod
+	err := w.kube.json(ctx, &p, "-n", name, "get", "pod", podName)
+	return &p, err
+}
+
+// makeVolumes offers folders of this machine as local volumes, for a cluster
+// that has no storage class.
+func (w *world) makeVolumes(ctx context.Context) error {
+	var nodes struct {
+		Items []struct {
+			Metadata struct{ Labels map[string]string }
+		}
+	}
+	if err := w.kube.json(ctx, &nodes, "get", "nodes"); err != nil {
+		return err
+	}
+	const hostname = "kubernetes.io/hostname"
+	onNode := object{"key": hostname, "operator": "In", "values": []string{nodes.Items[0].Metadata.Labels[hostname]}}
+	for i := range replicas {
+		dir := filepath.Join(w.dir, fmt.Sprintf("volume-%d", i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		text, err := json.Marshal(object{
+			"apiVersion": "v1",
+			"kind":       "PersistentVolume",
+			"metadata":   object{"name": fmt.Sprintf("%s-%d", replica, i)},
+			"spec": object{
+				"capacity":                      object{"storage": "256Mi"},
+				"accessModes":                   []string{"ReadWriteOnce"},
+				"persistentVolumeReclaimPolicy": "Retain",
+				"local":                         object{"path": dir},
+				"nodeAffinity":                  object{"required": object{"nodeSelectorTerms": []object{{"matchExpressions": []object{onNode}}}}},
+			},
+		})
+		if err != nil {
+			return err
+		}
+		file := dir + ".json"
+		if err := os.WriteFile(file, text, 0o644); err != nil {
+			return err
+		}
+		if _, err := w.kube.run(ctx, "apply", "-f", file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replicaURL waits until a pod is Ready, and returns its tailnet address. Its
+// node must have the pod's name.
+func (w *world) replicaURL(ctx context.Context, i int) (string, error) {
+	podName := fmt.Sprintf("%s-%d", replica, i)
+	for {
+		p, err := w.replicaPod(ctx, podName)
+		if err == nil && p.ready() {
+			return tailnetURL(ctx, p, podName)
+		}
+		if !pause(ctx, 200*time.Millisecond) {
+			return "", fmt.Errorf("waiting for %s: %w; proxy %+v, tailscaled %+v",
+				podName, errors.Join(err, ctx.Err()), p.status("proxy").State, p.status("tailscaled").State)
+		}
+	}
+}
+
+func (w *world) askReplica(ctx context.Context, i int) error {
+	base, err := w.replicaURL(ctx, i)
+	if err != nil {
+		return err
+	}
+	if _, err := ask(ctx, w.client, base, plainBody); err != nil {
+		return fmt.Errorf("%s-%d: %w", replica, i, err)
+	}
+	return nil
+}
+
+// replicaReturns deletes the first pod. Its node key is on its volume, so the
+// control server must not see a new node, nor may the address change.
+func replicaReturns(ctx context.Context, w *world) (string, error) {
+	before, err := w.replicaURL(ctx, 0)
+	if err != nil {
+		return "", err
+	}
+	members := len(w.tailnet.Control.Members())
+	start := time.Now()
+	if _, err := w.kube.inNamespace(ctx, "delete", "pod", replica+"-0"); err != nil {
+		return "", err
+	}
+	if _, err := ask(ctx, w.client, serviceURL, plainBody); err != nil {
+		return "", fmt.Errorf("while the pod is away: %w", err)
+	}
+	after, err := w.replicaURL(ctx, 0)
+	if err != nil {
+		return "", err
+	}
+	ready := time.Since(start)
+	if now := len(w.tailnet.Control.Members()); after != before || now != members {
+		return "", fmt.Errorf("it is another node: %s, then %s; %d nodes, then %d", before, after, members, now)
+	}
+	if err := errors.Join(w.askReplica(ctx, 0), w.awaitHosts(ctx)); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Ready again after %.1f s", ready.Seconds()), nil
+}
+
+func oneNameDeleted(ctx context.Context, w *world) (string, error) {
+	w.service.Close()
+	measured, err := namespaceDeleted(ctx, w)
+	for i := range replicas {
+		_, volumeErr := w.kube.run(ctx, "delete", "persistentvolume", fmt.Sprintf("%s-%d", replica, i))
+		err = errors.Join(err, volumeErr)
+	}
+	return measured, err
+}
