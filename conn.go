@@ -188,8 +188,8 @@ type clientConn struct {
 	charged   atomic.Int64 // bytes of headerMemory
 	wide      bool         // for the holder of listener.mu
 
-	unopened *proxyListener // until its PROXY header has been read; nil if there is none
-	claimed  netip.AddrPort // the client's address by that header
+	open    func(p []byte) (n int, err error) // the first read, if it is another; nil after that
+	claimed netip.AddrPort                    // the client's address by its PROXY header, if it has one
 
 	mu     sync.Mutex
 	latest *lookup // of the caller; nil before the first
@@ -301,9 +301,9 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 			return 0, err
 		}
 	}
-	if l := c.unopened; l != nil {
-		c.unopened = nil
-		n, err = l.open(c, p)
+	if open := c.open; open != nil {
+		c.open = nil
+		n, err = open(p)
 		c.SetReadDeadline(time.Now().Add(firstRequest))
 	}
 	if n == 0 && err == nil {

@@ -304,7 +304,10 @@ func newLife(cfg *config, ports []net.Listener, connections int, log *slog.Logge
 		l.tailnet = newTailnet(cfg, log)
 	}
 	if ports[1] != nil {
-		l.service = &proxyListener{clientListener: l.clients, Listener: ports[1], tailnet: l.tailnet, refused: &complaints{log: log}}
+		l.service = &proxyListener{
+			Listener: ports[1], others: l.clients, refused: &complaints{log: log},
+			daemon: func() (uint32, error) { return fileOwner(cfg.socket) }, whoIs: l.tailnet.whoIs,
+		}
 	}
 	if ports[2] != nil {
 		l.probes = newClientListener(ports[2], healthConnections)

@@ -25,13 +25,14 @@ const (
 )
 
 // proxyListener accepts the connections that tailscaled makes for the clients of a Tailscale Service (tailscale serve
-// --proxy-protocol): each begins with a PROXY header, which names the client. They count among those of its clientListener.
+// --proxy-protocol): each begins with a PROXY header, which names the client. They count among the others.
 //
 // The header is a claim of identity, and loopback is open to many. So it is taken from tailscaled alone, see [proxyListener.vouch].
 type proxyListener struct {
-	*clientListener
 	net.Listener
-	tailnet *tailnet
+	others  *clientListener
+	daemon  func() (uid uint32, err error) // the user that tailscaled runs as
+	whoIs   func(ctx context.Context, addr string) (identity, error)
 	refused io.Writer // a line for each connection that is dropped
 }
 
@@ -41,12 +42,10 @@ func (l *proxyListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.admit(&clientConn{Conn: conn, unopened: l})
+	c := &clientConn{Conn: conn}
+	c.open = func(p []byte) (int, error) { return l.open(c, p) }
+	return l.others.admit(c)
 }
-
-// Addr and Close implement net.Listener.
-func (l *proxyListener) Addr() net.Addr { return l.Listener.Addr() }
-func (l *proxyListener) Close() error   { return l.Listener.Close() }
 
 // open takes the PROXY header from the beginning of c, into p, and leaves the n bytes there that follow it. A connection that
 // has none, or not from tailscaled, ends as if the client had left.
@@ -63,7 +62,7 @@ func (l *proxyListener) open(c *clientConn, p []byte) (n int, err error) {
 		err = l.vouch(c)
 	}
 	if err != nil {
-		if !errors.Is(err, net.ErrClosed) { // for a newer one
+		if !errors.Is(err, net.ErrClosed) { // by us, for a newer one, or by the peer
 			fmt.Fprintf(l.refused, "connection to proxy.proxy_protocol_addr dropped: %v", err)
 		}
 		return 0, io.EOF
@@ -78,7 +77,7 @@ func (l *proxyListener) open(c *clientConn, p []byte) (n int, err error) {
 // takes tailscaled 0.2 s, in which it does little else, so it is better to listen on another address of 127.0.0.0/8.
 func (l *proxyListener) vouch(c *clientConn) error {
 	peer, here := addrPortOf(c.RemoteAddr()), addrPortOf(c.LocalAddr())
-	daemon, err := fileOwner(l.tailnet.socket)
+	daemon, err := l.daemon()
 	if err != nil {
 		return err
 	}
@@ -88,7 +87,7 @@ func (l *proxyListener) vouch(c *clientConn) error {
 	if here.Addr() != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && here.Addr() != netip.IPv6Loopback() {
 		return nil
 	}
-	who, err := l.tailnet.whoIs(context.Background(), peer.String())
+	who, err := l.whoIs(context.Background(), peer.String())
 	if err == nil && who != (identity{}) {
 		err = fmt.Errorf("it is a forgery by %s (%s), who connected directly and claims to be %v", who.node, who.user, c.claimed)
 	}

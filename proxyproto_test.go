@@ -2,13 +2,12 @@ package main
 
 import (
 	"bufio"
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -68,29 +67,21 @@ func TestProxyHeader(t *testing.T) {
 // TestProxyListener: on loopback, where this process owns both ends. Who is not tailscaled's user may claim nothing.
 func TestProxyListener(t *testing.T) {
 	const hello = "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n"
-	mine := filepath.Join(t.TempDir(), "mine")
-	if err := os.WriteFile(mine, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	others := "/proc/sys" // root's
-	if owner, err := fileOwner(others); err != nil {
-		t.Fatal(err)
-	} else if owner == uint32(os.Getuid()) {
-		others = mine + "-once"
-		if err := errors.Join(os.WriteFile(others, nil, 0o600), os.Chown(others, 12345, 12345)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	me := uint32(os.Getuid())
 	for _, row := range []struct {
-		name, socket, addr, begin string
-		refusal                   string // in the log; "" if the claim is believed
+		name, addr, begin string
+		daemon            uint32
+		err               error // of looking for the daemon
+		peer              identity
+		refusal           string // in the log; "" if the claim is believed
 	}{
-		{name: "tailscaled", socket: mine, addr: "127.0.0.2:0", begin: hello},
-		{name: "no header", socket: mine, addr: "127.0.0.2:0", refusal: "it does not begin with a PROXY header"},
-		{name: "another user", socket: others, addr: "127.0.0.2:0", begin: hello, refusal: "it is not tailscaled's"},
-		{name: "no tailscaled", socket: mine + "x", addr: "127.0.0.2:0", begin: hello, refusal: "no such file"},
-		// There a peer could be behind it, and nobody can be asked.
-		{name: "127.0.0.1", socket: mine, addr: "127.0.0.1:0", begin: hello, refusal: "connection to proxy.proxy_protocol_addr dropped"},
+		{name: "tailscaled", addr: "127.0.0.2:0", begin: hello, daemon: me},
+		{name: "no header", addr: "127.0.0.2:0", daemon: me, refusal: "it does not begin with a PROXY header"},
+		{name: "another user", addr: "127.0.0.2:0", begin: hello, daemon: me + 1, refusal: fmt.Sprintf("it is not tailscaled's: it belongs to user %d, tailscaled's socket to user %d", me, me+1)},
+		{name: "no tailscaled", addr: "127.0.0.2:0", begin: hello, err: os.ErrNotExist, refusal: "file does not exist"},
+		{name: "tailscaled at an address for peers", addr: "127.0.0.1:0", begin: hello, daemon: me},
+		{name: "a peer there", addr: "127.0.0.1:0", begin: hello, daemon: me, peer: alice, refusal: "it is a forgery by laptop.x.ts.net (alice@example.com), who connected directly and claims to be 100.64.0.7:41000"},
+		{name: "IPv6", addr: "[::1]:0", begin: hello, daemon: me, peer: alice, refusal: "it is a forgery"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			from, err := net.Listen("tcp", row.addr)
@@ -99,10 +90,16 @@ func TestProxyListener(t *testing.T) {
 			}
 			var log logRecorder
 			l := &proxyListener{
-				clientListener: newClientListener(from, rigConnections), Listener: from,
-				tailnet: newTailnet(&config{socket: row.socket}, log.syncLogger()), refused: &complaints{log: log.syncLogger()},
+				Listener: from, others: newClientListener(from, rigConnections), refused: &complaints{log: log.syncLogger()},
+				daemon: func() (uint32, error) { return row.daemon, row.err },
+				whoIs: func(_ context.Context, addr string) (identity, error) {
+					if host, _, _ := net.SplitHostPort(addr); host != "127.0.0.1" && host != "::1" {
+						t.Errorf("asked about %s", addr)
+					}
+					return row.peer, nil
+				},
 			}
-			defer l.clientListener.Close()
+			defer l.others.Close()
 			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				fmt.Fprint(w, connOf(r).claimed)
 			})}
@@ -136,7 +133,7 @@ func TestSilentProxyClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log logRecorder
 		from := newPipeListener()
-		l := &proxyListener{clientListener: newClientListener(from, 1), Listener: from, tailnet: newTailnet(&config{}, log.syncLogger()), refused: &complaints{log: log.syncLogger()}}
+		l := &proxyListener{Listener: from, others: newClientListener(from, 1), refused: &complaints{log: log.syncLogger()}}
 		server := &http.Server{ConnContext: withConn, ConnState: connState}
 		go server.Serve(l)
 		conn, err := from.dial(t.Context(), "", "")
@@ -148,6 +145,6 @@ func TestSilentProxyClient(t *testing.T) {
 			t.Errorf("it ended with %d bytes, %v, after %v", n, err, time.Since(start))
 		}
 		server.Close()
-		l.clientListener.Close()
+		l.others.Close()
 	})
 }

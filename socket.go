@@ -65,7 +65,8 @@ func fileOwner(path string) (uid uint32, err error) {
 	return info.Sys().(*syscall.Stat_t).Uid, nil
 }
 
-// socketOwner returns the user whose socket, on this machine, is at local and connected to remote.
+// socketOwner returns the user whose socket, on this machine, is at local and connected to remote; net.ErrClosed if it is on its
+// way out, and nobody's any more.
 func socketOwner(local, remote netip.AddrPort) (uid uint32, err error) {
 	table := "/proc/net/tcp"
 	if local.Addr().Is6() {
@@ -80,6 +81,9 @@ func socketOwner(local, remote netip.AddrPort) (uid uint32, err error) {
 	field := strings.Fields(row[:min(len(row), 200)])
 	if !found || len(field) < 5 { // state, queues, timer, retransmissions, user
 		return 0, fmt.Errorf("%s has no socket from %v to %v", table, local, remote)
+	}
+	if field[0] != "01" { // TCP_ESTABLISHED
+		return 0, net.ErrClosed
 	}
 	number, err := strconv.ParseUint(field[4], 10, 32)
 	return uint32(number), err
