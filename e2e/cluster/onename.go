@@ -10,24 +10,26 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"syscall"
 	"time"
 
-	"anthropic-oauth-proxy/e2e/tailnet"
 	"anthropic-oauth-proxy/e2e/traffic"
 )
 
 // replicas is how many pods the overlay has.
 const replicas = 2
 
-// serviceURL is what clients of the overlay one-name are given. It is as without, but that the test's client wants the whole name.
-const serviceURL = "http://" + name + "." + tailnet.Domain + ":8080"
+// The service of the overlay one-name. Its name is that of the base's node, which the test's control server never forgets: so the
+// laptop goes by its address.
+const (
+	serviceAddr = "100.99.0.1"
+	serviceURL  = "http://" + serviceAddr + ":8080"
+)
 
 // oneName deploys k8s/overlays/one-name into an empty namespace.
 func oneName(ctx context.Context, w *world) (string, error) {
-	w.service = w.tailnet.Control.Offer(name, netip.MustParseAddr("100.99.0.1"))
+	w.service = w.tailnet.Control.Offer(name, netip.MustParseAddr(serviceAddr))
 	if err := w.makeVolumes(ctx); err != nil {
 		return "", err
 	}
@@ -63,7 +65,7 @@ func oneName(ctx context.Context, w *world) (string, error) {
 		}
 	}
 	if _, err := ask(ctx, w.client, serviceURL, plainBody); err != nil {
-		return "", fmt.Errorf("by the service's name: %w", err)
+		return "", fmt.Errorf("by the service's address: %w", err)
 	}
 	return fmt.Sprintf("both Ready after %.1f s, and hosts of the service after %.1f s", ready.Seconds(), hosts.Seconds()), nil
 }
@@ -149,22 +151,35 @@ func rolledOut(ctx context.Context, w *world) (string, error) {
 
 // hostKilled ends the daemon of the pod that serves: its sidecar restarts alone, with the state that it had.
 func hostKilled(ctx context.Context, w *world) (string, error) {
+	return w.hostEnds(ctx, "tailscaled", syscall.SIGKILL)
+}
+
+// hostStopped ends the sidecar of the pod that serves in an orderly way: it withdraws the service, in the state that it keeps.
+func hostStopped(ctx context.Context, w *world) (string, error) {
+	return w.hostEnds(ctx, "containerboot", syscall.SIGTERM)
+}
+
+// hostEnds ends a program of the serving pod's sidecar, and measures how long it takes until that is a host again.
+func (w *world) hostEnds(ctx context.Context, program string, sig syscall.Signal) (string, error) {
 	host := w.service.Host()
-	p, err := w.replicaPod(ctx, host)
+	before, err := w.replicaPod(ctx, host)
 	if err != nil {
 		return "", err
 	}
-	pid, err := process(p, "tailscaled", "tailscaled")
+	pid, err := process(before, "tailscaled", program)
 	if err != nil {
 		return "", err
 	}
 	start := time.Now()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(pid, sig); err != nil {
 		return "", err
 	}
-	for slices.Contains(w.service.Hosts(), host) {
-		if !pause(ctx, 10*time.Millisecond) {
-			return "", fmt.Errorf("%s is still a host: %w", host, ctx.Err())
+	for now := before; now.status("tailscaled").RestartCount == before.status("tailscaled").RestartCount || !now.ready(); {
+		if !pause(ctx, 100*time.Millisecond) {
+			return "", fmt.Errorf("the sidecar of %s does not restart: %w", host, ctx.Err())
+		}
+		if now, err = w.replicaPod(ctx, host); err != nil {
+			return "", err
 		}
 	}
 	if err := w.awaitHosts(ctx); err != nil {
@@ -172,7 +187,7 @@ func hostKilled(ctx context.Context, w *world) (string, error) {
 	}
 	took := time.Since(start)
 	_, err = ask(ctx, w.client, serviceURL, plainBody)
-	return fmt.Sprintf("a host again after %.1f s", took.Seconds()), err
+	return fmt.Sprintf("%s is a host again after %.1f s", host, took.Seconds()), err
 }
 
 // replicaPod returns a pod by its name.
