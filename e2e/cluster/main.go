@@ -157,8 +157,7 @@ var criteria = []criterion{
 	{"one-name: another user in the pod can't claim to be somebody", otherUser},
 	{"one-name: SIGKILL of the serving tailscaled: its sidecar restarts, and is a host again", hostKilled},
 	{"one-name: SIGTERM of the serving containerboot: likewise, though it has withdrawn the service", hostStopped},
-	{"one-name: a deleted pod returns as the same node and host, while the other serves", replicaReturns},
-	{"one-name: an update under 50 requests/s, of which none fails", rolledOut},
+	{"one-name: an update under 50 requests/s, of which none fails: the same nodes, one by one", rolledOut},
 	{"one-name: the namespace is deleted", oneNameDeleted},
 }
 
