@@ -25,8 +25,7 @@
         pkgs: args:
         pkgs.callPackage ./nix/package.nix (
           {
-            # go.mod asks for 1.26, which need not be the default yet.
-            buildGoModule = pkgs.buildGo126Module;
+            buildGoModule = import ./nix/go.nix pkgs;
             inherit revision;
           }
           // args
@@ -98,6 +97,9 @@
       });
 
       formatter = eachSystem (pkgs: pkgs.nixfmt-tree or pkgs.nixfmt);
+
+      # pkgs.anthropic-oauth-proxy.
+      overlays.default = final: _: { anthropic-oauth-proxy = package final { }; };
 
       nixosModules.default = import ./nix/nixos-module.nix self;
 

@@ -26,7 +26,6 @@ let
             Labels = {
               "org.opencontainers.image.title" = pname;
               "org.opencontainers.image.description" = packages.default.meta.description;
-              "org.opencontainers.image.source" = "anthropic-oauth-proxy";
               "org.opencontainers.image.licenses" = packages.default.meta.license.spdxId;
               "org.opencontainers.image.version" = version;
             }
@@ -112,6 +111,7 @@ let
 in
 {
   package = packages.default;
+  inherit (packages.default.tests) configuration;
 
   manifests = runCommand "manifests-check" { } ''
     diff -r ${../k8s} ${packages.manifests} || {

@@ -38,7 +38,7 @@ dockerTools.buildLayeredImage {
     Labels = lib.filterAttrs (_: value: value != "") {
       "org.opencontainers.image.title" = package.pname;
       "org.opencontainers.image.description" = package.meta.description;
-      "org.opencontainers.image.source" = (import ./version.nix).module;
+      "org.opencontainers.image.source" = package.meta.homepage or "";
       "org.opencontainers.image.licenses" = package.meta.license.spdxId;
       "org.opencontainers.image.revision" = revision;
       "org.opencontainers.image.version" = package.version;

@@ -34,12 +34,15 @@ in
   options.services.anthropic-oauth-proxy = {
     enable = lib.mkEnableOption "the Anthropic OAuth proxy, for the tailnet that this machine is on";
 
-    package = lib.mkOption {
-      type = lib.types.package;
-      default = self.packages.${pkgs.stdenv.hostPlatform.system}.default;
-      defaultText = lib.literalExpression "the flake's own package";
-      description = "The package to run.";
-    };
+    package =
+      let
+        own = self.packages.${pkgs.stdenv.hostPlatform.system};
+      in
+      # An overlay's, where there is one.
+      if pkgs ? anthropic-oauth-proxy then
+        lib.mkPackageOption pkgs "anthropic-oauth-proxy" { }
+      else
+        lib.mkPackageOption own "default" { pkgsText = "this flake's packages"; };
 
     settings = lib.mkOption {
       default = { };

@@ -1,14 +1,16 @@
 # The static binary, tested. goarch cross-compiles it with the same Go, without a C toolchain.
 {
   lib,
+  # ./go.nix has one whose Go is new enough.
   buildGoModule,
+  runCommand,
   # The git revision that -version and build_info show; "" if unknown.
   revision ? "",
   # GOARCH of another Linux architecture; null builds for the platform's own, and runs the tests.
   goarch ? null,
 }:
 let
-  native = buildGoModule {
+  native = buildGoModule (finalAttrs: {
     pname = "anthropic-oauth-proxy";
     version = (import ./version.nix).proxy;
 
@@ -49,13 +51,22 @@ let
       runHook postInstallCheck
     '';
 
+    # What it prints as its configuration is one that it reads, and says the same.
+    passthru.tests.configuration = runCommand "anthropic-oauth-proxy-configuration" { } ''
+      proxy=${lib.getExe finalAttrs.finalPackage}
+      $proxy -check-config >first.toml
+      $proxy -check-config -config first.toml >$out
+      cmp first.toml $out
+    '';
+
+    # No homepage, changelog or maintainers: there is no repository that everybody can reach yet.
     meta = {
       description = "Anthropic API proxy on a tailnet that adds the OAuth beta header";
       license = lib.licenses.mit;
       mainProgram = "anthropic-oauth-proxy";
       platforms = lib.platforms.unix;
     };
-  };
+  });
 
   # buildGoModule overwrites a GOARCH given to it, and `go install` puts a foreign binary into a
   # folder of its own.

@@ -17,8 +17,8 @@ in
   # This program's version.
   proxy = grep ''const version = "([^"]+)"'' ../main.go;
 
-  # The Go module's path, the only name that the source has.
-  module = grep "module (.+)" ../go.mod;
+  # The oldest Go that builds it.
+  go = grep "go ([0-9.]+)" ../go.mod;
 
   # The tailscale.com module's version, and so the sidecar's: client and daemon of one release.
   tailscale = grep "(require|[[:space:]]*)[[:space:]]tailscale[.]com (v[0-9.]+)" ../go.mod;
