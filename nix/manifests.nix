@@ -152,7 +152,10 @@ let
     "app.kubernetes.io/name" = name;
     "app.kubernetes.io/component" = "proxy";
   };
+  # Selectors can't be changed once they are installed; labels can.
   labels = selector // {
+    "app.kubernetes.io/instance" = name;
+    "app.kubernetes.io/managed-by" = "kustomize";
     "app.kubernetes.io/part-of" = name;
     "app.kubernetes.io/version" = versions.proxy;
   };

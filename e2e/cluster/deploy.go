@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -36,6 +38,67 @@ func deployment(ctx context.Context, w *world) (string, error) {
 		}
 	}
 	return fmt.Sprintf("apply to Ready %v", ready), nil
+}
+
+// released is the commit of the manifests that are out there: version 0.1.0's, before it had a tag.
+const released = "d29b1c9"
+
+// upgrade applies the manifests over those of the release: the pod is replaced, and nothing of before is left without an owner.
+func upgrade(ctx context.Context, w *world) (string, error) {
+	before := w.overlay
+	before.manifests = filepath.Join(w.dir, "released", "k8s")
+	if err := os.Mkdir(filepath.Dir(before.manifests), 0o755); err != nil {
+		return "", err
+	}
+	archive := exec.CommandContext(ctx, "bash", "-c", `set -o pipefail; git -C "$0" archive "$1" k8s | tar -x -C "$2"`, filepath.Dir(w.overlay.manifests), released, filepath.Dir(before.manifests))
+	if out, err := archive.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("taking the manifests of %s from git, whose history must be there: %w: %s", released, err, out)
+	}
+	if _, err := w.kube.run(ctx, "create", "namespace", name); err != nil {
+		return "", err
+	}
+	if err := w.createSecret(ctx, authKey); err != nil {
+		return "", err
+	}
+	if _, err := w.apply(ctx, before); err != nil {
+		return "", err
+	}
+	old, err := w.kube.awaitReady(ctx)
+	if err != nil {
+		return "", err
+	}
+	start := time.Now()
+	if _, err := w.apply(ctx, w.overlay); err != nil {
+		return "", err
+	}
+	if err := w.kube.awaitGone(ctx, old.Name); err != nil {
+		return "", err
+	}
+	now, err := w.kube.awaitReady(ctx)
+	if err != nil {
+		return "", err
+	}
+	took := time.Since(start)
+	if now.Labels["app.kubernetes.io/instance"] == "" {
+		return "", fmt.Errorf("the new pod has the labels %v", now.Labels)
+	}
+	kinds := map[string]int{}
+	var all struct{ Items []struct{ Kind string } }
+	if err := w.kube.json(ctx, &all, "-n", name, "get", "deployments,configmaps,serviceaccounts,networkpolicies,secrets,services,pods", "-l", "app.kubernetes.io/name="+name); err != nil {
+		return "", err
+	}
+	for _, item := range all.Items {
+		kinds[item.Kind]++
+	}
+	for kind, n := range kinds {
+		if n != 1 {
+			return "", fmt.Errorf("%d objects of kind %s: %v", n, kind, kinds)
+		}
+	}
+	if len(kinds) != 5 { // the Secret is the user's
+		return "", fmt.Errorf("the objects are %v", kinds)
+	}
+	return fmt.Sprintf("the new pod is Ready %.1f s after the apply", took.Seconds()), nil
 }
 
 // createSecret is the runbook's command.

@@ -152,6 +152,8 @@ var criteria = []criterion{
 	{"monitoring: ScrapeMissing, without a pod", scrapeAlert},
 	{"the node drains", nodeDrain},
 	{"the namespace is deleted", namespaceDeleted},
+	{"an upgrade from 0.1.0 by apply alone: the pod is replaced, nothing is orphaned", upgrade},
+	{"the namespace is deleted again", namespaceDeleted},
 	{"one-name: two pods host one service", oneName},
 	{"one-name: the caller's identity is in the log", serviceIdentity},
 	{"one-name: another user in the pod can't claim to be somebody", otherUser},

@@ -1,0 +1,93 @@
+//go:build qemu
+
+// Package arm64 runs the program for arm64, under qemu's user mode emulation.
+package arm64
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+const qemu = "qemu-aarch64-static" // Debian's package qemu-user-static
+
+// patience is for a machine that is emulated.
+const patience = time.Minute
+
+// emulated builds the program and returns a script that runs it.
+func emulated(t *testing.T) string {
+	t.Helper()
+	interpreter, err := exec.LookPath(qemu)
+	if err != nil {
+		t.Fatalf("%v: install qemu-user-static", err)
+	}
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-C", "../..", "-trimpath", "-ldflags", "-s -w", "-tags", proxytest.Tags, "-o", filepath.Join(dir, "proxy"), ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=arm64")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building for arm64: %v\n%s", err, out)
+	}
+	script := filepath.Join(dir, "emulated")
+	if err := os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nexec %s %s/proxy \"$@\"\n", interpreter, dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return script
+}
+
+func TestARM64(t *testing.T) {
+	binary := emulated(t)
+	for flag, want := range map[string]string{"-version": "anthropic-oauth-proxy ", "-check-config": `upstream_url = "https://api.anthropic.com"`} {
+		if out, err := exec.Command(binary, flag).Output(); err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v, %s; want %q in it", flag, err, out, want)
+		}
+	}
+
+	upstream, err := fakeanthropic.Start(fakeanthropic.HTTP2, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upstream.Close()
+	p := proxytest.Launch(t, proxytest.Options{Binary: binary, Args: []string{"-local", "-listen", "127.0.0.1:0", "-upstream", upstream.URL}, Env: upstream.Env()})
+	if err := p.WaitRunning(patience); err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range []string{`{"model":"claude-fake-1","max_tokens":16,"messages":[{"role":"user","content":"hi"}]}`,
+		`{"model":"claude-fake-1","max_tokens":16,"stream":true,"messages":[{"role":"user","content":"hi"}]}`} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.URL()+"/v1/messages", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer test-token")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(answer), "end_turn") {
+			t.Errorf("%s: %s, %v, %s", body, resp.Status, err, answer)
+		}
+	}
+	if m := proxytest.Scrape(t, p); m.Value("proxy_requests_total", "status", "200", "method", "POST") != 2 {
+		t.Error("the metrics do not have the two requests")
+	}
+	start := time.Now()
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := p.Wait(patience); err != nil || code != 0 {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+	proxytest.WaitLog(t, p, proxytest.MsgShutdownComplete)
+	t.Logf("ended %v after SIGTERM", time.Since(start))
+}
