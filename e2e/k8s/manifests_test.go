@@ -59,10 +59,12 @@ func TestNames(t *testing.T) {
 func TestLabels(t *testing.T) {
 	m := base(t)
 	want := map[string]string{
-		"app.kubernetes.io/name":      name,
-		"app.kubernetes.io/component": "proxy",
-		"app.kubernetes.io/part-of":   name,
-		"app.kubernetes.io/version":   grep(t, "main.go", `^const version = "(.+)"$`),
+		"app.kubernetes.io/name":       name,
+		"app.kubernetes.io/instance":   name,
+		"app.kubernetes.io/component":  "proxy",
+		"app.kubernetes.io/part-of":    name,
+		"app.kubernetes.io/managed-by": "kustomize",
+		"app.kubernetes.io/version":    grep(t, "main.go", `^const version = "(.+)"$`),
 	}
 	for kind, labels := range map[string]map[string]string{
 		"Namespace":      m.namespace.Labels,
