@@ -395,37 +395,41 @@ let
     };
   };
 
-  oneName = import ./one-name.nix {
+  # What the other files need to know of everything.
+  names = {
     inherit
       lib
       name
       namespace
       labels
       selector
-      pod
-      proxy
-      tailscaled
-      tailscaledUid
-      service
-      socket
       ;
-    port = ports.http;
-    healthPort = ports.${healthPort};
-    proxyProtocolAddr = serviceSettings.proxy.proxy_protocol_addr;
   };
 
-  monitoring = import ./monitoring.nix {
-    inherit
-      lib
-      name
-      namespace
-      labels
-      selector
-      runbookUrl
-      healthPort
-      ;
-    memoryLimitMi = mebibytes sizes.proxy.limits.memory;
-  };
+  oneName = import ./one-name.nix (
+    names
+    // {
+      inherit
+        pod
+        proxy
+        tailscaled
+        tailscaledUid
+        service
+        socket
+        ;
+      port = ports.http;
+      healthPort = ports.${healthPort};
+      proxyProtocolAddr = serviceSettings.proxy.proxy_protocol_addr;
+    }
+  );
+
+  monitoring = import ./monitoring.nix (
+    names
+    // {
+      inherit runbookUrl healthPort;
+      memoryLimitMi = mebibytes sizes.proxy.limits.memory;
+    }
+  );
 
   httpGet = path: {
     httpGet = {

@@ -1,23 +1,7 @@
 # Renders an attribute set as the TOML that the program reads: strings, integers and booleans are
 # values, sets are tables, lists of sets are arrays of tables, of which an empty one is not written.
+with builtins;
 let
-  inherit (builtins)
-    all
-    attrNames
-    concatMap
-    concatStringsSep
-    filter
-    fromJSON
-    isAttrs
-    isBool
-    isInt
-    isList
-    isString
-    match
-    replaceStrings
-    toJSON
-    ;
-
   # A JSON string is a TOML basic string, but for the one control character that JSON leaves raw.
   text = value: replaceStrings [ (fromJSON ''"\u007f"'') ] [ "\\u007f" ] (toJSON value);
 
@@ -50,7 +34,7 @@ let
       name: concatMap (element: [ "" "[[${header name}]]" ] ++ table (below name) element) attrs.${name}
     ) arrays;
 
-  dropBlank = lines: if lines != [ ] && builtins.head lines == "" then builtins.tail lines else lines;
+  dropBlank = lines: if lines != [ ] && head lines == "" then tail lines else lines;
 in
 {
   # An attribute set as a TOML document that ends in a newline.
