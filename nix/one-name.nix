@@ -1,5 +1,5 @@
 # The objects of k8s/overlays/one-name that take the Deployment's place: several pods, each a tailnet node of its own, behind one
-# name, that of a Tailscale Service. README.md says what the tailnet needs for it.
+# name, that of a Tailscale Service. docs/kubernetes.md says what the tailnet needs for it.
 {
   lib,
   # What ./manifests.nix calls its objects, where they live, and which labels choose the pods.

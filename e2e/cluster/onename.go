@@ -296,6 +296,9 @@ func (w *world) askReplica(ctx context.Context, i int) error {
 
 // oneNameDeleted does not wait for the drains, of which enough has been seen.
 func oneNameDeleted(ctx context.Context, w *world) (string, error) {
+	if w.service == nil {
+		return "", errors.New("it was not deployed")
+	}
 	w.service.Close()
 	if _, err := w.kube.inNamespace(ctx, "delete", "statefulset", replica, "--cascade=orphan"); err != nil {
 		return "", err
