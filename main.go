@@ -129,39 +129,31 @@ func parseArgs(args []string, getenv func(string) string, stdout io.Writer) (*op
 	return &o, nil
 }
 
-const usage = `anthropic-oauth-proxy lets a team share Claude on a Tailscale tailnet: it forwards
-requests to Anthropic's API and adds the header that OAuth tokens need,
-anthropic-beta: oauth-2025-04-20. It holds no credentials.
+const usage = `anthropic-oauth-proxy lets a team share Claude on a Tailscale tailnet: it forwards requests to
+Anthropic's API and adds the header that OAuth tokens need. It holds no credentials.
 
-Try it without a tailnet:
-
-    anthropic-oauth-proxy -local
-    ANTHROPIC_BASE_URL=http://127.0.0.1:8080 claude
-
-Usage: anthropic-oauth-proxy [flags]
-
-  -config PATH    TOML file (env CONFIG_PATH). Default ` + defaultConfigPath + `,
-                  if it exists; without a file the defaults hold.
+  anthropic-oauth-proxy                      serve the tailnet, beside a tailscaled
+  anthropic-oauth-proxy -local               try it without one; then, in another terminal:
+                                             ANTHROPIC_BASE_URL=http://127.0.0.1:8080 claude
+  anthropic-oauth-proxy -check               test the way from here to the API by steps, and exit
+  anthropic-oauth-proxy -config FILE -check-config
+                                             validate a file, print what it comes to, and exit
+Flags:
+  -config PATH    TOML file. Default ` + defaultConfigPath + `, if there
   -listen ADDR    listen on HOST:PORT instead of proxy.listen_addr (` + defaultListen + `)
   -upstream URL   forward to URL instead of proxy.upstream_url (` + defaultUpstream + `)
-  -local          no tailnet: listen on ` + defaultLocal + ` unless -listen is given. For
-                  trying it out: whoever reaches the port may use it.
-  -check-config   validate the configuration, print the effective one, and exit
-  -check          test the way from here to the API, step by step, and exit:
-                  configuration, tailscaled, DNS, TCP, TLS, HTTP
-  -version        print version, revision and Go version
-  -h              print this
+  -local          no tailnet: listen on ` + defaultLocal + ` unless -listen is given. For trying it
+                  out: whoever reaches the port may use it
+  -check, -check-config, -version, -h
 
 Environment:
-
+  CONFIG_PATH       as -config
   LOG_LEVEL         error, warn, info (default), debug or trace
-  TAILSCALE_SOCKET  tailscaled's socket, instead of tailscale.socket
-                    (` + defaultSocket + `)
+  TAILSCALE_SOCKET  tailscaled's, instead of tailscale.socket (` + defaultSocket + `)
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY   how to reach the upstream, if not directly
 
-Flags win over the environment, that over the file, that over the defaults.
-Exit codes: 0 clean shutdown or check passed, 1 failure, 2 bad flags or
-configuration.
+Flags win over the environment, that over the file, that over the defaults. Exit codes: 0 clean
+shutdown or check passed, 1 failure, 2 bad flags or configuration.
 `
 
 // checkConfig prints the effective configuration; warnings go to stderr.
@@ -187,6 +179,10 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 	if !ok {
 		log.Warn("LOG_LEVEL is not one of error, warn, info, debug, trace; using info", "log_level", opts.logLevel)
 	}
+	if opts.local && isTerminal(stdout) { // somebody tries it out
+		addr := cmp.Or(opts.listen, defaultLocal)
+		log.Info("no tailnet: it listens on " + addr + "; in another terminal, type ANTHROPIC_BASE_URL=http://" + addr + " claude")
+	}
 	cfg, err := loadAndLog(opts.overrides, log)
 	if err != nil {
 		return err
@@ -201,6 +197,16 @@ func serve(ctx context.Context, opts *options, stdout io.Writer) error {
 		return errFailed
 	}
 	return newLife(cfg, ports, tuneMemory(cfg), log, lines).live(ctx, signals)
+}
+
+// isTerminal reports whether w shows what is written to a person.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 const (

@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bufio"
+	"context"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -247,4 +250,32 @@ func TestPlaintextUpstreamWarning(t *testing.T) {
 			t.Errorf("%s: exit code %d, stderr %q; warned should be %v", upstream, r.Code, r.Stderr, warned)
 		}
 	}
+}
+
+// TestTerminal: who tries it out by hand reads at once where it listens, and what to type. Pipes get what they are promised, and no more (TestStartLog).
+func TestTerminal(t *testing.T) {
+	t.Parallel()
+	binary, err := proxytest.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), proxytest.Timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "script", "-qec", binary+" -local -listen 127.0.0.1:0", "/dev/null") // util-linux's: a terminal
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cancel()
+	lines := bufio.NewScanner(out)
+	for range 3 {
+		if lines.Scan() && strings.Contains(lines.Text(), "it listens on 127.0.0.1:0; in another terminal, type ANTHROPIC_BASE_URL=http://127.0.0.1:0 claude") {
+			return
+		}
+	}
+	t.Error("the first three lines do not say it")
 }
