@@ -149,12 +149,19 @@ func TestDashboard(t *testing.T) {
 		if err := json.Unmarshal([]byte(r.GetDataMap()["dashboard.json"]), &dashboard); err != nil {
 			t.Fatal(err)
 		}
+		docs, err := os.ReadFile("../../docs/kubernetes.md")
+		if err != nil {
+			t.Fatal(err)
+		}
 		ids := map[int]bool{}
 		for _, panel := range dashboard.Panels {
 			if ids[panel.ID] || len(panel.Targets) == 0 {
 				t.Errorf("panel %q: its id %d is taken or it shows nothing", panel.Title, panel.ID)
 			}
 			ids[panel.ID] = true
+			if !strings.Contains(string(docs), "**"+panel.Title+"**") {
+				t.Errorf("docs/kubernetes.md does not list the panel %q", panel.Title)
+			}
 			if panel.Description == "" || panel.FieldConfig.Defaults.Unit == "" {
 				t.Errorf("panel %q has no description or no unit", panel.Title)
 			}
