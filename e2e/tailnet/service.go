@@ -13,14 +13,14 @@ import (
 	"tailscale.com/types/key"
 )
 
-// Service is a Tailscale Service: one name and address, of which tagged nodes may say that they are hosts.
+// Service is a Tailscale Service: one name and a pair of addresses, of which tagged nodes may say that they are hosts.
 //
 // testcontrol has none. So this does what is known of the real control server: it asks the nodes what they host, as that
-// one does (GET /vip-services, over their map connection), and routes the address to one active host, the oldest, for as
+// one does (GET /vip-services, over their map connection), and routes the addresses to one active host, the oldest, for as
 // long as that stays active and answers. The real one has been seen to take up to 15 s for that.
 type Service struct {
-	Name tailcfg.ServiceName
-	Addr netip.Addr
+	Name  tailcfg.ServiceName
+	Addrs []netip.Addr // of IPv4 and IPv6
 
 	control *Control
 	end     context.CancelFunc
@@ -33,10 +33,16 @@ type Service struct {
 }
 
 // Offer makes a service: name is its DNS name. Nodes that are tagged may host it from now on.
-func (c *Control) Offer(name string, addr netip.Addr) *Service {
+func (c *Control) Offer(name string, addrs ...netip.Addr) *Service {
 	ctx, end := context.WithCancel(context.Background())
-	s := &Service{Name: tailcfg.ServiceName("svc:" + name), Addr: addr, control: c, end: end, done: make(chan struct{})}
-	c.server.AddDNSRecords(tailcfg.DNSRecord{Name: name + "." + Domain, Value: addr.String()})
+	s := &Service{Name: tailcfg.ServiceName("svc:" + name), Addrs: addrs, control: c, end: end, done: make(chan struct{})}
+	for _, addr := range addrs {
+		kind := ""
+		if addr.Is6() {
+			kind = "AAAA"
+		}
+		c.server.AddDNSRecords(tailcfg.DNSRecord{Name: name + "." + Domain, Type: kind, Value: addr.String()})
+	}
 	go s.steer(ctx)
 	return s
 }
@@ -73,7 +79,11 @@ func (s *Service) steer(ctx context.Context) {
 	defer close(s.done)
 	var host key.NodePublic
 	allowed := map[key.NodePublic]bool{}
-	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: {s.Addr}})
+	var routes []netip.Prefix
+	for _, addr := range s.Addrs {
+		routes = append(routes, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: s.Addrs})
 	for ctx.Err() == nil {
 		var active []*tailcfg.Node
 		var names []string
@@ -103,7 +113,7 @@ func (s *Service) steer(ctx context.Context) {
 			host = key.NodePublic{}
 			if len(active) > 0 {
 				host, name = active[0].Key, memberName(active[0])
-				s.control.server.SetSubnetRoutes(host, []netip.Prefix{netip.PrefixFrom(s.Addr, s.Addr.BitLen())})
+				s.control.server.SetSubnetRoutes(host, routes)
 			}
 			s.mu.Lock()
 			s.host = name

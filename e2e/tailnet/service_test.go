@@ -46,13 +46,16 @@ func (h *host) serve() {
 	h.f.do(h.node.Serve(h.f.ctx, h.service, 8080, h.version, line.Text("proxy_protocol_addr")))
 }
 
-// serviceURL is what clients are given.
-const serviceURL = "http://claude." + tailnet.Domain + ":8080"
+// serviceURL is what clients are given, and serviceAddr6 the address of IPv6 among those that it stands for.
+const (
+	serviceURL   = "http://claude." + tailnet.Domain + ":8080"
+	serviceAddr6 = "fd7a:115c:a1e0::99"
+)
 
 // service makes a service with two hosts, and a client of it on another node, laptop.
 func (f *fixture) service() (s *tailnet.Service, hosts []*host, laptop *tailnet.Node, c *http.Client) {
 	f.t.Helper()
-	s = f.tailnet.Control.Offer("claude", netip.MustParseAddr("100.99.0.1"))
+	s = f.tailnet.Control.Offer("claude", netip.MustParseAddr("100.99.0.1"), netip.MustParseAddr(serviceAddr6))
 	f.t.Cleanup(s.Close)
 	hosts = []*host{f.newHost(s, "claude-0", 1), f.newHost(s, "claude-1", 2)}
 	for _, h := range hosts {
@@ -74,13 +77,24 @@ func TestService(t *testing.T) {
 		if status, body := post(t, c, serviceURL); status != http.StatusOK {
 			t.Fatalf("%s: status %d: %s", h.node.Name, status, body)
 		}
-		checkCaller(t, proxytest.WaitLog(t, h.proxy, proxytest.MsgRequestCompleted), "laptop", user)
+		if status, body := post(t, c, "http://["+serviceAddr6+"]:8080"); status != http.StatusOK {
+			t.Fatalf("%s, by IPv6: status %d: %s", h.node.Name, status, body)
+		}
+		within(t, soon, "both requests are logged", func() bool { return len(completed(h.proxy)) == 2 })
+		for _, line := range completed(h.proxy) {
+			checkCaller(t, line, "laptop", user)
+		}
 		if i == 0 {
 			c.CloseIdleConnections()
 			f.do(h.node.Drain(f.ctx, s))
 			within(t, soon, "the other host has the route", func() bool { return s.Host() == hosts[1].node.Name })
 		}
 	}
+}
+
+// completed returns the lines of a proxy's requests.
+func completed(p *proxytest.Proxy) []proxytest.Line {
+	return linesWith(p, func(l proxytest.Line) bool { return l.Message() == proxytest.MsgRequestCompleted })
 }
 
 // TestForgedIdentity: a peer that reaches the port of the PROXY listener directly, through a userspace tailscaled, which hands
