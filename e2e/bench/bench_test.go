@@ -230,7 +230,7 @@ func TestResults(t *testing.T) {
 	if !strings.Contains(r.head(), "NOISY") {
 		t.Errorf("not called noisy:\n%s", r.head())
 	}
-	if err := r.writeJSON(filepath.Join(t.TempDir(), "figures.json"), judge(r)); err != nil {
+	if err := r.report(judge(r)).write(filepath.Join(t.TempDir(), "figures.json")); err != nil {
 		t.Error(err) // NaN is no JSON
 	}
 }
@@ -314,6 +314,7 @@ func TestFlags(t *testing.T) {
 		{name: "unknown workload", args: []string{"-work", "small"}, want: errUsage},
 		{name: "argument", args: []string{"small32"}, want: errUsage},
 		{name: "no rounds", args: []string{"-rounds", "0"}, want: errUsage},
+		{name: "figures without charts", args: []string{"-from", "figures.json"}, want: errUsage},
 		{name: "endless", args: []string{"-duration", "2m"}, want: errUsage},
 	} {
 		t.Run(test.name, func(t *testing.T) {

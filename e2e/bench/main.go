@@ -6,7 +6,8 @@
 //	go -C e2e run ./bench -quick             about a minute: have ratios collapsed?
 //	go -C e2e run ./bench -only proxy,nginx -work small32
 //	go -C e2e run ./bench -baseline OLD      with an older binary as a contestant
-//	go -C e2e run ./bench -markdown FILE     with README.md's tables
+//	go -C e2e run ./bench -markdown FILE     with docs/performance.md's tables
+//	go -C e2e run ./bench -charts FOLDER     with docs/performance-*.svg; -from FILE: of earlier figures
 //	go -C e2e run ./bench -cpuprofile FILE   a pprof CPU profile of the proxy under load
 //	go -C e2e run ./bench -allocs            its allocations per small request
 //
@@ -74,6 +75,8 @@ type options struct {
 	http1      bool          // the upstream does not offer HTTP/2
 	markdown   string        // file
 	patience   time.Duration // with a machine that is not quiet
+	charts     string        // folder
+	from       string        // file of figures
 }
 
 // warmUp is how long a contestant works before it is measured, as a fraction of
@@ -101,7 +104,9 @@ func parseFlags(args []string, stderr io.Writer) (options, error) {
 	flags.DurationVar(&o.duration, "duration", o.duration, "length of one measurement (600ms with -quick)")
 	flags.DurationVar(&o.patience, "patience", o.patience, "how long to wait, in all rounds together, for others to leave the machine alone (10s with -quick)")
 	flags.StringVar(&o.jsonFile, "json", "", "write all figures to `file` too")
-	flags.StringVar(&o.markdown, "markdown", "", "write README.md's tables to `file` too")
+	flags.StringVar(&o.markdown, "markdown", "", "write docs/performance.md's tables to `file` too")
+	flags.StringVar(&o.charts, "charts", "", "draw docs/performance-*.svg into `folder` too")
+	flags.StringVar(&o.from, "from", "", "measure nothing, but draw -charts of the figures that -json wrote to `file`")
 	flags.StringVar(&o.binary, "binary", "", "measure this `build` of the proxy instead of making one")
 	flags.StringVar(&o.baseline, "baseline", "", "another `build` of the proxy, to compare with")
 	flags.Func("env", "`KEY=VALUE` in the proxy's environment, such as GOGC=200 (repeatable)", func(s string) error {
@@ -142,6 +147,9 @@ func (o options) validate(rest []string) error {
 	if o.rounds < 1 || o.rounds > 100 || o.duration < 100*time.Millisecond || o.duration > time.Minute {
 		return errors.New("-rounds must be from 1 to 100, -duration from 100ms to 1m")
 	}
+	if o.from != "" && o.charts == "" {
+		return errors.New("-from is for -charts")
+	}
 	for _, name := range o.only {
 		if !slices.Contains(contestantNames(), name) {
 			return fmt.Errorf("-only: no contestant %q; there are %s", name, strings.Join(contestantNames(), ", "))
@@ -159,6 +167,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	o, err := parseFlags(args, stderr)
 	if err != nil {
 		return err
+	}
+	if o.from != "" {
+		return redraw(o.from, o.charts)
 	}
 	if err := raiseFileLimit(); err != nil {
 		return err
@@ -233,8 +244,14 @@ func compare(ctx context.Context, o options, up *upstream, contestants []contest
 			return fmt.Errorf("writing the tables: %w", err)
 		}
 	}
+	report := results.report(verdicts)
 	if o.jsonFile != "" {
-		if err := results.writeJSON(o.jsonFile, verdicts); err != nil {
+		if err := report.write(o.jsonFile); err != nil {
+			return err
+		}
+	}
+	if o.charts != "" {
+		if err := writeCharts(o.charts, report.Figures); err != nil {
 			return err
 		}
 	}

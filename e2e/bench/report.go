@@ -159,15 +159,20 @@ type jsonLimit struct {
 	Met   bool    `json:"met"`
 }
 
-// writeJSON writes all figures, by workload, contestant and column.
-func (r *results) writeJSON(file string, verdicts []verdict) error {
-	report := struct {
-		Others  []noise                                     `json:"others"`
-		CPUs    int                                         `json:"cpus"`
-		Go      string                                      `json:"go"`
-		Figures map[string]map[string]map[string]jsonFigure `json:"figures"`
-		Limits  []jsonLimit                                 `json:"limits"`
-	}{Others: r.others, CPUs: runtime.NumCPU(), Go: runtime.Version(), Figures: map[string]map[string]map[string]jsonFigure{}}
+// figures are all figures, by workload, contestant and column.
+type figures map[string]map[string]map[string]jsonFigure
+
+// A report is the JSON report.
+type report struct {
+	Others  []noise     `json:"others"`
+	CPUs    int         `json:"cpus"`
+	Go      string      `json:"go"`
+	Figures figures     `json:"figures"`
+	Limits  []jsonLimit `json:"limits"`
+}
+
+func (r *results) report(verdicts []verdict) report {
+	report := report{Others: r.others, CPUs: runtime.NumCPU(), Go: runtime.Version(), Figures: figures{}}
 	for _, w := range r.works {
 		report.Figures[w.name] = map[string]map[string]jsonFigure{}
 		for _, c := range r.contestants {
@@ -177,7 +182,11 @@ func (r *results) writeJSON(file string, verdicts []verdict) error {
 	for _, v := range verdicts {
 		report.Limits = append(report.Limits, jsonLimit{v.limit.String(), v.value, v.met})
 	}
-	out, err := json.MarshalIndent(report, "", "  ")
+	return report
+}
+
+func (r report) write(file string) error {
+	out, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("writing the figures: %w", err)
 	}
