@@ -138,7 +138,7 @@ func TestShellBlocks(t *testing.T) {
 		".ci/run": ".ci/run", "CGO_ENABLED=0 go build -trimpath -buildvcs=false": ".ci/run release", `-ldflags "-s -w -buildid=`: ".ci/run release",
 		"minisign": "not here: wants a key", "cosign": "not here: wants a key", "gh attestation": "not here: wants GitHub",
 		"install -": "not here: wants a machine's own systemd", "printf '[proxy]": "e2e/contrib, by another text", "systemctl": "not here: wants systemd", "cd contrib": "a folder",
-		"umask 077": "not here: wants a key", "docker compose": "e2e/contrib, without an engine",
+		"chmod 644 config.toml": "a file", "(umask 077": "not here: wants a key", "docker compose": "e2e/contrib, without an engine",
 		"pip install": "e2e/clients", "npm install": "e2e/clients",
 	}
 	block := regexp.MustCompile("(?ms)^ *```(?:bash|sh|shell)\n(.*?)^ *```$")

@@ -47,6 +47,7 @@ const (
 	titleHeight = 40
 	barHeight   = 16
 	barDistance = 25
+	margin      = 8
 )
 
 // writeCharts draws all charts that there are figures for into folder.
@@ -66,8 +67,8 @@ func writeCharts(folder string, all figures) error {
 		if plots == nil {
 			continue
 		}
-		image := vgsvg.New(chartWidth, vg.Length(len(plots)*(titleHeight+most*barDistance)))
-		tiles := draw.Tiles{Rows: len(plots), Cols: 1, PadY: barHeight}
+		image := vgsvg.New(chartWidth, vg.Length(len(plots)*(titleHeight+most*barDistance)+2*margin))
+		tiles := draw.Tiles{Rows: len(plots), Cols: 1, PadY: barHeight, PadTop: margin, PadBottom: margin, PadLeft: margin, PadRight: margin}
 		for row, p := range plots {
 			p.Draw(tiles.At(draw.New(image), 0, row))
 		}
@@ -114,9 +115,10 @@ func drawPanel(p panel, names []string, all figures) *plot.Plot {
 		}
 		style := drawn.Y.Tick.Label
 		style.XAlign = draw.XLeft
+		level := style.FontExtents().Descent // as high as the names
 		drawn.Add(bar, &plotter.Labels{
 			XYs: plotter.XYs{{X: value, Y: float64(i)}}, Labels: []string{format(value)},
-			TextStyle: []draw.TextStyle{style}, Offset: vg.Point{X: 5},
+			TextStyle: []draw.TextStyle{style}, Offset: vg.Point{X: 5, Y: level},
 		})
 	}
 	drawn.X.Min = 0

@@ -159,7 +159,7 @@ func TestServiceRollout(t *testing.T) {
 		within(t, soon, "they are under way", func() bool { return proxytest.Scrape(t, h.proxy).Value("proxy_requests_in_flight") >= 20 })
 		f.do(h.node.Drain(f.ctx, s))
 		within(t, time.Minute, "another host has the route", func() bool { return s.Host() != h.node.Name })
-		time.Sleep(2 * time.Second)
+		time.Sleep(6 * time.Second) // the manifests wait for 20 s in all: the laptop has yet to hear of it
 		f.do(h.proxy.Signal(syscall.SIGTERM))
 		_, err := h.proxy.Wait(proxytest.Timeout)
 		f.do(err)

@@ -32,11 +32,14 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// New returns traffic to the proxy at base over the connections of c. There is none yet.
+// New returns traffic to the proxy at base, by the way of c, whose Transport is an *http.Transport. There is none yet.
 func New(c *http.Client, base string) *Traffic {
 	l := &Traffic{begun: time.Now()}
+	// As many idle connections as net/http keeps by itself: the SDK repeats a request twice, each time perhaps over another that is dead.
+	way := c.Transport.(*http.Transport).Clone()
+	way.MaxIdleConnsPerHost = http.DefaultMaxIdleConnsPerHost
 	counting := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		resp, err := c.Transport.RoundTrip(r)
+		resp, err := way.RoundTrip(r)
 		if err != nil {
 			l.unanswered.Add(1)
 		}
