@@ -1,4 +1,4 @@
-// Package traffic is what the users of Anthropic's SDK see of a proxy, with the repetitions that the SDK makes by itself.
+// Package traffic is what ten users of Anthropic's SDK see of a proxy, with the repetitions that the SDK makes by itself.
 package traffic
 
 import (
@@ -15,9 +15,15 @@ import (
 	"github.com/anthropics/anthropic-sdk-go/option"
 )
 
+// Each of the users sends a message every pause, or as soon as the last one is answered.
+const (
+	users = 10
+	pause = 200 * time.Millisecond
+)
+
 // Traffic is under way until End.
 type Traffic struct {
-	api     anthropic.Client
+	users   [users]anthropic.Client
 	begun   time.Time
 	running sync.WaitGroup
 
@@ -35,40 +41,47 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 // New returns traffic to the proxy at base, by the way of c, whose Transport is an *http.Transport. There is none yet.
 func New(c *http.Client, base string) *Traffic {
 	l := &Traffic{begun: time.Now()}
-	// As many idle connections as net/http keeps by itself: the SDK repeats a request twice, each time perhaps over another that is dead.
-	way := c.Transport.(*http.Transport).Clone()
-	way.MaxIdleConnsPerHost = http.DefaultMaxIdleConnsPerHost
-	counting := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		resp, err := way.RoundTrip(r)
-		if err != nil {
-			l.unanswered.Add(1)
-		}
-		return resp, err
-	})}
-	l.api = anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(base), option.WithAuthToken("test-token"),
-		option.WithHTTPClient(counting), option.WithRequestTimeout(20*time.Second))
+	for i := range l.users {
+		way := c.Transport.(*http.Transport).Clone()
+		way.MaxIdleConnsPerHost = 1
+		counting := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			resp, err := way.RoundTrip(r)
+			if err != nil {
+				l.unanswered.Add(1)
+			}
+			return resp, err
+		})}
+		l.users[i] = anthropic.NewClient(option.WithoutEnvironmentDefaults(), option.WithBaseURL(base), option.WithAuthToken("test-token"),
+			option.WithHTTPClient(counting), option.WithRequestTimeout(20*time.Second))
+	}
 	return l
 }
 
 var prompt = anthropic.MessageNewParams{Model: "claude-fake-1", MaxTokens: 64, Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("hi"))}}
 
-// Send sends 50 messages a second until ctx ends.
+// Send has all users send messages, 50 a second together, until ctx ends.
 func (l *Traffic) Send(ctx context.Context) {
-	l.running.Go(func() {
-		for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-			l.running.Go(func() {
-				_, err := l.api.Messages.New(context.Background(), prompt)
+	for i := range l.users {
+		l.running.Go(func() {
+			for tick := time.NewTicker(pause); ; {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					tick.Stop()
+					return
+				}
+				_, err := l.users[i].Messages.New(context.Background(), prompt)
 				l.count(&l.messages, &l.failed, "message", err)
-			})
-		}
-	})
+			}
+		})
+	}
 }
 
 // Stream begins n streams.
 func (l *Traffic) Stream(n int) {
-	for range n {
+	for i := range n {
 		l.running.Go(func() {
-			stream := l.api.Messages.NewStreaming(context.Background(), prompt)
+			stream := l.users[i%users].Messages.NewStreaming(context.Background(), prompt)
 			ended := false
 			for stream.Next() {
 				ended = stream.Current().Type == "message_stop"
