@@ -44,8 +44,10 @@ const released = "e2e/cluster/testdata/released/k8s"
 
 // upgrade applies the manifests over those of the release: the pod is replaced, and nothing of before is left without an owner.
 func upgrade(ctx context.Context, w *world) (string, error) {
-	before := w.overlay
-	before.manifests = filepath.Join(filepath.Dir(w.overlay.manifests), released)
+	after := w.overlay
+	after.monitoring = false // an upgrade of the base alone
+	before := after
+	before.manifests = filepath.Join(filepath.Dir(after.manifests), released)
 	if _, err := w.kube.run(ctx, "create", "namespace", name); err != nil {
 		return "", err
 	}
@@ -60,7 +62,7 @@ func upgrade(ctx context.Context, w *world) (string, error) {
 		return "", err
 	}
 	start := time.Now()
-	if _, err := w.apply(ctx, w.overlay); err != nil {
+	if _, err := w.apply(ctx, after); err != nil {
 		return "", err
 	}
 	if err := w.kube.awaitGone(ctx, old.Name); err != nil {
