@@ -311,6 +311,7 @@ func TestARenamedNodeIsFollowed(t *testing.T) {
 		return strings.Contains(string(body), `"tailnet_hostname":"anthropic-oauth-proxy-1"`)
 	})
 	t.Logf("/health had the new name after %v", took)
+	proxytest.WaitLog(t, p, "this node has another name than tailscale.hostname says; clients reach it under its actual name")
 	if lines := troubles(p); len(lines) != 1 {
 		t.Errorf("warnings %v, want one about the name", lines)
 	}
