@@ -221,9 +221,11 @@ func TestKeepAliveDuringDrain(t *testing.T) {
 	t.Parallel()
 	hold := make(gate)
 	up := upstream(t, fakeanthropic.HTTP2, hold)
-	p := proxyTo(t, up, "[proxy]\ndrain_timeout_secs = 60\n")
+	p := proxyTo(t, up, "[proxy]\ndrain_timeout_secs = 60\nmax_connections = 1\n")
 	inFlight := inBackground(t, newRequest(t, "GET", p.URL()+"/held", nil))
 	waitMetric(t, p, 1, "proxy_requests_in_flight")
+	queued := inBackground(t, newRequest(t, "GET", p.URL()+"/queued", nil))
+	waitMetric(t, p, 1, "proxy_requests_queued")
 	c := dial(t, p)
 	c.send(t, "GET /livez HTTP/1.1", "Host: proxy", "", "")
 	c.answer(t, "GET")
@@ -232,7 +234,7 @@ func TestKeepAliveDuringDrain(t *testing.T) {
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	proxytest.WaitLog(t, p, proxytest.MsgSIGTERM)
+	<-queued // is sent away as the drain begins
 	c.Write([]byte("xy\r\n\r\n"))
 	if resp, err := http.ReadResponse(c.r, nil); err == nil {
 		if resp.StatusCode != 503 || !resp.Close || resp.Header.Get("X-Should-Retry") != "true" {
