@@ -82,7 +82,7 @@ func newBox(t *testing.T, log ...string) *box {
 	b.Proxy = proxytest.Launch(t, proxytest.Options{
 		Binary: boxed,
 		Args:   []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
-		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", b.health), // on an emulated processor a handshake may take long
+		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", b.health),     // on an emulated processor a handshake may take long
 		Env:    []string{"PATH=/bin", "SSL_CERT_FILE=/tmp/ca.pem", "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL=warn"}, // but for the last as in k8s/deployment.yaml
 	})
 	b.must(b.WaitListening(patience))
