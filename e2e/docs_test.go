@@ -59,11 +59,14 @@ func readPages(t *testing.T) map[string]page {
 	return pages
 }
 
-// plain is a heading's text.
+// plain is the text of a heading, a cell or a paragraph.
 func plain(n ast.Node, source []byte) (s string) {
 	for c := n.FirstChild(); c != nil; c = c.NextSibling() {
 		if leaf, ok := c.(*ast.Text); ok {
 			s += string(leaf.Segment.Value(source))
+			if leaf.SoftLineBreak() {
+				s += " "
+			}
 		} else {
 			s += plain(c, source)
 		}

@@ -101,7 +101,7 @@ func TestForwardProxy(t *testing.T) {
 		forward := startForwardProxy(t, "127.0.0.1:1")
 		host := strings.Repeat("x", 64) + ".invalid" // fails without a look-up
 		p := proxytest.Local(t, "https://"+host, "", "HTTPS_PROXY="+forward.url, "NO_PROXY=.invalid")
-		checkConnectionError(t, p, post(t, p, messageBody))
+		checkProxyError(t, post(t, p, messageBody), http.StatusBadGateway, "connection")
 		if got := forward.asked(); len(got) > 0 {
 			t.Errorf("the forward proxy was asked for %q", got)
 		}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,23 +95,9 @@ func rawUpstream(t testing.TB, serve func(n int, conn net.Conn, r *bufio.Reader)
 	return listener.Addr().String()
 }
 
-// readRequest reads one request with its body.
-func readRequest(r *bufio.Reader) (*http.Request, error) {
-	req, err := http.ReadRequest(r)
-	if err == nil {
-		_, err = io.Copy(io.Discard, req.Body)
-	}
-	return req, err
-}
-
-// reservedPort is a port of 127.0.0.1 that nobody listens on, nor can anyone else
-// take it: a port that was merely free a moment ago is soon another test's.
-type reservedPort struct {
-	addr string
-	fd   int
-}
-
-func reservePort(t testing.TB) *reservedPort {
+// closedPort returns an address of 127.0.0.1 on which nobody listens, nor can anyone else take it: a port that was
+// merely free a moment ago is soon another test's.
+func closedPort(t testing.TB) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -126,31 +111,5 @@ func reservePort(t testing.TB) *reservedPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &reservedPort{addr: fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port), fd: fd}
-}
-
-// listen begins to listen on the port.
-func (p *reservedPort) listen(t testing.TB) net.Listener {
-	t.Helper()
-	if err := syscall.Listen(p.fd, syscall.SOMAXCONN); err != nil {
-		t.Fatal(err)
-	}
-	dup, err := syscall.Dup(p.fd) // the file closes its own
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(dup), p.addr)
-	defer file.Close()
-	listener, err := net.FileListener(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { listener.Close() })
-	return listener
-}
-
-// closedPort returns an address on which nobody listens.
-func closedPort(t testing.TB) string {
-	t.Helper()
-	return reservePort(t).addr
+	return fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
 }

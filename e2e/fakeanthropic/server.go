@@ -70,17 +70,6 @@ func StartAt(address string, protocol Protocol, handler http.Handler) (*Server, 
 	return s, s.start(address, protocol)
 }
 
-// StartRaw runs a server that lets serve speak HTTP/2, or something close to it,
-// on each connection, for what no real server does. The connection is closed when
-// serve returns. Only URL, CAFile, Env and Close are of use then.
-func StartRaw(serve func(conn net.Conn)) (*Server, error) {
-	s := new(Server)
-	s.http.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){
-		"h2": func(_ *http.Server, conn *tls.Conn, _ http.Handler) { serve(conn) },
-	}
-	return s, s.start(net.JoinHostPort(loopback, "0"), HTTP2)
-}
-
 // start listens and serves.
 func (s *Server) start(address string, protocol Protocol) error {
 	listener, err := net.Listen("tcp", address)

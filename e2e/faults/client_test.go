@@ -35,6 +35,7 @@ var clientFaults = []fault{
 	}},
 	{name: "vanishes in the middle of a body", outcome: "499 in the log; its memory is free, and the upstream hears nothing", run: vanishesUploading},
 	{name: "vanishes from the queue", outcome: "499 in the log; its place goes to the next one, and the upstream hears nothing", run: vanishesQueued},
+	{name: "vanishes from the line for memory", outcome: "499 in the log; what it would have held goes to the next one, and the upstream hears nothing", run: vanishesWithoutMemory},
 	{name: "vanishes while it waits for an answer", outcome: "499 in the log; the upstream's request is cancelled", run: func(s *scene) {
 		s.vanishes(func(p *peer) { p.request() }, func(*rawClient) {})
 	}},
@@ -64,13 +65,15 @@ var clientFaults = []fault{
 			"more than 64 bits":   message("Content-Length: 18446744073709551618", "", "{}"),
 		})
 	}},
-	{name: "declares a length and sends chunks", outcome: "the chunks hold, and the connection is closed after the answer: what follows is never read", run: func(s *scene) {
+	{name: "declares a length and sends chunks", outcome: "the chunks hold, and the connection is closed after the answer, as after any chunks: what follows is never read", run: func(s *scene) {
 		e := s.echo()
 		s.start(e.url(), "")
-		c := s.dialAndSay(message("Content-Length: 4", "Transfer-Encoding: chunked", "", "5\r\nhello\r\n0\r\n\r\n") + smuggled)
-		s.passed(c.answer(), 200, "POST /v1/messages hello", 1)
-		c.closed()
-		e.only()
+		for i, length := range []string{"Content-Length: 4", "X-Length: none"} {
+			c := s.dialAndSay(message(length, "Transfer-Encoding: chunked", "", "5\r\nhello\r\n0\r\n\r\n") + smuggled)
+			s.passed(c.answer(), 200, "POST /v1/messages hello", 1)
+			c.closed()
+			e.got(i + 1)
+		}
 	}},
 	{name: "sends chunks over HTTP/1.0, which has none", outcome: "the declared length holds, and the connection is closed after the answer", run: func(s *scene) {
 		e := s.echo()
@@ -108,6 +111,13 @@ var clientFaults = []fault{
 			s.Errorf("the upstream got X-Header: %q, want a", got)
 		}
 	}},
+	{name: "sends a request line that is none", outcome: "400 from net/http; the upstream hears nothing", run: func(s *scene) {
+		s.allTurnedAway(400, map[string]string{
+			"a greeting":             "hello\r\n\r\n",
+			"a space in the target":  "GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+			"a bad escape in a path": "GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n",
+		})
+	}},
 	{name: "sends header lines that are none", outcome: "400 from net/http; the upstream hears nothing", run: func(s *scene) {
 		s.allTurnedAway(400, map[string]string{
 			"a space before the colon": message("Transfer-Encoding : chunked", "", "0\r\n\r\n"),
@@ -124,8 +134,10 @@ var clientFaults = []fault{
 			"two hosts":                "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
 		})
 	}},
-	{name: "sends a header of 1 MB", outcome: "431 from net/http", run: func(s *scene) {
+	{name: "sends a header of more than 64 KiB, or of 1 MB", outcome: "431 from net/http", run: func(s *scene) {
 		s.allTurnedAway(431, map[string]string{
+			"72 KiB":     message(strings.TrimSpace(header("X-Large", 72<<10)), "", ""),
+			"many lines": message(strings.Repeat("X-Line: "+strings.Repeat("x", 380)+"\r\n", 200), "", ""),
 			"a value":    message(strings.TrimSpace(header("X-Large", mib)), "", ""),
 			"a name":     message(strings.Repeat("x", mib)+": a", "", ""),
 			"the target": "GET /" + strings.Repeat("x", mib) + " HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -177,7 +189,7 @@ var clientFaults = []fault{
 	{name: "sends CONNECT", outcome: "405; nothing is connected to", run: func(s *scene) {
 		e := s.echo()
 		s.start(e.url(), "")
-		for _, target := range []string{"elsewhere.invalid:443", strings.TrimPrefix(e.url(), "http://")} {
+		for _, target := range []string{"elsewhere.invalid:443", strings.TrimPrefix(e.url(), "http://"), "/v1/messages"} {
 			a := s.dialAndSay("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n").answer()
 			s.refused(a, 405, "method_not_allowed", 0, "method_not_allowed")
 			if allow := a.Header.Get("Allow"); !strings.Contains(allow, "POST") || strings.Contains(allow, "CONNECT") {
@@ -479,6 +491,25 @@ func vanishesQueued(s *scene) {
 	u.got(1)
 }
 
+func vanishesWithoutMemory(s *scene) {
+	u := s.upstream(func(p *peer) { p.request(); p.hold() })
+	s.start(u.url(), "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1\n")
+	first := s.dialAndSay(message(fmt.Sprintf("Content-Length: %d", mib), "", strings.Repeat("x", mib)))
+	s.reached(u, 1)
+	for _, departure := range departures {
+		// Its body is in the sockets' buffers, with the news of its departure behind it: one too large for them keeps the news back.
+		c := s.dialAndSay(message("Content-Length: 49152", "", strings.Repeat("x", 48<<10)))
+		s.gauge("proxy_requests_queued", 1)
+		departure.leave(c)
+		s.gauge("proxy_requests_queued", 0)
+		s.expect(line{status: 499, attempts: 0, err: "the client left"})
+	}
+	first.reset()
+	s.expect(line{status: 499, attempts: 1, err: "the client left"})
+	s.atWork(0)
+	u.got(1)
+}
+
 // vanishes shows that the upstream is rid of a request that it has begun to answer,
 // when its client leaves after it has seen the beginning.
 func (s *scene) vanishes(begin func(p *peer), see func(c *rawClient)) {
@@ -486,7 +517,7 @@ func (s *scene) vanishes(begin func(p *peer), see func(c *rawClient)) {
 	cancelled := make(chan bool)
 	u := s.upstream(func(p *peer) {
 		begin(p)
-		p.untilClosed()
+		p.hold()
 		cancelled <- true
 	})
 	s.start(u.url(), "") // with time enough: only the departure ends the request
@@ -508,7 +539,7 @@ func (s *scene) vanishes(begin func(p *peer), see func(c *rawClient)) {
 func vanishesBetweenAttempts(s *scene) {
 	u := s.upstream(func(p *peer) {
 		p.request()
-		p.untilClosed()
+		p.hold()
 	})
 	s.start(u.url(), quick)
 	for _, departure := range departures {

@@ -25,7 +25,7 @@ const (
 // lifeCycleFaults are SIGTERM at the worst moment.
 var lifeCycleFaults = []fault{
 	{name: "SIGTERM while connecting to the upstream", outcome: "503 `shutting_down` when `drain_timeout_secs` are over; exit code 0", run: func(s *scene) {
-		u := s.upstream((*peer).untilClosed) // never shakes hands
+		u := s.upstream(func(p *peer) { p.hold() }) // never shakes hands
 		s.start(strings.Replace(u.url(), "http:", "https:", 1), "[proxy]\n"+noDrain)
 		pending := s.inBackground("{}")
 		s.atUpstream(u, 1)
@@ -100,7 +100,7 @@ var lifeCycleFaults = []fault{
 		s.ended()
 	}},
 	{name: "SIGTERM while an attempt is repeated", outcome: "503 `shutting_down` when `drain_timeout_secs` are over", run: func(s *scene) {
-		u := s.upstream(func(p *peer) { p.request(); p.untilClosed() })
+		u := s.upstream(func(p *peer) { p.request(); p.hold() })
 		s.start(u.url(), "[proxy]\ntimeout_secs = 1\ntimeout_retries = 10\n"+noDrain)
 		pending := s.inBackground("{}")
 		s.reached(u, 2)
@@ -127,7 +127,7 @@ var lifeCycleFaults = []fault{
 		s.expect(line{status: 200, attempts: 1, err: "shutting_down"})
 	}},
 	{name: "SIGTERM twice", outcome: "the second one ends the drain at once; exit code 0", run: func(s *scene) {
-		u := s.upstream(func(p *peer) { p.request(); p.untilClosed() })
+		u := s.upstream(func(p *peer) { p.request(); p.hold() })
 		s.start(u.url(), "[proxy]\ndrain_timeout_secs = 3600\n")
 		pending := s.inBackground("{}")
 		s.reached(u, 1)

@@ -299,11 +299,7 @@ func largePacketsVanish(s *scene) {
 	w.lose("meta length > 1000")
 	s.passed(s.post(), 200, "18", 1)
 	began := time.Now()
-	a, err := s.send("POST", "/v1/messages", zeros(64<<10))
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.refused(a, 502, "connection", 1, "connection:")
+	s.refused(s.must(s.send("POST", "/v1/messages", zeros(64<<10))), 502, "connection", 1, "connection:")
 	s.within("given up", time.Since(began), 2*time.Second, 8*time.Second)
 	if w.lost() == 0 {
 		s.Error("no packet was lost")

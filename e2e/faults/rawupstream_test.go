@@ -128,13 +128,22 @@ func (p *peer) say(text string) bool {
 }
 
 // reset ends the connection with a RST.
-func (p *peer) reset() {
+func (p *peer) reset() error {
 	p.SetLinger(0)
-	p.Close()
+	return p.Close()
 }
 
-// untilClosed waits until the proxy closes the connection.
-func (p *peer) untilClosed() { io.Copy(io.Discard, p.r) }
+// hold waits until the proxy closes the connection.
+func (p *peer) hold() error {
+	_, err := io.Copy(io.Discard, p.r)
+	return err
+}
+
+// finish closes the sending side alone, and then waits for the proxy.
+func (p *peer) finish() error {
+	p.CloseWrite()
+	return p.hold()
+}
 
 // chunked begins an answer, with its first chunk.
 func chunked(first string) string {

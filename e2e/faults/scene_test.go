@@ -99,7 +99,18 @@ type answer struct {
 // post sends a small Messages request; the headers are pairs.
 func (s *scene) post(headers ...string) answer {
 	s.Helper()
-	a, err := s.send("POST", "/v1/messages", strings.NewReader(`{"model":"claude"}`), headers...)
+	return s.must(s.send("POST", "/v1/messages", strings.NewReader(`{"model":"claude"}`), headers...))
+}
+
+// get sends a request without a body.
+func (s *scene) get(path string) answer {
+	s.Helper()
+	return s.must(s.send("GET", path, nil))
+}
+
+// must is for an answer that there has to be.
+func (s *scene) must(a answer, err error) answer {
+	s.Helper()
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -103,7 +103,7 @@ var http2Faults = []fault{
 	{name: "RST_STREAM REFUSED_STREAM once", outcome: "the request is sent once more: the upstream says that it was not processed", run: func(s *scene) {
 		var seen atomic.Int32
 		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
-			if seen.Add(1) == 1 {
+			if seen.Add(1)%2 == 1 {
 				p.WriteRSTStream(stream, http2.ErrCodeRefusedStream)
 			} else {
 				p.answer(stream, "200", "second")
@@ -112,26 +112,12 @@ var http2Faults = []fault{
 		})
 		s.start(u.url(), "", u.ca.env())
 		s.passed(s.post(), 200, "second", 2)
-		u.got(2)
+		s.passed(s.get("/v1/models"), 200, "second", 2)
+		u.got(4)
 	}},
-	{name: "RST_STREAM REFUSED_STREAM for ever", outcome: "502 `connection` after one repetition", run: func(s *scene) {
-		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
-			p.WriteRSTStream(stream, http2.ErrCodeRefusedStream)
-			return true
-		})
-		s.start(u.url(), "", u.ca.env())
-		s.refused(s.post(), 502, "connection", -1, "connection:")
-		u.got(2)
-	}},
-	{name: "RST_STREAM INTERNAL_ERROR before the headers", outcome: "502 `connection`; not sent again", run: func(s *scene) {
-		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
-			p.WriteRSTStream(stream, http2.ErrCodeInternal)
-			return true
-		})
-		s.start(u.url(), "", u.ca.env())
-		s.refused(s.post(), 502, "connection", 1, "INTERNAL_ERROR")
-		u.got(1)
-	}},
+	{name: "RST_STREAM REFUSED_STREAM for ever", outcome: "502 `connection` after one repetition", run: resets(http2.ErrCodeRefusedStream, 2)},
+	{name: "RST_STREAM INTERNAL_ERROR before the headers", outcome: "502 `connection`; not sent again", run: resets(http2.ErrCodeInternal, 1)},
+	{name: "RST_STREAM CANCEL before the headers", outcome: "502 `connection`; not sent again", run: resets(http2.ErrCodeCancel, 1)},
 	{name: "RST_STREAM in the middle of a stream", outcome: "the stream breaks off; `response_read`", run: func(s *scene) {
 		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
 			p.begin(stream, "200")
@@ -143,6 +129,29 @@ var http2Faults = []fault{
 		s.start(u.url(), "", u.ca.env())
 		s.broken(s.post(), event, "response_read:")
 		u.got(1)
+	}},
+	{name: "answers before it has read the request", outcome: "its answer, whole", run: func(s *scene) {
+		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
+			p.answer(stream, "413", "too much")
+			p.WriteRSTStream(stream, http2.ErrCodeNo)
+			return true
+		})
+		s.start(u.url(), "", u.ca.env())
+		for range 10 { // it is a race in every HTTP client
+			s.passed(s.must(s.send("POST", "/v1/messages", strings.NewReader(strings.Repeat("x", 5<<20)))), 413, "too much", 1)
+		}
+	}},
+	{name: "stalls in the middle of a stream", outcome: "the stream breaks off after `timeout_secs` of silence, and its connection serves others; `response_read`", run: func(s *scene) {
+		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
+			p.begin(stream, "200")
+			p.WriteData(stream, false, []byte(event))
+			return true
+		})
+		s.start(u.url(), quick, u.ca.env())
+		s.broken(s.post(), event, "silent")
+		if n := u.connected(); n != 1 {
+			s.Errorf("%d connections upstream, want the one", n)
+		}
 	}},
 	{name: "a window that never opens", outcome: "504 `timeout`: the request can't be sent", run: func(s *scene) {
 		none := []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}
@@ -181,4 +190,18 @@ var http2Faults = []fault{
 		s.refused(s.post(), 502, "connection", -1, "connection:")
 		u.got(1)
 	}},
+}
+
+// resets has every request, with a body or without, reset with this code; each is sent so many times.
+func resets(code http2.ErrCode, times int) func(*scene) {
+	return func(s *scene) {
+		u := s.h2upstream(nil, func(p *h2Peer, stream uint32) bool {
+			p.WriteRSTStream(stream, code)
+			return true
+		})
+		s.start(u.url(), "", u.ca.env())
+		s.refused(s.post(), 502, "connection", times, code.String())
+		s.refused(s.get("/v1/models"), 502, "connection", times, code.String())
+		u.got(2 * times)
+	}
 }

@@ -41,6 +41,13 @@ var tlsFaults = []fault{
 			}
 		}, "protocol version")
 	}},
+	{name: "a handshake that never ends", outcome: "502 `connection` after `connect_timeout_secs` (5 s), tried once; nothing is sent", run: func(s *scene) {
+		ends := make(chan struct{})
+		s.untrusted(func(*authority) *tls.Config {
+			return &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { <-ends; return nil, io.EOF }}
+		}, "TLS handshake")
+		close(ends)
+	}},
 }
 
 // untrusted runs an upstream whose TLS the proxy must refuse, and then one that is
