@@ -149,8 +149,9 @@ func (s *score) String() string {
 
 // tester runs the suites on a changed program. The tree is never written to: go takes the changed file by -overlay.
 type tester struct {
-	root string
-	deep int
+	root  string
+	deep  int
+	alone sync.Mutex // of the faults, whose network namespaces have names
 }
 
 // try returns the suite that notices m, "" if none does. compiles is false if there is no such program.
@@ -175,7 +176,11 @@ func (t *tester) try(ctx context.Context, m mutant) (noticed string, compiles bo
 
 // ask runs the suites, and returns the first that fails and what it said.
 func (t *tester) ask(ctx context.Context, env []string) (noticed, said string) {
-	for _, suite := range suites[:t.deep] {
+	for i, suite := range suites[:t.deep] {
+		if i == len(suites)-1 {
+			t.alone.Lock()
+			defer t.alone.Unlock()
+		}
 		if out, err := t.command(ctx, suite.dir, env, suite.args...).CombinedOutput(); err != nil {
 			return suite.name, string(out)
 		}
