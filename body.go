@@ -35,15 +35,15 @@ type bodyReader struct {
 	timeout time.Duration // the longest silence of an upload
 	crowded func() bool   // somebody waits for what an upload holds
 
-	slow atomic.Int64 // bytes of the uploads that are charged as they come
+	slowBytes atomic.Int64 // bytes of the uploads that are charged as they come
 }
 
 // bodySource is a request whose body is to be read.
 type bodySource struct {
 	*http.Request
-	conn net.Conn
-	wait func(n int64) error // takes n bytes of the budget, before those who have none yet
-	slow func()              // the upload is charged as it comes from now on, and is to hold nothing else that others wait for
+	conn       net.Conn
+	reserve    func(n int64) error // takes n bytes of the budget, before those who have none yet
+	yieldPlace func()              // gives up the place: the upload is charged as it comes from now on
 }
 
 // reservation returns how many bytes of the budget r's body needs; 0 if it has none.
@@ -133,7 +133,7 @@ func (b *requestBody) room(most int64, wait func(n int64) error) ([]byte, error)
 				return nil, err
 			}
 			b.reserved += n
-			b.limits.slow.Add(n)
+			b.limits.slowBytes.Add(n)
 		}
 		var segment []byte
 		if n == segmentSize {
@@ -167,14 +167,14 @@ func (b *requestBody) chargeAsItComes() (fits bool) {
 		return false
 	}
 	b.slow = true
-	b.limits.slow.Add(b.allocated)
+	b.limits.slowBytes.Add(b.allocated)
 	b.limits.budget.release(b.reserved - b.allocated)
 	b.reserved = b.allocated
 	return true
 }
 
 // fitsSlow reports whether slow uploads may hold n bytes more.
-func (b *bodyReader) fitsSlow(n int64) bool { return b.slow.Load()+n <= b.budget.size/2 }
+func (b *bodyReader) fitsSlow(n int64) bool { return b.slowBytes.Load()+n <= b.budget.size/2 }
 
 // keep says that all has come.
 func (b *requestBody) keep() {
@@ -210,7 +210,7 @@ func (b *requestBody) finish() {
 func (b *requestBody) settle() {
 	if b.slow {
 		b.slow = false
-		b.limits.slow.Add(-b.reserved)
+		b.limits.slowBytes.Add(-b.reserved)
 	}
 	needed := b.size
 	if b.done && b.readers == 0 {
@@ -314,7 +314,7 @@ func (g *uploadGuard) room(most int64) ([]byte, error) {
 		}
 		g.inLine.Store(true)
 		defer g.inLine.Store(false)
-		err := g.wait(n)
+		err := g.reserve(n)
 		g.progress(0)
 		return err
 	})
@@ -337,7 +337,7 @@ func (g *uploadGuard) judge(now time.Time) time.Duration {
 			if !g.body.chargeAsItComes() {
 				g.failed.Store(errSlowUpload)
 			}
-			g.slow()
+			g.yieldPlace()
 		}
 		g.beforeSecond, g.paceEnd = received, now.Add(paceWindow)
 	}

@@ -321,11 +321,11 @@ func (r *configReader) addHeader(name, value string) {
 	h := header{textproto.CanonicalMIMEHeaderKey(name), []string{value}}
 	switch {
 	case !isToken(name):
-		r.fail(nameAt, "%q is not a header name", name)
+		r.fail(nameAt, "headers.name %q is not a header name: write letters, digits and hyphens", name)
 	case h.name == "Authorization", h.name == "Host", h.name == "Content-Length", isHopByHop(h.name):
-		r.fail(nameAt, "the header %s can't be injected: it belongs to the client or to the connection", name)
+		r.fail(nameAt, "the header %s can't be injected, as it belongs to the client or to the connection: remove the entry", name)
 	case !isFieldValue(value):
-		r.fail(valueAt, "the value of the header %s has control characters, or blanks at its ends", name)
+		r.fail(valueAt, "the value of the header %s has control characters, or blanks at its ends: remove them", name)
 	case slices.ContainsFunc(r.cfg.headers, func(other header) bool { return other.name == h.name }):
 		r.fail(nameAt, "the header %s is given twice: keep one entry (several betas are one value with commas)", name)
 	}
@@ -335,7 +335,7 @@ func (r *configReader) addHeader(name, value string) {
 			h.values[i] = strings.TrimSpace(token)
 		}
 		if slices.Contains(h.values, "") {
-			r.fail(valueAt, "the value of the header %s has an empty element", name)
+			r.fail(valueAt, "the value of the header %s has an empty element: remove a comma", name)
 		}
 	}
 	r.cfg.headers = append(r.cfg.headers, h)
@@ -392,13 +392,13 @@ func (r *configReader) parseUpstream(given string) *url.URL {
 	port, err := strconv.ParseUint(cmp.Or(u.Port(), "1"), 10, 16)
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", strings.HasSuffix(u.Host, ":"), err != nil, port == 0:
-		r.fail(at, "the upstream %q is not an absolute http or https URL: write one such as %s", redactURL(given), defaultUpstream)
+		r.fail(at, "proxy.upstream_url %q is not an absolute http or https URL: write one such as %s", redactURL(given), defaultUpstream)
 	case u.User != nil:
-		r.fail(at, "the upstream has a user or password in it: leave them out, the proxy holds no credentials")
+		r.fail(at, "proxy.upstream_url has a user or password in it: leave them out, the proxy holds no credentials")
 	case strings.ContainsAny(given, "?#"):
-		r.fail(at, "the upstream %q has a query or fragment, which requests can't be appended to: leave it out", redactURL(given))
+		r.fail(at, "proxy.upstream_url %q has a query or fragment, which requests can't be appended to: leave it out", redactURL(given))
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
-		r.warn(at, "the upstream %s is plain http: bearer tokens would cross the network in clear text; use https", given)
+		r.warn(at, "proxy.upstream_url %s is plain http: bearer tokens would cross the network in clear text; use https", given)
 	}
 	path := strings.TrimRight(u.EscapedPath(), "/")
 	u.RawPath = path

@@ -77,8 +77,9 @@ func TestConfigRefused(t *testing.T) {
 		notAbsolute  = " is not an absolute http or https URL: write one such as https://api.anthropic.com"
 		query        = " has a query or fragment, which requests can't be appended to: leave it out"
 		needs        = "each of headers needs a name and a value"
-		reserved     = " can't be injected: it belongs to the client or to the connection"
-		control      = "the value of the header a has control characters, or blanks at its ends"
+		reserved     = " can't be injected, as it belongs to the client or to the connection: remove the entry"
+		noName       = " is not a header name: write letters, digits and hyphens"
+		control      = "the value of the header a has control characters, or blanks at its ends: remove them"
 	)
 	withHeader := func(name, value string) string { return "[[headers]]\nname = " + name + "\nvalue = " + value }
 	for _, row := range []struct {
@@ -94,7 +95,7 @@ func TestConfigRefused(t *testing.T) {
 		// Syntax and meaning, in file order.
 		{text: "[proxy]\ntimeout_secs = 0\nmax_connections = \nrequire_tailnet = 'yes'\nlisten_addr = 8080\nupstream_url = 'ftp://x'\nmax_body_mb = 20\nbody_memory_mb = 10\n", want: []string{
 			"2:16: proxy.timeout_secs must be a whole number from 1 to 3600", "3:19: found the end of the line, expected a value", "4:19: proxy.require_tailnet must be true or false",
-			"5:15: proxy.listen_addr must be a string: put it in quotes", `6:16: the upstream "ftp://x"` + notAbsolute,
+			"5:15: proxy.listen_addr must be a string: put it in quotes", `6:16: proxy.upstream_url "ftp://x"` + notAbsolute,
 			"8:18: proxy.body_memory_mb (10) must be at least proxy.max_body_mb (20), or the largest body could never be read"}},
 		{text: "proxy.max_body_mb = 49", want: []string{"1:21: proxy.body_memory_mb (48) must be at least proxy.max_body_mb (49), or the largest body could never be read"}},
 		{text: "proxy = 1\nheaders = 'x'\n[[tailscale]]", want: []string{
@@ -109,7 +110,7 @@ func TestConfigRefused(t *testing.T) {
 			"2:14: tailscale.capability contradicts -local, which has no tailnet: leave one of them out", "4:23: proxy.proxy_protocol_addr contradicts -local, which has no tailnet: leave one of them out"}},
 		// Flags have no place in the file.
 		{text: "[proxy]\nlisten_addr = 'also wrong'\ntimeout_secs = 0", overrides: overrides{listen: "8080", upstream: "x"}, want: []string{
-			`the upstream "x"` + notAbsolute, `proxy.listen_addr "8080"` + noPort, "3:16: proxy.timeout_secs must be a whole number from 1 to 3600"}},
+			`proxy.upstream_url "x"` + notAbsolute, `proxy.listen_addr "8080"` + noPort, "3:16: proxy.timeout_secs must be a whole number from 1 to 3600"}},
 
 		{text: "proxy.listen_addr = 'localhost'", want: []string{`1:21: proxy.listen_addr "localhost"` + noPort}},
 		{text: "proxy.proxy_protocol_addr = '0.0.0.0:1'", want: []string{`1:29: proxy.proxy_protocol_addr "0.0.0.0:1"` + notLoopback}},
@@ -123,29 +124,29 @@ func TestConfigRefused(t *testing.T) {
 		{text: "proxy.health_addr = '8081'", want: []string{`1:21: proxy.health_addr "8081"` + noPort}},
 		{text: "proxy.listen_addr = ':http'", want: []string{`1:21: proxy.listen_addr ":http"` + noPort}},
 		{text: "proxy.listen_addr = ':65536'", want: []string{`1:21: proxy.listen_addr ":65536"` + noPort}},
-		{text: "proxy.upstream_url = ''", want: []string{`1:22: the upstream ""` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https://:443/x'", want: []string{`1:22: the upstream "https://:443/x"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https://h:/x'", want: []string{`1:22: the upstream "https://h:/x"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https://h:0'", want: []string{`1:22: the upstream "https://h:0"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https://h:65536'", want: []string{`1:22: the upstream "https://h:65536"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https:h'", want: []string{`1:22: the upstream "https:h"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https://h/%zz'", want: []string{`1:22: the upstream "https://h/%zz"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'ftp://u:secret@h/?key=secret'", want: []string{`1:22: the upstream "…"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'u:sec?ret@h'", want: []string{`1:22: the upstream "…"` + notAbsolute}},
-		{text: "proxy.upstream_url = 'https://u:secret@h'", want: []string{"1:22: the upstream has a user or password in it: leave them out, the proxy holds no credentials"}},
-		{text: "proxy.upstream_url = 'https://h/?a=secret'", want: []string{`1:22: the upstream "https://h/"` + query}},
-		{text: "proxy.upstream_url = 'https://h?'", want: []string{`1:22: the upstream "https://h"` + query}},
-		{text: "proxy.upstream_url = 'https://h/#x'", want: []string{`1:22: the upstream "https://h/#x"` + query}},
+		{text: "proxy.upstream_url = ''", want: []string{`1:22: proxy.upstream_url ""` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https://:443/x'", want: []string{`1:22: proxy.upstream_url "https://:443/x"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https://h:/x'", want: []string{`1:22: proxy.upstream_url "https://h:/x"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https://h:0'", want: []string{`1:22: proxy.upstream_url "https://h:0"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https://h:65536'", want: []string{`1:22: proxy.upstream_url "https://h:65536"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https:h'", want: []string{`1:22: proxy.upstream_url "https:h"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https://h/%zz'", want: []string{`1:22: proxy.upstream_url "https://h/%zz"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'ftp://u:secret@h/?key=secret'", want: []string{`1:22: proxy.upstream_url "…"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'u:sec?ret@h'", want: []string{`1:22: proxy.upstream_url "…"` + notAbsolute}},
+		{text: "proxy.upstream_url = 'https://u:secret@h'", want: []string{"1:22: proxy.upstream_url has a user or password in it: leave them out, the proxy holds no credentials"}},
+		{text: "proxy.upstream_url = 'https://h/?a=secret'", want: []string{`1:22: proxy.upstream_url "https://h/"` + query}},
+		{text: "proxy.upstream_url = 'https://h?'", want: []string{`1:22: proxy.upstream_url "https://h"` + query}},
+		{text: "proxy.upstream_url = 'https://h/#x'", want: []string{`1:22: proxy.upstream_url "https://h/#x"` + query}},
 
 		{text: withHeader("'authorization'", "'x'"), want: []string{"2:8: the header authorization" + reserved}},
 		{text: withHeader("'HOST'", "'x'"), want: []string{"2:8: the header HOST" + reserved}},
 		{text: withHeader("'tE'", "'x'"), want: []string{"2:8: the header tE" + reserved}},
-		{text: withHeader("''", "'x'"), want: []string{`2:8: "" is not a header name`}},
-		{text: withHeader("'é'", "'x'"), want: []string{`2:8: "é" is not a header name`}},
+		{text: withHeader("''", "'x'"), want: []string{`2:8: headers.name ""` + noName}},
+		{text: withHeader("'é'", "'x'"), want: []string{`2:8: headers.name "é"` + noName}},
 		{text: withHeader("'a'", `"x\r\nb: c"`), want: []string{"3:9: " + control}},
 		{text: withHeader("'a'", `"\u007f"`), want: []string{"3:9: " + control}},
 		{text: withHeader("'a'", "'x '"), want: []string{"3:9: " + control}},
-		{text: withHeader("'anthropic-beta'", "'a,,b'"), want: []string{"3:9: the value of the header anthropic-beta has an empty element"}},
+		{text: withHeader("'anthropic-beta'", "'a,,b'"), want: []string{"3:9: the value of the header anthropic-beta has an empty element: remove a comma"}},
 		{text: withHeader("'a'", "'1'") + "\n" + withHeader("'A'", "'2'"), want: []string{"5:8: the header A is given twice: keep one entry (several betas are one value with commas)"}},
 	} {
 		cfg, err := parseConfig("c.toml", []byte(row.text), row.overrides)
@@ -163,7 +164,7 @@ func TestConfigRefused(t *testing.T) {
 func TestConfigWarnings(t *testing.T) {
 	const noBeta = "no [[headers]] entry injects anthropic-beta: the API refuses OAuth tokens without oauth-2025-04-20 in it"
 	plain := func(url string) string {
-		return "the upstream " + url + " is plain http: bearer tokens would cross the network in clear text; use https"
+		return "proxy.upstream_url " + url + " is plain http: bearer tokens would cross the network in clear text; use https"
 	}
 	for _, row := range []struct {
 		text      string

@@ -188,8 +188,8 @@ type clientConn struct {
 	charged   atomic.Int64 // bytes of headerMemory
 	wide      bool         // for the holder of listener.mu
 
-	open    func(p []byte) (n int, err error) // the first read, if it is another; nil after that
-	claimed netip.AddrPort                    // the client's address by its PROXY header, if it has one
+	firstRead func(p []byte) (n int, err error) // takes the PROXY header from the first read; nil without one, and after that
+	claimed   netip.AddrPort                    // the client's address by its PROXY header, if it has one
 
 	mu     sync.Mutex
 	latest *lookup // of the caller; nil before the first
@@ -301,8 +301,8 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 			return 0, err
 		}
 	}
-	if open := c.open; open != nil {
-		c.open = nil
+	if open := c.firstRead; open != nil {
+		c.firstRead = nil
 		n, err = open(p)
 		c.SetReadDeadline(time.Now().Add(firstRequest))
 	}

@@ -19,8 +19,8 @@ const (
 	maxGathered = 128 << 10
 	// writtenAtOnce is a write that gains nothing from waiting for others.
 	writtenAtOnce = 8 << 10
-	// lastWords is what a connection that is closed gets to write what it has gathered.
-	lastWords = time.Second
+	// closeGrace is how long a connection that is closed gets to write what it has gathered.
+	closeGrace = time.Second
 )
 
 // upstreamDialer opens connections to the upstream.
@@ -196,10 +196,10 @@ func (c *upstreamConn) SetWriteDeadline(at time.Time) error {
 	return c.Conn.SetWriteDeadline(at)
 }
 
-// Close implements net.Conn. What was gathered gets lastWords to go out; a second Close does not wait.
+// Close implements net.Conn. What was gathered gets closeGrace to go out; a second Close does not wait.
 func (c *upstreamConn) Close() error {
 	if c.gathered != nil && !c.closing.Swap(true) {
-		c.gathered.settle(lastWords)
+		c.gathered.settle(closeGrace)
 	}
 	return c.Conn.Close()
 }

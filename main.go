@@ -9,7 +9,7 @@
 // serve) and /metrics (Prometheus). Log lines are JSON on standard output.
 //
 // A reader finds the life cycle in this file, a request's way in proxy.go, the configuration in
-// config.go and tailscaled's moods in tailnet.go.
+// config.go and tailscaled's states in tailnet.go.
 package main
 
 import (
@@ -44,7 +44,7 @@ const (
 	clientIdle = 10 * time.Minute
 	// healthConnections is how many there may be at once on proxy.health_addr.
 	healthConnections = 64
-	// lastBytes is what connections get after their requests are done, or cut, to send what is buffered.
+	// lastBytes is how long connections get, after their requests are done or cut, to send what is buffered.
 	lastBytes = 250 * time.Millisecond
 )
 

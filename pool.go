@@ -52,11 +52,11 @@ type pooledConn struct {
 	socket *upstreamConn
 	places int // requests at once
 
-	unused    int                 // the number of the dial, until a request has come
-	busy      int                 // requests that have one
-	cancelled int                 // requests that were given up so far
-	uploads   map[*trip]time.Time // bodies that are not read to their end, and when a part of them was read last
-	idle      *time.Timer
+	unusedDial int                 // the number of its dial, until a request has been sent on it; then 0
+	inUse      int                 // requests that have a place
+	cancelled  int                 // requests that were given up so far
+	uploads    map[*trip]time.Time // bodies that are not read to their end, and when a part of them was read last
+	idle       *time.Timer
 }
 
 // newPool returns a pool of connections to addr, HOST:PORT.
@@ -103,15 +103,15 @@ func (p *pool) reserve(ctx context.Context) (*pooledConn, error) {
 func (p *pool) free() *pooledConn {
 	for _, c := range slices.Backward(p.conns) {
 		switch {
-		case c.busy >= c.places, c.cancelled >= cancelledAtMost, c.standsStill():
+		case c.inUse >= c.places, c.cancelled >= cancelledAtMost, c.standsStill():
 		case c.Err() != nil:
-			if c.unused > p.failed {
-				p.failed, p.failure = c.unused, errClosedUnused // or else it would be dialled for ever
+			if c.unusedDial > p.failed {
+				p.failed, p.failure = c.unusedDial, errClosedUnused // or else it would be dialled for ever
 			}
 			p.drop(c)
 		case c.Reserve() == nil:
-			c.unused = 0
-			c.busy++
+			c.unusedDial = 0
+			c.inUse++
 			return c
 		}
 	}
@@ -137,7 +137,7 @@ func (p *pool) tell() {
 func (p *pool) dial(number int) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
 	defer cancel()
-	c := &pooledConn{pool: p, unused: number, uploads: map[*trip]time.Time{}}
+	c := &pooledConn{pool: p, unusedDial: number, uploads: map[*trip]time.Time{}}
 	var err error
 	c.ClientConn, err = p.transport.NewClientConn(withDialed(ctx, &c.socket), p.scheme, p.addr)
 
@@ -160,7 +160,7 @@ func (p *pool) closeIdle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.conns {
-		if c.busy == 0 {
+		if c.inUse == 0 {
 			p.drop(c)
 		}
 	}
@@ -170,7 +170,7 @@ func (p *pool) closeIdle() {
 func (c *pooledConn) closeIfIdle() {
 	c.pool.mu.Lock()
 	defer c.pool.mu.Unlock()
-	if c.busy == 0 {
+	if c.inUse == 0 {
 		c.pool.drop(c)
 	}
 }
@@ -226,9 +226,9 @@ func (t *trip) end() {
 	if !t.whole {
 		c.cancelled++
 	}
-	if c.busy--; c.busy == 0 && c.cancelled >= cancelledAtMost {
+	if c.inUse--; c.inUse == 0 && c.cancelled >= cancelledAtMost {
 		c.pool.drop(c)
-	} else if c.busy == 0 {
+	} else if c.inUse == 0 {
 		c.idle.Reset(upstreamIdle)
 	}
 	c.pool.tell()

@@ -145,8 +145,8 @@ func TestPoolWaiterLeaves(t *testing.T) {
 			r.pool.mu.Lock()
 			defer r.pool.mu.Unlock()
 			for _, c := range r.pool.conns {
-				if c.busy != 0 || c.Available() != 1 {
-					t.Errorf("a connection without requests has %d, and %d places", c.busy, c.Available())
+				if c.inUse != 0 || c.Available() != 1 {
+					t.Errorf("a connection without requests has %d, and %d places", c.inUse, c.Available())
 				}
 			}
 		})

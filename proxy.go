@@ -30,14 +30,14 @@ type proxy struct {
 	places   *gate // requests at once
 	bodies   *bodyReader
 
-	active   atomic.Int64    // requests that have arrived and are not finished, queued ones included
-	draining context.Context // done, with errShuttingDown, once the process is told to stop
-	stop     context.CancelCauseFunc
-	drained  context.Context // done once the last request has left after that
-	left     context.CancelFunc
-	logging  sync.WaitGroup  // log lines that wait for a caller's identity
-	hurried  context.Context // done when they must not wait any longer
-	hurry    context.CancelFunc
+	active     atomic.Int64    // requests that have arrived and are not finished, queued ones included
+	draining   context.Context // done, with errShuttingDown, once the process is told to stop
+	stop       context.CancelCauseFunc
+	drained    context.Context // done once the last request has left after that
+	setDrained context.CancelFunc
+	logging    sync.WaitGroup  // log lines that wait for a caller's identity
+	hurried    context.Context // done when they must not wait any longer
+	hurry      context.CancelFunc
 }
 
 // newProxy returns a proxy that is ready to serve clients. tn is nil where there is no tailnet.
@@ -55,7 +55,7 @@ func newProxy(cfg *config, clients *clientListener, tn *tailnet, counters *metri
 		return clients.full.Load() || p.places.contended() || p.bodies.budget.contended()
 	}}
 	p.draining, p.stop = context.WithCancelCause(context.Background())
-	p.drained, p.left = context.WithCancel(context.Background())
+	p.drained, p.setDrained = context.WithCancel(context.Background())
 	p.hurried, p.hurry = context.WithCancel(context.Background())
 	p.registerGauges(clients)
 	return p
@@ -254,10 +254,10 @@ func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 		x.conn.widen()
 	}
 	body, err := p.bodies.read(bodySource{
-		Request: x.r,
-		conn:    x.conn,
-		wait:    func(n int64) error { return p.waitInLine(x, p.bodies.budget, n, true) },
-		slow:    func() { p.leavePlace(x) },
+		Request:    x.r,
+		conn:       x.conn,
+		reserve:    func(n int64) error { return p.waitInLine(x, p.bodies.budget, n, true) },
+		yieldPlace: func() { p.leavePlace(x) },
 	})
 	x.unread, x.bytesIn = err != nil, body.size
 	return body, err
@@ -383,20 +383,20 @@ func (b *copyBuffer) release() {
 
 // answerWriter writes an answer to the client, each chunk as it comes, under a rolling deadline.
 type answerWriter struct {
-	w        http.ResponseWriter // nil until the answer has begun
-	control  *http.ResponseController
-	deadline rollingDeadline // the answer's own: net/http takes it away after each
-	missing  int64           // bytes of the declared length that were not written yet; negative: not declared
-	written  int64
+	w         http.ResponseWriter // nil until the answer has begun
+	control   *http.ResponseController
+	deadline  rollingDeadline // the answer's own: net/http takes it away after each
+	remaining int64           // bytes of the declared length that were not written yet; negative: not declared
+	written   int64
 }
 
 // begin sends the headers: at once if nobody can know when something follows them, as with event streams.
 // With a declared length they go together with the first bytes, which saves a tenth of a small request's time.
 func (a *answerWriter) begin(x *exchange, resp *http.Response, timeout time.Duration) error {
-	*a = answerWriter{w: x.w, control: http.NewResponseController(x.w), deadline: rollingDeadline{conn: x.conn, timeout: timeout}, missing: resp.ContentLength}
+	*a = answerWriter{w: x.w, control: http.NewResponseController(x.w), deadline: rollingDeadline{conn: x.conn, timeout: timeout}, remaining: resp.ContentLength}
 	a.deadline.extend()
 	a.w.WriteHeader(resp.StatusCode)
-	if a.missing >= 0 || resp.Body == http.NoBody {
+	if a.remaining >= 0 || resp.Body == http.NoBody {
 		return nil
 	}
 	return writeFailed(a.control.Flush())
@@ -408,11 +408,11 @@ func (a *answerWriter) write(chunk []byte) error {
 	a.deadline.extend()
 	n, err := a.w.Write(chunk)
 	a.written += int64(n)
-	a.missing -= int64(n)
+	a.remaining -= int64(n)
 	switch {
 	case err == http.ErrBodyNotAllowed: // a 204 or 304 of an upstream that sends one all the same
 		return nil
-	case err == nil && a.missing != 0:
+	case err == nil && a.remaining != 0:
 		err = a.control.Flush()
 	}
 	return writeFailed(err)
@@ -433,7 +433,7 @@ func (a *answerWriter) begun() bool { return a.w != nil }
 
 // whole reports whether all of a declared length was written: a client may leave then, before the upstream has said
 // that this was the end.
-func (a *answerWriter) whole() bool { return a.missing == 0 && a.written > 0 }
+func (a *answerWriter) whole() bool { return a.remaining == 0 && a.written > 0 }
 
 // writeFailed says what an error of writing to the client means.
 func writeFailed(err error) error {
@@ -513,7 +513,7 @@ func (p *proxy) logLine(x *exchange, latency time.Duration) {
 // depart counts x's end; the last one to leave after the signal ends the drain.
 func (p *proxy) depart() {
 	if p.active.Add(-1) == 0 && p.draining.Err() != nil {
-		p.left()
+		p.setDrained()
 	}
 }
 

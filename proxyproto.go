@@ -43,13 +43,13 @@ func (l *proxyListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	c := &clientConn{Conn: conn}
-	c.open = func(p []byte) (int, error) { return l.open(c, p) }
+	c.firstRead = func(p []byte) (int, error) { return l.readHeader(c, p) }
 	return l.others.admit(c)
 }
 
-// open takes the PROXY header from the beginning of c, into p, and leaves the n bytes there that follow it. A connection that
+// readHeader takes the PROXY header from the beginning of c, into p, and leaves the n bytes there that follow it. A connection that
 // has none, or not from tailscaled, ends as if the client had left.
-func (l *proxyListener) open(c *clientConn, p []byte) (n int, err error) {
+func (l *proxyListener) readHeader(c *clientConn, p []byte) (n int, err error) {
 	c.SetReadDeadline(time.Now().Add(proxyHeaderTime))
 	var size, more int
 	for size == 0 && err == nil {

@@ -37,9 +37,9 @@ const (
 	// lossSettles is how long a loss must last to be logged: on the way to its real cause a daemon
 	// passes through other states.
 	lossSettles = time.Second
-	// Pauses between attempts to watch the bus. They grow only once there has been a connection: a
+	// The backoff of attempts to watch the bus. It grows only once there has been a connection: a
 	// daemon that is started with a bad key lives for some 300 ms, and says so only on its bus.
-	minRedial, maxRedial = 100 * time.Millisecond, 500 * time.Millisecond
+	minBusBackoff, maxBusBackoff = 100 * time.Millisecond, 500 * time.Millisecond
 	// maxLookups is how many callers are looked up at once: more would only queue in tailscaled.
 	maxLookups = 16
 	// lookupTimeout bounds one lookup, the wait for its turn included.
@@ -111,10 +111,10 @@ type tailnet struct {
 	looked, connected       context.Context // done once tailscaled, or its absence, was seen; once there was a connection
 	setLooked, setConnected context.CancelFunc
 
-	mu   sync.Mutex // held by see, for what follows
-	view view
-	lost time.Time // when the connection was lost, zero while there is one
-	told bool      // that is in the log
+	mu         sync.Mutex // held by see, for what follows
+	view       view
+	lost       time.Time // when the connection was lost, zero while there is one
+	lossLogged bool      // that is in the log
 }
 
 // newTailnet returns a tailnet that talks to tailscaled on cfg's Unix socket once followed.
@@ -170,7 +170,7 @@ func (t *tailnet) connect(ctx context.Context) error {
 		default:
 			return cause
 		}
-		t.log.Warn("Tailnet not connected yet, trying again", "error", cause.Error(), "retry", retry+1, "retry_in_secs", int(connectBackoff[retry]/time.Second))
+		t.log.Warn("tailnet not connected yet, trying again", "error", cause.Error(), "retry", retry+1, "retry_in_secs", int(connectBackoff[retry]/time.Second))
 		err = sleep(ctx, connectBackoff[retry], t.connected.Done())
 	}
 	return err
@@ -249,12 +249,12 @@ func (t *tailnet) publish(s *tailnetState) {
 		if !t.lost.IsZero() {
 			t.log.Info("tailnet connected again", "tailnet_hostname", s.hostname, "tailnet_ip", s.ip, "lost_for_ms", now.Sub(t.lost).Milliseconds())
 		}
-		t.lost, t.told = time.Time{}, false
+		t.lost, t.lossLogged = time.Time{}, false
 	case !t.wasConnected(): // that is connect's to tell
 	case t.lost.IsZero():
 		t.lost = now
-	case !t.told && now.Sub(t.lost) >= lossSettles:
-		t.told = true
+	case !t.lossLogged && now.Sub(t.lost) >= lossSettles:
+		t.lossLogged = true
 		t.log.Warn("tailnet connection lost; requests that still arrive are served", "error", s.problem.Error(), "hint", s.problem.kind.hint)
 	}
 }
@@ -293,11 +293,11 @@ const (
 
 // watchBus sees what tailscaled says on its bus, for as long as ctx lasts.
 func (t *tailnet) watchBus(ctx context.Context) {
-	for pause := minRedial; ctx.Err() == nil; pause = min(2*pause, maxRedial) {
+	for pause := minBusBackoff; ctx.Err() == nil; pause = min(2*pause, maxBusBackoff) {
 		heard, err := t.watchBusOnce(ctx)
 		t.see(ctx, &event{err: err})
 		if heard || !t.wasConnected() {
-			pause = minRedial
+			pause = minBusBackoff
 		}
 		sleep(ctx, pause, nil)
 	}

@@ -254,7 +254,7 @@ func TestConnect(t *testing.T) {
 				if took := time.Since(start); errorText(err) != row.want || took != row.took {
 					t.Errorf("%v after %v; want %s after %v", err, took, row.want, row.took)
 				}
-				lines := log.lines(t, "Tailnet not connected yet, trying again")
+				lines := log.lines(t, "tailnet not connected yet, trying again")
 				if len(lines) != len(row.retries) {
 					t.Fatalf("%d retries, want %d", len(lines), len(row.retries))
 				}
