@@ -215,8 +215,8 @@ func checkLastWords(t *testing.T, p *proxytest.Proxy, name, wording string) {
 		t.Fatalf("%d lines of level ERROR, want 1:\n%s", len(fatal), p.Stdout())
 	}
 	t.Log(fatal[0].Raw)
-	if !namesError(fatal[0], name) || !strings.Contains(fatal[0].Raw, wording) {
-		t.Errorf("gave up with %s\nwant %s and %q", fatal[0].Raw, name, wording)
+	if !namesError(fatal[0], name) || !strings.Contains(fatal[0].Raw, wording) || fatal[0].Text("hint") == "" {
+		t.Errorf("gave up with %s\nwant %s, %q and a hint", fatal[0].Raw, name, wording)
 	}
 }
 
