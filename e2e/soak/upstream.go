@@ -2,25 +2,20 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-)
 
-const (
-	digestHeader = "X-Soak-Sha256"
-	oauthBeta    = "oauth-2025-04-20" // what the proxy adds
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
 // upstream is the API behind one proxy. It does what each request's plan says, and
@@ -28,7 +23,6 @@ const (
 // bodies, which half an hour has too many of.
 type upstream struct {
 	server   *httptest.Server
-	caFile   string
 	seed     uint64
 	problems *problems
 
@@ -38,35 +32,26 @@ type upstream struct {
 }
 
 // startUpstream starts it, with HTTP/2 or HTTP/1.1 over TLS.
-func startUpstream(http2 bool, seed uint64, problems *problems) (*upstream, error) {
+func startUpstream(http2 bool, seed uint64, problems *problems) *upstream {
 	u := &upstream{seed: seed, problems: problems, attempts: map[int]int{}}
 	u.server = httptest.NewUnstartedServer(u)
 	u.server.EnableHTTP2 = http2
 	u.server.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that break are the point
 	u.server.StartTLS()
-	f, err := os.CreateTemp("", "soak-ca-*.pem")
-	if err == nil {
-		u.caFile = f.Name()
-		defer f.Close()
-		err = pem.Encode(f, &pem.Block{Type: "CERTIFICATE", Bytes: u.server.Certificate().Raw})
-	}
-	if err != nil {
-		u.close()
-		return nil, fmt.Errorf("writing the upstream's certificate: %w", err)
-	}
-	return u, nil
+	return u
 }
 
-// hangUp closes all connections that are idle, as they all are after the traffic.
-func (u *upstream) hangUp() { u.server.CloseClientConnections() }
+// writeCA writes the certificate that the proxy has to trust into dir.
+func (u *upstream) writeCA(dir string) (file string, err error) {
+	file = filepath.Join(dir, "ca.pem")
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: u.server.Certificate().Raw}
+	return file, os.WriteFile(file, pem.EncodeToMemory(block), 0o600)
+}
 
 // close ends everything.
 func (u *upstream) close() {
-	u.hangUp()
+	u.server.CloseClientConnections()
 	u.server.Close()
-	if u.caFile != "" {
-		_ = os.Remove(u.caFile) // a leftover in the temporary folder does no harm
-	}
 }
 
 // seen returns how often the request with this number came.
@@ -74,16 +59,6 @@ func (u *upstream) seen(number int) int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.attempts[number]
-}
-
-// totals returns how many requests came, and how many of their bytes were right.
-func (u *upstream) totals() (requests int, verified int64) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, n := range u.attempts {
-		requests += n
-	}
-	return requests, u.verified
 }
 
 // arrived counts an attempt at a request and returns which it is, from 1 on.
@@ -94,19 +69,11 @@ func (u *upstream) arrived(number int) int {
 	return u.attempts[number]
 }
 
-// upstreamID names an answer in its Request-Id.
-func upstreamID(number, attempt int) string { return fmt.Sprintf("up_%d_%d", number, attempt) }
+// upstreamID is how the Request-Id of an answer begins, which its attempt follows.
+func upstreamID(number int) string { return fmt.Sprintf("up_%d_", number) }
 
-// answerTo returns the number of the request that an answer with this Request-Id is
-// for; ok is false for an answer of the proxy's own.
-func answerTo(id string) (number int, ok bool) {
-	rest, ok := strings.CutPrefix(id, "up_")
-	digits, _, _ := strings.Cut(rest, "_")
-	number, err := strconv.Atoi(digits)
-	return number, ok && err == nil
-}
-
-// ServeHTTP does what the request's plan says.
+// ServeHTTP does what the request's plan says. Where it panics, net/http resets the
+// stream or connection, in place of ending the answer as if it were whole.
 func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	number, err := numberOf(r.URL.Path)
 	if err != nil {
@@ -115,50 +82,40 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p, attempt := newPlan(u.seed, number), u.arrived(number)
-	w.Header().Set("Request-Id", upstreamID(number, attempt))
-	u.checkHeader(p, r)
-	if !p.early && !u.receive(w, p, r) {
+	w.Header().Set("Request-Id", upstreamID(number)+strconv.Itoa(attempt))
+	if h := r.Header; r.Method != p.method || h.Get("Authorization") != authorization || h.Get("Anthropic-Beta") != fakeanthropic.OAuthBeta {
+		u.problems.add("%v: it reached the upstream as %s with authorization %q and anthropic-beta %q",
+			p, r.Method, h.Get("Authorization"), h.Get("Anthropic-Beta"))
+	}
+	if !p.early && !u.receive(p, r) {
+		w.WriteHeader(http.StatusUnprocessableEntity) // which no plan expects
 		return
 	}
-	switch p.fault {
-	case upstreamRefuses:
+	if p.fault == upstreamRefuses {
 		refuse(w, p)
-	case upstreamSilent, clientLeavesWaiting:
-		abandoned(r.Context())
-	case upstreamSilentOnce:
-		if attempt == 1 {
-			abandoned(r.Context())
-		}
-	case upstreamSlow:
-		pause(r.Context(), p.pause)
 	}
+	if attempt <= p.silent {
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
+	}
+	pause(r.Context(), p.delay)
 	answer(w, p, r)
 }
 
-// checkHeader checks what must not be lost on the way.
-func (u *upstream) checkHeader(p plan, r *http.Request) {
-	if r.Method != p.method || r.Header.Get("Authorization") != authorization || r.Header.Get("Anthropic-Beta") != oauthBeta {
-		u.problems.add("%v: it reached the upstream as %s with authorization %q and anthropic-beta %q",
-			p, r.Method, r.Header.Get("Authorization"), r.Header.Get("Anthropic-Beta"))
-	}
-}
-
-// receive reads the request's body and checks it; of one that breaks off, what came.
-// ok is false if the answer is given: an error that no plan expects.
-func (u *upstream) receive(w http.ResponseWriter, p plan, r *http.Request) (ok bool) {
-	got := newChecker(p.request)
+// receive reads the request's body and tells whether it is right; of one that breaks off, what came.
+func (u *upstream) receive(p plan, r *http.Request) bool {
+	got := &checker{want: p.request.bytes()}
 	_, err := io.Copy(got, r.Body)
-	wrong := got.prefix()
+	wrong := got.wrong
 	if err == nil {
 		wrong = got.whole(r.Header.Get(digestHeader))
 	}
 	if wrong != nil {
 		u.problems.add("%v: it reached the upstream with a wrong body: %v", p, wrong)
-		w.WriteHeader(http.StatusUnprocessableEntity)
 		return false
 	}
 	u.mu.Lock()
-	u.verified += got.n
+	u.verified += int64(got.n)
 	u.mu.Unlock()
 	if err != nil {
 		panic(http.ErrAbortHandler) // the proxy has given this attempt up
@@ -177,17 +134,6 @@ func refuse(w http.ResponseWriter, p plan) {
 	panic(http.ErrAbortHandler)
 }
 
-// resetOnClose has conn end with a TCP reset.
-func resetOnClose(conn net.Conn) {
-	_ = conn.(*net.TCPConn).SetLinger(0) // fails only on a connection that is closed
-}
-
-// abandoned waits until the proxy gives up.
-func abandoned(ctx context.Context) {
-	<-ctx.Done()
-	panic(http.ErrAbortHandler) // or else net/http would answer 200
-}
-
 // pause waits for d, unless the proxy gives up before.
 func pause(ctx context.Context, d time.Duration) {
 	select {
@@ -198,68 +144,46 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // answer sends the answer of the plan, with its checksum in a header or, if it
-// declares no length, in a trailer.
+// declares no length, in a trailer: events one by one, all else as fast as it goes.
 func answer(w http.ResponseWriter, p plan, r *http.Request) {
-	header := w.Header()
-	header.Set("Content-Type", p.contentType())
-	if p.answer.form == gzipForm {
-		header.Set("Content-Encoding", "gzip")
+	body, header, out := p.answer.bytes(), w.Header(), http.NewResponseController(w)
+	header.Set("Content-Type", p.answer.contentType())
+	if encoding := p.answer.encoding(); encoding != "" {
+		header.Set("Content-Encoding", encoding)
 	}
 	if p.declared {
-		header.Set("Content-Length", strconv.FormatInt(p.answer.size, 10))
-		header.Set(digestHeader, p.answer.digest())
+		header.Set("Content-Length", strconv.Itoa(len(body)))
+		header.Set(digestHeader, digest(body))
 	} else {
 		header.Set("Trailer", digestHeader)
 	}
 	w.WriteHeader(p.status)
-	if p.method == http.MethodHead {
+	switch {
+	case p.method == http.MethodHead:
 		return
-	}
-	sum := sha256.New()
-	body := io.TeeReader(p.answer.reader(), sum)
-	if p.fault == upstreamBreaksOff || p.fault == upstreamFallsSilent {
-		breakOff(w, p, r, body)
-	}
-	if err := send(w, p, r, body); err != nil {
-		panic(http.ErrAbortHandler) // the proxy has left
-	}
-	if !p.declared {
-		header.Set(digestHeader, digestOf(sum))
-	}
-}
-
-// contentType is that of p's answer.
-func (p plan) contentType() string {
-	if p.answer.form == eventForm {
-		return "text/event-stream; charset=utf-8"
-	}
-	return "application/octet-stream"
-}
-
-// breakOff sends the beginning of the answer, and no more.
-func breakOff(w http.ResponseWriter, p plan, r *http.Request, body io.Reader) {
-	io.CopyN(w, body, p.at) // the proxy may have left, which ends the wait too
-	http.NewResponseController(w).Flush()
-	if p.fault == upstreamFallsSilent {
-		abandoned(r.Context())
-	}
-	panic(http.ErrAbortHandler)
-}
-
-// send sends the body: events one by one, everything else as fast as it goes.
-func send(w http.ResponseWriter, p plan, r *http.Request, body io.Reader) error {
-	if p.answer.form != eventForm {
-		_, err := io.Copy(w, body)
-		return err
-	}
-	for range p.answer.size / int64(eventSize) {
-		if _, err := io.CopyN(w, body, int64(eventSize)); err != nil {
-			return err
+	case p.fault == upstreamBreaksOff, p.fault == upstreamFallsSilent:
+		w.Write(body[:p.cut]) // the proxy may have left, which ends the wait too
+		out.Flush()
+		if p.fault == upstreamFallsSilent {
+			<-r.Context().Done()
 		}
-		if err := http.NewResponseController(w).Flush(); err != nil {
-			return err
+		panic(http.ErrAbortHandler)
+	}
+	piece := len(body)
+	if p.answer.form == eventForm {
+		piece = eventSize
+	}
+	for ; len(body) > 0; body = body[piece:] {
+		_, err := w.Write(body[:piece])
+		if err == nil && p.answer.form == eventForm {
+			err = out.Flush()
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // the proxy has left
 		}
 		pause(r.Context(), p.pace)
 	}
-	return nil
+	if !p.declared {
+		header.Set(digestHeader, digest(p.answer.bytes()))
+	}
 }
