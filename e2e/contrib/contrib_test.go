@@ -118,7 +118,7 @@ func TestComposedTailnet(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	bin := must(tailnet.Build(t.Context(), os.Stderr))(t)
-	tn := must(tailnet.New(bin, tailnet.Options{}))(t)
+	tn := must(tailnet.New(bin, tailnet.Options{AuthKey: authKey}))(t)
 	t.Cleanup(func() { check(t, tn.Close()) })
 	upstream := must(fakeanthropic.Start(fakeanthropic.HTTP2, nil))(t)
 	t.Cleanup(func() { check(t, upstream.Close()) })
@@ -140,7 +140,7 @@ func TestComposedTailnet(t *testing.T) {
 	ip := must(node.IP(ctx))(t)
 	laptop := must(tn.NewNode("laptop"))(t)
 	check(t, laptop.Start(ctx))
-	check(t, laptop.Up(ctx, ""))
+	check(t, laptop.Up(ctx, authKey))
 	check(t, laptop.AwaitState(ctx, ipn.Running))
 
 	port := p.Addr()[strings.LastIndex(p.Addr(), ":"):]
@@ -161,7 +161,7 @@ func TestContainerOutlivesContainerboot(t *testing.T) {
 	t.Parallel()
 	daemon, _ := services(t)
 	dir := t.TempDir()
-	const boot = `echo started >>"$0.log"; test -e "$0.again" && { trap 'echo ended >>"$0.log"; exit' TERM; sleep 60 & wait $!; }; touch "$0.again"`
+	const boot = `echo started >>"$0.log"; test -e "$0.again" && { trap 'echo ended >>"$0.log"; kill $!; exit' TERM; sleep 60 & wait $!; }; touch "$0.again"`
 	fake := filepath.Join(dir, "containerboot")
 	check(t, os.WriteFile(fake, []byte("#!/bin/sh\n"+boot+"\n"), 0o700))
 	script := strings.NewReplacer("$$", "$", "/usr/local/bin/containerboot", fake, "sleep 10", "sleep 0.1").Replace(daemon.Entrypoint[2])
