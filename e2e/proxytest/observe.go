@@ -1,24 +1,19 @@
 package proxytest
 
 import (
-	"bufio"
 	"bytes"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/procfs"
 )
 
 // WaitRunning waits until the proxy says that it accepts requests, as it does
@@ -38,7 +33,7 @@ func (p *Proxy) WaitRunning(timeout time.Duration) error {
 func (p *Proxy) WaitListening(timeout time.Duration) error {
 	for deadline := time.Now().Add(timeout); ; time.Sleep(time.Millisecond) {
 		if addr, err := listenAddr(p.PID); err == nil {
-			p.setAddr(addr.String())
+			p.setAddr(addr)
 			return nil
 		}
 		select {
@@ -151,71 +146,36 @@ func hasLabels(metric *dto.Metric, want []string) bool {
 
 // RSS returns the process's resident memory in bytes.
 func (p *Proxy) RSS() (int64, error) {
-	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.PID))
+	process, err := procfs.NewProc(p.PID)
 	if err != nil {
 		return 0, fmt.Errorf("reading the proxy's memory: %w", err)
 	}
-	fields := strings.Fields(string(statm))
-	if len(fields) < 2 {
-		return 0, fmt.Errorf("reading the proxy's memory: unexpected statm %q", statm)
-	}
-	pages, err := strconv.ParseInt(fields[1], 10, 64)
-	return pages * int64(os.Getpagesize()), err
+	status, err := process.NewStatus()
+	return int64(status.VmRSS), err
 }
 
 // listenAddr finds the TCP socket that the process listens on.
-func listenAddr(pid int) (netip.AddrPort, error) {
-	inodes := map[string]bool{}
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	for _, link := range links {
-		target, _ := os.Readlink(link) // a file closed meanwhile is no socket of interest
-		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
-			inodes[strings.TrimSuffix(inode, "]")] = true
-		}
-	}
-	for _, table := range []string{"tcp", "tcp6"} {
-		f, err := os.Open(fmt.Sprintf("/proc/%d/net/%s", pid, table))
-		if err != nil {
-			continue // no IPv6, or the process is gone
-		}
-		addr, ok := findListener(f, inodes)
-		f.Close()
-		if ok {
-			return addr, nil
-		}
-	}
-	return netip.AddrPort{}, fmt.Errorf("process %d listens on no TCP port", pid)
-}
-
-// findListener scans a table of /proc/net for a listening socket (state 0A) with
-// one of the inodes.
-func findListener(table io.Reader, inodes map[string]bool) (netip.AddrPort, bool) {
-	const local, state, inode = 1, 3, 9 // columns
-	for lines := bufio.NewScanner(table); lines.Scan(); {
-		f := strings.Fields(lines.Text())
-		if len(f) > inode && f[state] == "0A" && inodes[f[inode]] {
-			addr, err := parseProcAddr(f[local])
-			return addr, err == nil
-		}
-	}
-	return netip.AddrPort{}, false
-}
-
-// parseProcAddr parses "0100007F:1F90": 32-bit words in the machine's order
-// (little-endian on every machine that this runs on), then the port.
-func parseProcAddr(s string) (netip.AddrPort, error) {
-	host, port, _ := strings.Cut(s, ":")
-	raw, err := hex.DecodeString(host)
+func listenAddr(pid int) (string, error) {
+	process, err := procfs.NewProc(pid)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return "", err
 	}
-	for word := range slices.Chunk(raw, 4) {
-		slices.Reverse(word)
+	descriptors, err := process.FileDescriptorTargets()
+	if err != nil {
+		return "", err
 	}
-	ip, ok := netip.AddrFromSlice(raw)
-	n, err := strconv.ParseUint(port, 16, 16)
-	if !ok || err != nil {
-		return netip.AddrPort{}, fmt.Errorf("parsing address %q", s)
+	fs, err := procfs.NewFS(fmt.Sprintf("/proc/%d", pid)) // its own network
+	if err != nil {
+		return "", err
 	}
-	return netip.AddrPortFrom(ip, uint16(n)), nil
+	for _, table := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
+		sockets, _ := table() // fails without IPv6
+		for _, socket := range sockets {
+			const listening = 10
+			if socket.St == listening && slices.Contains(descriptors, fmt.Sprintf("socket:[%d]", socket.Inode)) {
+				return net.JoinHostPort(socket.LocalAddr.String(), strconv.FormatUint(socket.LocalPort, 10)), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("process %d listens on no TCP port", pid)
 }
