@@ -47,27 +47,6 @@ func TestPercentile(t *testing.T) {
 	}
 }
 
-func TestMedian(t *testing.T) {
-	for _, test := range []struct {
-		name   string
-		values []float64
-		want   float64
-	}{
-		{name: "one", values: []float64{4}, want: 4},
-		{name: "odd", values: []float64{9, 1, 4}, want: 4},
-		{name: "even", values: []float64{9, 1, 4, 5}, want: 4.5},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			if got := median(test.values); got != test.want {
-				t.Errorf("got %g, want %g", got, test.want)
-			}
-		})
-	}
-	if got := median(nil); !math.IsNaN(got) {
-		t.Errorf("of nothing: got %g, want NaN", got)
-	}
-}
-
 // TestReadCPU burns processor time in a grandchild and looks for it.
 func TestReadCPU(t *testing.T) {
 	cmd := exec.Command("sh", "-c", `sh -c 'while :; do :; done' & echo $!; wait`)
@@ -123,17 +102,6 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-func TestReadMemory(t *testing.T) {
-	m, err := readMemory(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("RSS %.0f, PSS %.0f bytes", m.rss, m.pss)
-	if m.pss < 1<<20 || m.pss > m.rss {
-		t.Errorf("RSS %.0f, PSS %.0f bytes: want a megabyte at least, and PSS not above RSS", m.rss, m.pss)
-	}
-}
-
 func TestEvent(t *testing.T) {
 	for _, sent := range []time.Duration{0, 1, 123456789, 99 * time.Hour} {
 		event := appendEvent(nil, sent)
@@ -152,40 +120,6 @@ func TestEvent(t *testing.T) {
 		if stamps != 1 {
 			t.Errorf("%d lines with a stamp, want 1: %q", stamps, event)
 		}
-	}
-}
-
-// TestConfigure renders every configuration. Whether the programs accept them
-// shows when the bench runs.
-func TestConfigure(t *testing.T) {
-	for _, c := range all() {
-		if c.config == "" {
-			continue
-		}
-		t.Run(c.name, func(t *testing.T) {
-			s := setup{
-				Dir: t.TempDir(), Listen: "127.0.0.1:1111", Upstream: "127.0.0.1:2222", ServerName: serverName,
-				CAFile: "/ca.pem", Beta: beta, Workers: workers, Connections: 345, Files: 678,
-			}
-			if err := configure(c, &s); err != nil {
-				t.Fatal(err)
-			}
-			content, err := os.ReadFile(s.Config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, want := range []string{"127.0.0.1:1111", "127.0.0.1:2222", "345"} {
-				if !bytes.Contains(content, []byte(want)) {
-					t.Errorf("no %s in:\n%s", want, content)
-				}
-			}
-			if got, want := bytes.Contains(content, []byte("http-no-delay")), c.name == haproxyNoDelay; got != want {
-				t.Errorf("option http-no-delay: %t, want %t", got, want)
-			}
-			if filepath.Dir(s.Config) != s.Dir {
-				t.Errorf("written to %s, want a file in %s", s.Config, s.Dir)
-			}
-		})
 	}
 }
 
