@@ -197,6 +197,7 @@ func TestHeaderBounds(t *testing.T) {
 		name   string
 		sent   []string      // and a pause after each
 		pause  time.Duration // longer than a moment
+		second bool          // on a connection that has had a request
 		status int           // 0: closed without an answer
 	}{
 		{name: "a request after 29 s", sent: []string{"", get + end}, pause: 29 * time.Second, status: 200},
@@ -205,6 +206,8 @@ func TestHeaderBounds(t *testing.T) {
 		{name: "headers that take 11 s", sent: []string{get, end}, pause: 11 * time.Second},
 		{name: "256 fields", sent: []string{get + fields(255) + end}, status: 200},
 		{name: "257 fields", sent: []string{get + fields(256) + end}, status: 431},
+		{name: "256 fields again", second: true, sent: []string{get + fields(255) + end}, status: 200},
+		{name: "257 fields in a second request", second: true, sent: []string{get + fields(256) + end}, status: 431},
 		{name: "many fields, and no end", sent: []string{get + fields(5000)}, status: 431},
 		{name: "60 KiB", sent: []string{get + "a: " + strings.Repeat("x", 60<<10) + "\r\n" + end}, status: 200},
 		{name: "over 64 KiB", sent: []string{get + "a: " + strings.Repeat("x", 70<<10) + "\r\n" + end}, status: 431},
@@ -213,6 +216,10 @@ func TestHeaderBounds(t *testing.T) {
 			r := newRig(t, "", echo)
 			c := r.dialRaw()
 			defer c.Close()
+			if row.second {
+				go c.send(get + fields(200) + end)
+				c.answer()
+			}
 			go func() {
 				for _, text := range row.sent {
 					c.send(text)
