@@ -162,6 +162,14 @@ func TestQueue(t *testing.T) {
 		if want := []string{"/0", "/1", "/3"}; !slices.Equal(served, want) {
 			t.Errorf("served %v, want %v", served, want)
 		}
+		for _, line := range r.log.lines(t, "request completed") { // the wait is part of the latency
+			if want := map[string]float64{"/0": 10_000, "/1": 20_000, "/2": 5_000, "/3": 30_000}[fmt.Sprint(line["path"])]; line["latency_ms"] != want {
+				t.Errorf("%v, want %v ms", line, want)
+			}
+		}
+		if sum := samplesOf(t, r.proxy.metrics.page())[`proxy_request_duration_seconds_sum{status="200"}`]; sum != 60 {
+			t.Errorf("the durations are %v s in all, want 60", sum)
+		}
 	})
 }
 
@@ -199,8 +207,9 @@ func TestPanic(t *testing.T) {
 			if line := r.completed(); line["error"] != "internal: panic: boom" {
 				t.Errorf("%v", line)
 			}
-			if stack := fmt.Sprint(r.log.one(t, "panic in a request: this is a bug, please report it")["stack"]); !strings.Contains(stack, "proxy_test.go") {
-				t.Errorf("the log's stack is %s", stack)
+			if line := r.log.one(t, "panic in a request: this is a bug, please report it"); !strings.Contains(fmt.Sprint(line["stack"]), "proxy_test.go") ||
+				line["request_id"] != got.header.Get(requestIDHeader) {
+				t.Errorf("the log says %v of %v", line, got.header)
 			}
 			if got := r.do("POST", "/", "x"); got.status != 200 || got.body != "x" {
 				t.Errorf("the next request: %+v", got)
