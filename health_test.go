@@ -85,12 +85,19 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 			synctest.Wait()
 		}
 		r.front = r.probes
+		for range 2 * healthConnections { // that say nothing: each idle for a second gives way to a newer one
+			r.dialRaw()
+			time.Sleep(idleGrace)
+		}
 		for path, status := range map[string]int{"/livez": 200, "/health": 200, "/metrics": 200, "/v1/messages": 404} {
 			probe := r.dialRaw()
 			go probe.send("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n")
 			if got := probe.answer(); got.status != status || got.took != 0 {
 				t.Errorf("%s on health_addr: %+v", path, got)
 			}
+		}
+		if n := r.clients.connections(); n != rigConnections {
+			t.Errorf("clients have %d connections left, want all %d", n, rigConnections)
 		}
 	})
 }
