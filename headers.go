@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -168,4 +170,24 @@ func upstreamURL(base *url.URL, t target, absolute bool) url.URL {
 		u.Opaque = path
 	}
 	return u
+}
+
+// requestIDHeader names a request in the answer, for the log.
+const requestIDHeader = "X-Proxy-Request-Id"
+
+// newRequestID returns "req_" and a random UUID (RFC 9562, version 4).
+func newRequestID() string {
+	var u [16]byte
+	rand.Read(u[:])
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	id := make([]byte, 0, len("req_")+36)
+	id = append(id, "req_"...)
+	for i, b := range u {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			id = append(id, '-')
+		}
+		id = hex.AppendEncode(id, []byte{b})
+	}
+	return string(id)
 }

@@ -30,6 +30,7 @@ const ownWriteTimeout = 30 * time.Second
 
 // ServeHTTP implements http.Handler for the listener that has nothing else.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header()[requestIDHeader] = []string{newRequestID()}
 	if !e.serve(w, r, requestTarget(r).path) {
 		leaveUnread(w)
 		http.NotFound(w, r)

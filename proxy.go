@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -104,9 +102,6 @@ type exchange struct {
 	notes             []any // fields that only some requests have
 	err               error
 }
-
-// requestIDHeader names a request in the answer, for the log.
-const requestIDHeader = "X-Proxy-Request-Id"
 
 // ServeHTTP implements http.Handler. It matches the path that the client wrote: a mux would clean
 // paths and redirect.
@@ -530,21 +525,4 @@ func (p *proxy) drain(ctx context.Context, timeout time.Duration) (remaining int
 		}
 	}
 	return p.active.Load()
-}
-
-// newRequestID returns "req_" and a random UUID (RFC 9562, version 4).
-func newRequestID() string {
-	var u [16]byte
-	rand.Read(u[:])
-	u[6] = u[6]&0x0f | 0x40
-	u[8] = u[8]&0x3f | 0x80
-	id := make([]byte, 0, len("req_")+36)
-	id = append(id, "req_"...)
-	for i, b := range u {
-		if i == 4 || i == 6 || i == 8 || i == 10 {
-			id = append(id, '-')
-		}
-		id = hex.AppendEncode(id, []byte{b})
-	}
-	return string(id)
 }
