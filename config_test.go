@@ -140,6 +140,7 @@ func TestConfigRefused(t *testing.T) {
 
 		{text: withHeader("'authorization'", "'x'"), want: []string{"2:8: the header authorization" + reserved}},
 		{text: withHeader("'HOST'", "'x'"), want: []string{"2:8: the header HOST" + reserved}},
+		{text: withHeader("'content-length'", "'1'"), want: []string{"2:8: the header content-length" + reserved}},
 		{text: withHeader("'tE'", "'x'"), want: []string{"2:8: the header tE" + reserved}},
 		{text: withHeader("''", "'x'"), want: []string{`2:8: headers.name ""` + noName}},
 		{text: withHeader("'é'", "'x'"), want: []string{`2:8: headers.name "é"` + noName}},

@@ -51,8 +51,12 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 		go r.post()
 		go r.post()
 		synctest.Wait()
+		types := map[string]string{"/livez": "application/json", "/health": "application/json", "/metrics": "text/plain; version=0.0.4; charset=utf-8"}
 		for path, want := range map[string]string{"/livez": `{"status":"alive"}`, "/health": "", "/metrics": ""} {
 			got := r.do("GET", path, "")
+			if contentType := got.header.Get("Content-Type"); contentType != types[path] {
+				t.Errorf("%s has the type %s", path, contentType)
+			}
 			if got.status != 200 || got.took != 0 || got.header.Get(requestIDHeader) == "" || want != "" && got.body != want {
 				t.Errorf("%s: %+v", path, got)
 			}

@@ -54,6 +54,7 @@ func TestShutdownIdle(t *testing.T) {
 	for sig, message := range map[syscall.Signal]string{
 		syscall.SIGTERM: proxytest.MsgSIGTERM,
 		syscall.SIGINT:  "received SIGINT, shutting down",
+		syscall.SIGHUP:  "received SIGHUP, shutting down",
 	} {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
