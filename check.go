@@ -113,7 +113,7 @@ func (d *doctor) target() (host, port string) {
 	}
 	port = u.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443", "socks5": "1080"}[u.Scheme]
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
 	}
 	return u.Hostname(), port
 }

@@ -71,7 +71,7 @@ func TestCheck(t *testing.T) {
 func TestDoctorTarget(t *testing.T) {
 	for _, row := range []struct{ upstream, via, want string }{
 		{upstream: "https://h", want: "h:443"}, {upstream: "http://h", want: "h:80"}, {upstream: "https://h:8443", want: "h:8443"}, {upstream: "https://[::1]/x", want: "[::1]:443"},
-		{upstream: "https://h", via: "http://p:3128", want: "p:3128"}, {upstream: "https://h", via: "socks5://p", want: "p:1080"},
+		{upstream: "https://h", via: "http://p:3128", want: "p:3128"}, {upstream: "https://h", via: "socks5://p", want: "p:1080"}, {upstream: "https://h", via: "socks5h://p", want: "p:1080"},
 	} {
 		d := &doctor{cfg: testConfig(t, "", overrides{upstream: row.upstream})}
 		if row.via != "" {

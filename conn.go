@@ -104,7 +104,8 @@ func (l *clientListener) admit(c *clientConn) (net.Conn, error) {
 	return c, nil
 }
 
-// makeRoom closes the connection that has had no request for the longest time. Without one it reports false, and
+// makeRoom closes the connection that has had no request for the longest time, or finds that it has just got one, so that
+// the caller looks again. Without one it reports false, and
 // changes if there is one later. The caller holds l.mu.
 func (l *clientListener) makeRoom() bool {
 	var idle *clientConn

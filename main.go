@@ -219,7 +219,7 @@ const (
 	// leaves beyond the soft one: that is taken to be a third of the soft one.
 	memoryPerConnection = 38 << 10
 	kernelPerConnection = 24 << 10
-	// memoryAtRest is what is left of the soft memory limit without any, with room for garbage.
+	// memoryAtRest is what the process takes of the soft memory limit without any request or connection, with room for garbage.
 	memoryAtRest = 32 << 20
 	// fewestConnections are accepted at once, however small the memory limit is.
 	fewestConnections = 16

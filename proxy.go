@@ -442,7 +442,8 @@ func writeFailed(err error) error {
 	}
 }
 
-// finish answers with x's failure if nothing was sent yet, then counts and logs x.
+// finish answers with x's failure if nothing was sent yet, then counts and logs x. An answer that is to look broken ends in a panic
+// with http.ErrAbortHandler.
 func (p *proxy) finish(x *exchange) {
 	f := asFailure(x.err)
 	switch {
