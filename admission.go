@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// gate is a weighted semaphore that lets in in arrival order, but for those who may be first: who asks for much is not
+// gate is a weighted semaphore that serves in arrival order, but for those who may come first: who asks for much is not
 // overtaken by those who ask for little. The zero value lets nobody in; see newGate.
 type gate struct {
 	size int64

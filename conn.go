@@ -104,9 +104,8 @@ func (l *clientListener) admit(c *clientConn) (net.Conn, error) {
 	return c, nil
 }
 
-// makeRoom closes the connection that has had no request for the longest time, or finds that it has just got one, so that
-// the caller looks again. Without one it reports false, and
-// changes if there is one later. The caller holds l.mu.
+// makeRoom closes the connection that has had no request for the longest time, unless that has just got one; then the caller
+// is to look again. Without such a connection it reports false, and changes if there is one later. The caller holds l.mu.
 func (l *clientListener) makeRoom() bool {
 	var idle *clientConn
 	since := time.Duration(math.MaxInt64)
@@ -302,9 +301,9 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 			return 0, err
 		}
 	}
-	if open := c.firstRead; open != nil {
+	if read := c.firstRead; read != nil {
 		c.firstRead = nil
-		n, err = open(p)
+		n, err = read(p)
 		c.SetReadDeadline(time.Now().Add(firstRequest))
 	}
 	if n == 0 && err == nil {
