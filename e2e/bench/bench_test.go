@@ -2,12 +2,8 @@ package main
 
 import (
 	"bytes"
-	"flag"
-	"fmt"
 	"io"
 	"math"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,12 +20,11 @@ func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }
 func TestReport(t *testing.T) {
 	r := newReport()
 	for _, slow := range []float64{1, 10, 100, 1000} {
-		r.add("small32", ours, cpuPerRequest, 3*slow)
-		r.add("small32", nginx, cpuPerRequest, 2*slow)
-		r.add("small32", direct, cpuPerRequest, math.NaN())
-		r.add("small32", direct, perSecond, 400)
-		r.add("streams500", ours, p50, 5*slow)
-		r.add("streams500", direct, p50, 3*slow)
+		r.add("small32", ours, figures{cpuPerRequest: 3 * slow})
+		r.add("small32", nginx, figures{cpuPerRequest: 2 * slow})
+		r.add("small32", direct, figures{cpuPerRequest: math.NaN(), perSecond: 400})
+		r.add("streams500", ours, figures{p50: 5 * slow})
+		r.add("streams500", direct, figures{p50: 3 * slow})
 	}
 	r.summarize()
 	dir := t.TempDir()
@@ -77,16 +72,6 @@ func TestNoise(t *testing.T) {
 	}
 }
 
-func TestSummary(t *testing.T) {
-	byClient := [][]float64{nil, {100}, nil}
-	for i := range 99 {
-		byClient[i%3] = append(byClient[i%3], float64(99-i))
-	}
-	if n, got := summary(byClient); n != 100 || got[p50] != 50 || got[p99] != 99 {
-		t.Errorf("of 1 to 100: %g, %v", n, got)
-	}
-}
-
 // TestJudge measures against one limit at a time.
 func TestJudge(t *testing.T) {
 	for _, test := range []struct {
@@ -105,8 +90,8 @@ func TestJudge(t *testing.T) {
 		{"the figure itself", "streams2000", mibInAll, 129, 1, "missed"},
 	} {
 		r := newReport()
-		r.add(test.work, ours, test.column, test.ours)
-		r.add(test.work, nginx, test.column, test.nginx)
+		r.add(test.work, ours, figures{test.column: test.ours})
+		r.add(test.work, nginx, figures{test.column: test.nginx})
 		r.summarize()
 		if len(r.Limits) != 1 || r.Limits[0].state != test.want || (collapsed(r.Limits) != nil) != (test.want == "collapsed") {
 			t.Errorf("%s: %+v, want %s", test.name, r.Limits, test.want)
@@ -115,35 +100,6 @@ func TestJudge(t *testing.T) {
 	for _, l := range limits() { // on what is never measured
 		if !slices.ContainsFunc(append(workloads, processWork), func(w workload) bool { return w.name == l.work && slices.Contains(w.columns, l.column) }) {
 			t.Errorf("%v: no such figure", l)
-		}
-	}
-}
-
-func TestEvent(t *testing.T) {
-	for _, sent := range []time.Duration{0, 123456789, 99 * time.Hour} {
-		event := fmt.Appendf(nil, eventFormat, sent)
-		var stamps []time.Duration
-		for line := range bytes.Lines(event) {
-			if stamp, ok := parseEvent(line); ok {
-				stamps = append(stamps, stamp)
-			}
-		}
-		if len(event) != 160 || !slices.Equal(stamps, []time.Duration{sent}) {
-			t.Errorf("%d bytes with stamps %v, want 160 and %d: %q", len(event), stamps, sent, event)
-		}
-	}
-}
-
-func TestFlags(t *testing.T) {
-	for line, good := range map[string]bool{
-		"": true, "-only proxy,nginx -work small32": true, "-quick -rounds 3": true,
-		"-only apache": false, "-work small": false, "small32": false, "-rounds 0": false, "-duration 2m": false,
-	} {
-		flags := flag.NewFlagSet("", flag.ContinueOnError)
-		flags.SetOutput(io.Discard)
-		o, err := parseFlags(flags, strings.Fields(line))
-		if (err == nil) != good || o.quick && (o.rounds != 3 || o.patience != 10*time.Second) {
-			t.Errorf("%q: %+v, error %v", line, o, err)
 		}
 	}
 }
@@ -168,15 +124,5 @@ func measureAll(t *testing.T, o options) {
 				t.Errorf("no %s of %s", column, w.name)
 			}
 		}
-	}
-}
-
-// TestRefused is what makes a contestant fail that does not add the header.
-func TestRefused(t *testing.T) {
-	request := httptest.NewRequest("POST", smallPath, nil)
-	request.Header.Set("Anthropic-Beta", clientBeta)
-	answer := httptest.NewRecorder()
-	if requireBeta(http.NotFoundHandler())(answer, request); answer.Code != http.StatusBadRequest {
-		t.Errorf("status %d, want 400", answer.Code)
 	}
 }

@@ -45,9 +45,6 @@ const (
 
 // writeCharts draws all charts that there are figures for into folder.
 func (r *report) writeCharts(folder string) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return fmt.Errorf("drawing charts: %w", err)
-	}
 	for file, panels := range charts {
 		var plots []*plot.Plot
 		most := 0 // bars in one of them
@@ -78,8 +75,7 @@ func (r *report) writeCharts(folder string) error {
 	return nil
 }
 
-// bars returns the contestants that have the panel's figure, from below, as the library counts. What the clients reach without any
-// proxy is none of them.
+// bars returns the contestants, without direct, that have the panel's figure, from below, as the library counts.
 func (r *report) bars(panel column) []string {
 	names := slices.DeleteFunc(r.measured(panel.work), func(c string) bool {
 		return c == direct || r.at(panel.work, c, panel.figure).Rounds == nil

@@ -50,19 +50,6 @@ type contestant struct {
 	binary   string                                     // as found by resolve
 }
 
-// setup is what the templates can refer to.
-type setup struct {
-	Dir, Config      string // a folder of the contestant's own, and the file in it
-	Listen, Upstream string // addresses, 127.0.0.1:PORT
-	ServerName       string // of the upstream's certificate
-	CAFile           string // that the upstream's certificate is to be verified with
-	Beta             string
-	Workers          int
-	Connections      int
-	Files            int
-	NoDelay          bool // HAProxy's option http-no-delay
-}
-
 const (
 	proxyConfig = "proxy.toml.tmpl"
 	proxyArgs   = "-local -listen {{.Listen}} -config {{.Config}}"
@@ -100,8 +87,7 @@ func current(o options) (string, error) {
 }
 
 func older(o options) (string, error) { return o.baseline, nil }
-
-func itself(options) (string, error) { return os.Executable() }
+func itself(options) (string, error)  { return os.Executable() }
 
 // debian returns what finds a program that Debian packages, also where it puts daemons, which is not in everyone's path.
 func debian(program, pkg string) func(options) (string, error) {
@@ -151,16 +137,22 @@ func resolve(o options) ([]contestant, error) {
 //go:embed configs
 var configs embed.FS
 
-// configure writes c's configuration, if it has one, into s.Dir, and returns its command line.
-func (c contestant) configure(s setup) ([]string, error) {
-	s.NoDelay = c.name == haproxyNoDelay
-	s.Config = filepath.Join(s.Dir, "config")
-	templates := template.Must(template.ParseFS(configs, "configs/*"))
-	template.Must(templates.New("args").Parse(c.args))
-	var config, args strings.Builder
-	err := templates.ExecuteTemplate(&args, "args", s)
-	if err == nil && c.config != "" {
-		err = errors.Join(templates.ExecuteTemplate(&config, c.config, s), os.WriteFile(s.Config, []byte(config.String()), 0o644))
+// configure writes c's configuration, if it has one, into dir, and returns its command line.
+func (c contestant) configure(dir, listen string, up *upstream) ([]string, error) {
+	file := filepath.Join(dir, "config")
+	setup := map[string]any{
+		"Dir": dir, "Config": file, "Listen": listen, "Upstream": up.addr, "ServerName": serverName, "CAFile": up.caFile, "Beta": beta,
+		"Workers": workers, "Connections": maxConnections, "Files": maxFiles, "NoDelay": c.name == haproxyNoDelay,
 	}
-	return strings.Fields(args.String()), err
+	templates := template.Must(template.New("args").Option("missingkey=error").Parse(c.args))
+	var args, config strings.Builder
+	err := templates.Execute(&args, setup)
+	if err == nil && c.config != "" {
+		template.Must(templates.ParseFS(configs, "configs/*"))
+		err = errors.Join(templates.ExecuteTemplate(&config, c.config, setup), os.WriteFile(file, []byte(config.String()), 0o644))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("writing the configuration: %w", err)
+	}
+	return strings.Fields(args.String()), nil
 }

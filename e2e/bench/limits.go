@@ -15,9 +15,6 @@ type limit struct {
 	grain        float64 // a difference in the figure's unit that is no collapse: other work can delay anything for so long
 }
 
-// collapseFactor is by how much a limit has to be missed to fail a quick run.
-const collapseFactor = 2
-
 // limits are those of the project.
 func limits() []limit {
 	all := []limit{
@@ -51,11 +48,7 @@ func limits() []limit {
 
 // String names the limit, such as "small32, CPU µs/request: at most 0.6 × caddy".
 func (l limit) String() string {
-	how := "at most"
-	if l.atLeast {
-		how = "at least"
-	}
-	s := fmt.Sprintf("%s, %s: %s %g", l.work, l.column, how, l.bound)
+	s := fmt.Sprintf("%s, %s: %s %g", l.work, l.column, map[bool]string{false: "at most", true: "at least"}[l.atLeast], l.bound)
 	if l.than != "" {
 		s += " × " + l.than
 	}
@@ -91,7 +84,7 @@ func judge(r *report) []verdict {
 		if !v.Met {
 			v.state = "missed"
 		}
-		if times > collapseFactor && math.Abs(own-l.bound*theirs) > l.grain {
+		if times > 2 && math.Abs(own-l.bound*theirs) > l.grain {
 			v.state = "collapsed"
 		}
 		all = append(all, v)
@@ -99,7 +92,7 @@ func judge(r *report) []verdict {
 	return all
 }
 
-// collapsed returns an error for each limit that is missed by far.
+// collapsed returns an error for each limit that is missed by far: that fails a quick run.
 func collapsed(verdicts []verdict) error {
 	var all []error
 	for _, v := range verdicts {

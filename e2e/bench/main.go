@@ -19,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -41,18 +42,17 @@ func main() {
 
 // options are the command line.
 type options struct {
-	quick      bool
-	only, work []string      // names; nil is all
-	rounds     int           // how often everything is measured
-	duration   time.Duration // of one measurement
-	patience   time.Duration // with a machine that is not quiet
-	binary     string        // of the proxy, instead of building it
-	baseline   string        // another binary of the proxy
-	env        []string      // of the proxy, in addition
-	http1      bool          // the upstream does not offer HTTP/2
-	from       string        // file of figures
-	// What to write: files, and for charts a folder.
-	json, charts, cpuProfile, allocs string
+	quick                            bool
+	only, work                       []string      // names; nil is all
+	rounds                           int           // how often everything is measured
+	duration                         time.Duration // of one measurement
+	patience                         time.Duration // with a machine that is not quiet
+	binary                           string        // of the proxy, instead of building it
+	baseline                         string        // another binary of the proxy
+	env                              []string      // of the proxy, in addition
+	http1                            bool          // the upstream does not offer HTTP/2
+	from                             string        // file of figures
+	json, charts, cpuProfile, allocs string        // what to write: files, and for charts a folder
 }
 
 func parseFlags(flags *flag.FlagSet, args []string) (o options, err error) {
@@ -75,10 +75,7 @@ func parseFlags(flags *flag.FlagSet, args []string) (o options, err error) {
 	flags.DurationVar(&o.patience, "patience", 2*time.Minute, "how long to wait, in all rounds together, for others to leave the machine alone (10s with -quick)")
 	flags.StringVar(&o.binary, "binary", "", "measure this `build` of the proxy instead of making one")
 	flags.StringVar(&o.baseline, "baseline", "", "another `build` of the proxy, to compare with")
-	flags.Func("env", "`KEY=VALUE` in the proxy's environment, such as GOGC=200 (repeatable)", func(s string) error {
-		o.env = append(o.env, s)
-		return nil
-	})
+	flags.Func("env", "`KEY=VALUE` in the proxy's environment, such as GOGC=200 (repeatable)", func(s string) error { o.env = append(o.env, s); return nil })
 	flags.BoolVar(&o.http1, "http1", false, "the upstream offers HTTP/1.1 only; nginx and HAProxy use that in any case")
 	flags.StringVar(&o.from, "from", "", "measure nothing, but report the figures that -json wrote to `file`")
 	flags.StringVar(&o.json, "json", "", "write all figures to `file` too")
@@ -197,13 +194,8 @@ func (b *testbed) measure(ctx context.Context, c contestant, w workload, d time.
 	if err := t.stop(err); err != nil {
 		return err
 	}
-	for column, v := range measured {
-		if slices.Contains(w.columns, column) {
-			r.add(w.name, c.name, column, v)
-		}
-	}
-	for column, v := range t.idle {
-		r.add(processWork.name, c.name, column, v)
-	}
+	maps.DeleteFunc(measured, func(column string, _ float64) bool { return !slices.Contains(w.columns, column) })
+	r.add(w.name, c.name, measured)
+	r.add(processWork.name, c.name, t.idle)
 	return nil
 }

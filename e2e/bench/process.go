@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -63,24 +64,21 @@ func (b *testbed) start(c contestant) (_ *target, err error) {
 	if c.name == direct {
 		return t, nil
 	}
-	s := setup{
-		Dir: filepath.Join(b.dir, c.name), Upstream: b.upstream.addr, ServerName: serverName, CAFile: b.upstream.caFile,
-		Beta: beta, Workers: workers, Connections: maxConnections, Files: maxFiles,
-	}
-	if s.Listen, err = proxytest.FreeAddr(); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+	dir := filepath.Join(b.dir, c.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making a folder for the contestant: %w", err)
+	}
+	if t.addr, err = proxytest.FreeAddr(); err != nil {
+		return nil, err
 	}
 	o := proxytest.Options{
 		Binary:      c.binary,
-		Env:         append([]string{"HOME=" + s.Dir, "SSL_CERT_FILE=" + s.CAFile}, c.env...),
+		Env:         append([]string{"HOME=" + dir, "SSL_CERT_FILE=" + b.upstream.caFile}, c.env...),
 		Stdout:      io.Discard,      // by way of a pipe, as Kubernetes reads a container's log
 		DeathSignal: syscall.SIGTERM, // nginx' workers outlive a master that is killed
 	}
-	if o.Args, err = c.configure(s); err != nil {
-		return nil, fmt.Errorf("writing the configuration: %w", err)
+	if o.Args, err = c.configure(dir, t.addr, b.upstream); err != nil {
+		return nil, err
 	}
 	if c.config == proxyConfig {
 		o.Env = append(o.Env, b.env...)
@@ -91,7 +89,6 @@ func (b *testbed) start(c contestant) (_ *target, err error) {
 	if t.process, err = proxytest.Start(o); err != nil {
 		return nil, err
 	}
-	t.addr = s.Listen
 	if err := t.settle(c.binary); err != nil {
 		return nil, t.stop(err)
 	}
@@ -100,7 +97,7 @@ func (b *testbed) start(c contestant) (_ *target, err error) {
 
 // settle waits until t listens and its memory no longer changes: who listens has not always started its workers yet.
 func (t *target) settle(binary string) error {
-	if err := t.process.WaitListening(proxytest.Timeout); err != nil {
+	if err := t.awaitListening(); err != nil {
 		return err
 	}
 	started := time.Since(t.process.Started)
@@ -122,6 +119,21 @@ func (t *target) settle(binary string) error {
 			return fmt.Errorf("its memory still changes after %v", proxytest.Timeout)
 		}
 	}
+}
+
+// awaitListening connects until that succeeds. WaitListening would read the kernel's list of sockets, which a run makes long and slow.
+func (t *target) awaitListening() error {
+	for time.Since(t.process.Started) < proxytest.Timeout {
+		if conn, err := net.Dial("tcp", t.addr); err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-t.process.Done():
+			return errors.New("it ended before it listened")
+		case <-time.After(200 * time.Microsecond):
+		}
+	}
+	return fmt.Errorf("it does not listen on %s after %v", t.addr, proxytest.Timeout)
 }
 
 // run measures w for d.

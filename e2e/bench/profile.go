@@ -20,11 +20,7 @@ import (
 //go:embed overlay/profile.go.txt
 var profileSource []byte
 
-// profiledWork is what the proxy is there for, and profiled under: small requests and event streams.
-var profiledWork = []string{"small32", "streams500"}
-
-// profileProxy writes a pprof profile of the proxy under profiledWork, or what o asks for: of the kind cpu, which serves as
-// default.pgo, or allocs.
+// profileProxy writes a pprof profile of the proxy under load: of the kind cpu, which serves as default.pgo, or allocs.
 func profileProxy(ctx context.Context, o options, kind, file string) (err error) {
 	b, err := newTestbed(o)
 	if err != nil {
@@ -43,7 +39,7 @@ func profileProxy(ctx context.Context, o options, kind, file string) (err error)
 	}
 	defer func() { err = t.stop(err) }()
 	if o.work == nil {
-		o.work = profiledWork
+		o.work = []string{"small32", "streams500"} // what the proxy is there for
 	}
 	for range o.rounds {
 		for _, w := range o.workloads() {
@@ -56,7 +52,7 @@ func profileProxy(ctx context.Context, o options, kind, file string) (err error)
 		return err
 	}
 	if code, err := t.process.Wait(proxytest.Timeout); err != nil || code != 0 {
-		return fmt.Errorf("waiting for the profile: exit code %d, error %w", code, err)
+		return fmt.Errorf("waiting for the profile: exit code %d, error %v", code, err)
 	}
 	written, err := os.ReadFile(raw)
 	if err != nil {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime"
 	"slices"
+
+	"gonum.org/v1/gonum/stat"
 )
 
 // A report is all figures of a run, and the file that -json writes and -from reads.
@@ -29,20 +31,20 @@ func newReport() *report {
 	return &report{CPUs: runtime.NumCPU(), Go: runtime.Version(), Figures: map[string]map[string]map[string]*figure{}}
 }
 
-// add takes what a round has measured. NaN is unknown, and left out.
-func (r *report) add(work, contestant, column string, v float64) {
-	if math.IsNaN(v) {
-		return
-	}
+// add takes what a round has measured. What is unknown is left out.
+func (r *report) add(work, contestant string, measured figures) {
 	if r.Figures[work] == nil {
 		r.Figures[work] = map[string]map[string]*figure{}
 	}
 	if r.Figures[work][contestant] == nil {
 		r.Figures[work][contestant] = map[string]*figure{}
 	}
-	f := r.at(work, contestant, column)
-	f.Rounds = append(f.Rounds, v)
-	r.Figures[work][contestant][column] = &f
+	for column, v := range measured {
+		if f := r.at(work, contestant, column); !math.IsNaN(v) {
+			f.Rounds = append(f.Rounds, v)
+			r.Figures[work][contestant][column] = &f
+		}
+	}
 }
 
 // at returns a figure. If there is none, its median is NaN.
@@ -65,7 +67,7 @@ func (r *report) summarize() {
 		for _, c := range r.measured(work) {
 			for added, column := range map[string]string{addedP50: p50, addedP99: p99} {
 				for _, pair := range r.pairs(work, c, direct, column) {
-					r.add(work, c, added, pair[0]-pair[1])
+					r.add(work, c, figures{added: pair[0] - pair[1]})
 				}
 			}
 		}
@@ -96,14 +98,23 @@ func (r *report) pairs(work, a, b, column string) (all [][2]float64) {
 	return all
 }
 
-func readReport(file string) (*report, error) {
-	in, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("reading the figures: %w", err)
+// median returns the middle value, or the mean of the two middle ones; NaN if there are no values.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
 	}
+	sorted := slices.Sorted(slices.Values(values))
+	return stat.Mean(sorted[(len(sorted)-1)/2:len(sorted)/2+1], nil)
+}
+
+func readReport(file string) (*report, error) {
 	r := &report{}
-	if err := json.Unmarshal(in, r); err != nil {
-		return nil, fmt.Errorf("reading the figures in %s: %w", file, err)
+	in, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(in, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the figures of %s: %w", file, err)
 	}
 	return r, nil
 }

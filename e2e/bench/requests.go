@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -9,20 +8,20 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"gonum.org/v1/gonum/stat"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // clientBeta is a beta that clients send and that must survive.
 const clientBeta = "interleaved-thinking-2025-05-14"
-
-// phaseHeader tells the upstream when a stream's first event is due, as a fraction of eventInterval.
-const phaseHeader = "x-bench-phase"
 
 // sdkHeaders are what Anthropic's SDKs send beside length and betas.
 const sdkHeaders = `accept: application/json
@@ -41,37 +40,26 @@ x-stainless-timeout: 600
 `
 
 // request returns a request as Anthropic's SDKs write it. For direct it has the beta that otherwise the contestant adds.
-func (t *target) request(method, path string, bodySize int, phase float64) []byte {
+func (t *target) request(method, path string, bodySize int) []byte {
 	betas := "claude-code-20250219," + clientBeta
 	if t.name == direct {
 		betas += "," + beta
 	}
-	head := fmt.Sprintf("%s %s?beta=true HTTP/1.1\nhost: %s\n%santhropic-beta: %s\n%s: %.4f\ncontent-length: %d\n\n",
-		method, path, t.addr, sdkHeaders, betas, phaseHeader, phase, bodySize)
+	head := fmt.Sprintf("%s %s HTTP/1.1\nhost: %s\n%santhropic-beta: %s\ncontent-length: %d\n\n", method, path, t.addr, sdkHeaders, betas, bodySize)
 	return append([]byte(strings.ReplaceAll(head, "\n", "\r\n")), bytes.Repeat([]byte("x"), bodySize)...)
 }
 
-// A client is one connection to a target. It speaks HTTP/1.1, as the clients of the real proxy do, and does little else: it shares
-// the machine with the target.
-type client struct {
-	conn net.Conn
-	in   *bufio.Reader
-}
-
-// connect opens n connections, which last as long as ctx.
-func (t *target) connect(ctx context.Context, n int) ([]*client, error) {
-	all := make([]*client, n)
-	return all, each(n, func(i int) error {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", t.addr)
-		if err != nil {
-			return err
-		}
-		if t.name == direct {
-			conn = tls.Client(conn, &tls.Config{RootCAs: t.upstream.roots, ServerName: serverName})
-		}
-		context.AfterFunc(ctx, func() { conn.Close() })
-		all[i] = &client{conn, bufio.NewReader(conn)}
-		return nil
+// connect opens n connections, which last as long as ctx. They speak HTTP/1.1, as the clients of the real proxy do, in the least
+// way: they share the machine with the target.
+func (t *target) connect(ctx context.Context, n int) ([]*proxytest.Client, error) {
+	var config *tls.Config
+	if t.name == direct {
+		config = &tls.Config{RootCAs: t.upstream.roots, ServerName: serverName}
+	}
+	clients := make([]*proxytest.Client, n)
+	return clients, each(n, func(i int) (err error) {
+		clients[i], err = proxytest.Dial(ctx, t.addr, config)
+		return err
 	})
 }
 
@@ -85,33 +73,17 @@ func each(n int, f func(i int) error) error {
 	return group.Wait()
 }
 
-// send sends a request and waits for the headers of its answer, which has to be a good one.
-func (c *client) send(request []byte) (*http.Response, error) {
-	if _, err := c.conn.Write(request); err != nil {
-		return nil, fmt.Errorf("sending a request: %w", err)
-	}
-	resp, err := http.ReadResponse(c.in, nil)
+// send sends a request and returns its answer's body, if it is a good one.
+func send(c *proxytest.Client, request []byte) (io.Reader, error) {
+	resp, err := c.Send(request)
 	if err != nil {
-		return nil, fmt.Errorf("reading an answer: %w", err)
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK || resp.Close {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 500)) // as far as it tells something
 		return nil, fmt.Errorf("status %s, the connection is to be closed: %t, headers %v: %s", resp.Status, resp.Close, resp.Header, body)
 	}
-	return resp, nil
-}
-
-// do sends a request and reads its answer, whose body has to be of size bytes.
-func (c *client) do(request []byte, size int64) error {
-	resp, err := c.send(request)
-	if err != nil {
-		return err
-	}
-	n, err := io.Copy(io.Discard, resp.Body)
-	if err == nil && n != size {
-		err = fmt.Errorf("reading an answer: %d bytes, want %d", n, size)
-	}
-	return err
+	return resp.Body, nil
 }
 
 // exchange is what clients do over and over: a request and its answer.
@@ -164,12 +136,12 @@ func (e exchange) run(ctx context.Context, t *target, d time.Duration) (figures,
 }
 
 // lap has all clients send requests for d. All begun requests count and are waited for.
-func (e exchange) lap(t *target, clients []*client, d time.Duration) (figures, error) {
+func (e exchange) lap(t *target, clients []*proxytest.Client, d time.Duration) (figures, error) {
 	before, err := t.cpu()
 	if err != nil {
 		return nil, err
 	}
-	request := t.request(e.method, e.path, e.bodySize, 0)
+	request := t.request(e.method, e.path+"?beta=true", e.bodySize)
 	latencies := make([][]float64, len(clients))
 	begun := time.Now()
 	next := e.due(begun, begun.Add(d))
@@ -178,8 +150,12 @@ func (e exchange) lap(t *target, clients []*client, d time.Duration) (figures, e
 		working.Go(func() error {
 			for at, more := next(); more; at, more = next() {
 				time.Sleep(time.Until(at))
-				if err := c.do(request, e.answerSize); err != nil {
+				body, err := send(c, request)
+				if err != nil {
 					return err
+				}
+				if n, err := io.Copy(io.Discard, body); err != nil || n != e.answerSize {
+					return fmt.Errorf("reading an answer: %d bytes of %d, error %v", n, e.answerSize, err)
 				}
 				latencies[i] = append(latencies[i], milliseconds(time.Since(at)))
 			}
@@ -219,3 +195,15 @@ func (e exchange) due(begun, end time.Time) func() (time.Time, bool) {
 		return at, at.Before(end)
 	}
 }
+
+// summary returns the number of latencies and, if there are any, their percentiles.
+func summary(byClient [][]float64) (n float64, measured figures) {
+	all := slices.Concat(byClient...)
+	if len(all) == 0 {
+		return 0, nil
+	}
+	slices.Sort(all)
+	return float64(len(all)), figures{p50: stat.Quantile(0.5, stat.Empirical, all, nil), p99: stat.Quantile(0.99, stat.Empirical, all, nil)}
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

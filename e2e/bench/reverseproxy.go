@@ -11,8 +11,7 @@ import (
 // reverseProxyMode is the first argument that makes this program the contestant reverseproxy instead of the bench.
 const reverseProxyMode = "serve-reverseproxy"
 
-// serveReverseProxy is the least that one would write with the standard library: httputil.ReverseProxy, told to flush and to keep
-// enough connections.
+// serveReverseProxy is the least that one would write: httputil.ReverseProxy, told to flush and to keep enough connections.
 func serveReverseProxy(listen, upstream string) error {
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {

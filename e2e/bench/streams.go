@@ -12,12 +12,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// catchUp is the least that streams are given after the last one was opened: the first ones have waited for the processor while
-// others shook hands.
-const catchUp = 500 * time.Millisecond
-
-// latecomers is how long after the measured time its last events may arrive.
-const latecomers = 500 * time.Millisecond
+const (
+	catchUp    = 500 * time.Millisecond // at least, after the last handshake: the first streams have waited for the processor
+	latecomers = 500 * time.Millisecond // how long after the measured time its last events may arrive
+)
 
 // An arrival is that of an event, by clock.
 type arrival struct{ sent, at time.Duration }
@@ -34,13 +32,14 @@ func streams(n int) runner {
 		}
 		arrivals := make([][]arrival, n)
 		err = each(n, func(i int) error {
-			phase := float64(i) / float64(n) // streams are out of step with each other
-			resp, err := clients[i].send(t.request("POST", streamPath, 2<<10, phase))
+			// Streams are out of step with each other: a phase is when the first event is due.
+			path := fmt.Sprintf("%s?beta=true&phase=%dns", streamPath, eventInterval*time.Duration(i)/time.Duration(n))
+			body, err := send(clients[i], t.request("POST", path, 2<<10))
 			if err != nil {
 				return err
 			}
 			readers.Go(func() (err error) {
-				if arrivals[i], err = readEvents(resp.Body); ctx.Err() != nil {
+				if arrivals[i], err = readEvents(body); ctx.Err() != nil {
 					return nil
 				}
 				return fmt.Errorf("reading a stream: %w", err)
@@ -55,7 +54,7 @@ func streams(n int) runner {
 		if err := cmp.Or(readers.Wait(), err); err != nil {
 			return nil, err
 		}
-		return w.figures(t, arrivals)
+		return w.figures(t.idle[idlePSS]*1e6, arrivals)
 	}
 }
 
@@ -97,8 +96,8 @@ func (t *target) watch(ctx context.Context, d time.Duration) (w window, err erro
 	return w, errors.Join(errBefore, errAfter, err, pause(ctx, latecomers))
 }
 
-// figures returns those of streams that have had these arrivals.
-func (w window) figures(t *target, arrivals [][]arrival) (figures, error) {
+// figures returns those of streams that have had these arrivals, of a process that held idle bytes without any.
+func (w window) figures(idle float64, arrivals [][]arrival) (figures, error) {
 	latencies := make([][]float64, len(arrivals))
 	for i, ofStream := range arrivals {
 		for _, a := range ofStream {
@@ -114,6 +113,6 @@ func (w window) figures(t *target, arrivals [][]arrival) (figures, error) {
 		return nil, fmt.Errorf("none of about %.0f events arrived in time: this machine is too busy to measure", due)
 	}
 	measured[cpuPerEvent], measured[arrived] = w.cpu*1e6/events, events/due*100
-	measured[kbPerStream], measured[mibInAll] = (w.pss/1e3-t.idle[idlePSS]*1e3)/n, w.pss/(1<<20)
+	measured[kbPerStream], measured[mibInAll] = (w.pss-idle)/1e3/n, w.pss/(1<<20)
 	return measured, nil
 }

@@ -85,13 +85,11 @@ func (r *report) table(b *strings.Builder, title string, columns []column) {
 	table.Flush() // into b: can't fail
 }
 
-// withoutRatio are figures whose ratios would say nothing.
-var withoutRatio = []string{arrived, addedP50, addedP99}
-
 // cell is what the subject's figure is in proportion to a contestant's, and that itself.
 func (r *report) cell(contestant string, c column) string {
 	f := r.at(c.work, contestant, c.figure)
-	if contestant == subject(c.work) || f.Ratio == 0 || slices.Contains(withoutRatio, c.figure) {
+	alone := contestant == subject(c.work) || slices.Contains([]string{arrived, addedP50, addedP99}, c.figure) // their ratios say nothing
+	if alone || f.Ratio == 0 {
 		return format(f.Median)
 	}
 	return fmt.Sprintf("%.2f (%s)", f.Ratio, format(f.Median))

@@ -22,16 +22,13 @@ import (
 // serverName is what the upstream's certificate is for, beside 127.0.0.1: not every contestant can verify an address.
 const serverName = "localhost"
 
-// The paths that the upstream answers, once it has read the request's body.
+// The paths that the upstream answers, once it has read the request's body, and with what.
 const (
-	smallPath  = "/v1/messages"
-	largePath  = "/v1/files/large/content"
-	streamPath = "/v1/messages/stream"
-)
-
-const (
+	smallPath       = "/v1/messages"
 	smallAnswerSize = 1 << 10
+	largePath       = "/v1/files/large/content"
 	largeAnswerSize = 10 << 20
+	streamPath      = "/v1/messages/stream"
 	eventInterval   = 100 * time.Millisecond // between two events of a stream
 )
 
@@ -46,7 +43,7 @@ type upstream struct {
 	roots  *x509.CertPool // the same
 }
 
-// startUpstream starts it; http2 has it offer HTTP/2 beside HTTP/1.1. Its authority's certificate is written into dir.
+// startUpstream starts it, with or without HTTP/2 beside HTTP/1.1. Its authority's certificate is written into dir.
 func startUpstream(dir string, http2 bool) (*upstream, error) {
 	authority, err := testca.New()
 	if err != nil {
@@ -119,8 +116,8 @@ func streamEvents(w http.ResponseWriter, r *http.Request) {
 	if control.Flush() != nil {
 		return
 	}
-	phase, _ := strconv.ParseFloat(r.Header.Get(phaseHeader), 64) // absent: 0
-	time.Sleep(time.Duration(phase * float64(eventInterval)))
+	phase, _ := time.ParseDuration(r.URL.Query().Get("phase")) // absent: 0
+	time.Sleep(phase)
 	ticker := time.NewTicker(eventInterval)
 	defer ticker.Stop()
 	for event := []byte(nil); r.Context().Err() == nil; <-ticker.C {
