@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"image/color"
 	"os"
@@ -17,25 +16,19 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// A panel is a bar for each contestant's median of one figure.
-type panel struct{ work, column, title string }
-
-// charts are the panels of each file, one below the other.
-func charts() map[string][]panel {
-	streams := streamsName(streamCounts[0])
-	return map[string][]panel{
-		"performance-cpu.svg": {{"small32", cpuPerRequest, "CPU time per small request, µs (lower is better)"}},
-		"performance-large.svg": {
-			{"post10", megabytes, "10 MiB POST, MB/s (higher is better)"},
-			{"get10", megabytes, "10 MiB answer, MB/s (higher is better)"},
-		},
-		"performance-streams.svg": {{streams, kbPerStream, "Memory per open stream, KB (lower is better)"}},
-		"performance-events.svg":  {{streams, cpuPerEvent, "CPU time per event of a stream, µs (lower is better)"}},
-	}
+// charts are the panels of each file, one below the other: a bar for each contestant's median.
+var charts = map[string][]column{
+	"performance-cpu.svg": {{"small32", cpuPerRequest, "CPU time per small request, µs (lower is better)"}},
+	"performance-large.svg": {
+		{"post10", megabytes, "10 MiB POST, MB/s (higher is better)"},
+		{"get10", megabytes, "10 MiB answer, MB/s (higher is better)"},
+	},
+	"performance-streams.svg": {{"streams500", kbPerStream, "Memory per open stream, KB (lower is better)"}},
+	"performance-events.svg":  {{"streams500", cpuPerEvent, "CPU time per event of a stream, µs (lower is better)"}},
 }
 
-// These can be read on white and on GitHub's dark background alike, which there is
-// no telling from within an image: the site's theme need not be the system's.
+// These can be read on white and on GitHub's dark background alike, which there is no telling from within an image: the site's
+// theme need not be the system's.
 var (
 	textColor  = color.RGBA{0x77, 0x7b, 0x80, 0xff}
 	oursColor  = color.RGBA{0xd9, 0x77, 0x06, 0xff}
@@ -51,16 +44,13 @@ const (
 )
 
 // writeCharts draws all charts that there are figures for into folder.
-func writeCharts(folder string, all figures) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return fmt.Errorf("drawing charts: %w", err)
-	}
-	for file, panels := range charts() {
+func (r *report) writeCharts(folder string) error {
+	for file, panels := range charts {
 		var plots []*plot.Plot
 		most := 0 // bars in one of them
-		for _, p := range panels {
-			if names := all.contestants(p); len(names) > 0 {
-				plots = append(plots, drawPanel(p, names, all))
+		for _, panel := range panels {
+			if names := r.bars(panel); len(names) > 0 {
+				plots = append(plots, r.drawPanel(panel, names))
 				most = max(most, len(names))
 			}
 		}
@@ -85,21 +75,20 @@ func writeCharts(folder string, all figures) error {
 	return nil
 }
 
-// contestants returns those that have p's figure, in the order of the tables. What
-// the clients reach without any proxy is none of them.
-func (f figures) contestants(p panel) []string {
-	return slices.DeleteFunc(contestantNames(), func(c string) bool {
-		_, ok := f[p.work][c][p.column]
-		return !ok || c == direct
+// bars returns the contestants, without direct, that have the panel's figure, from below, as the library counts.
+func (r *report) bars(panel column) []string {
+	names := slices.DeleteFunc(r.measured(panel.work), func(c string) bool {
+		return c == direct || r.at(panel.work, c, panel.figure).Rounds == nil
 	})
+	slices.Reverse(names)
+	return names
 }
 
-func drawPanel(p panel, names []string, all figures) *plot.Plot {
-	slices.Reverse(names) // the library counts from below
+func (r *report) drawPanel(panel column, names []string) *plot.Plot {
 	sans := font.Font{Typeface: "Liberation", Variant: "Sans"}
 	drawn := plot.New()
 	drawn.BackgroundColor = nil
-	drawn.Title.Text = p.title
+	drawn.Title.Text = panel.title
 	drawn.Title.Padding = barHeight / 2
 	drawn.Title.TextStyle.Font = font.From(sans, 14)
 	drawn.Title.TextStyle.Color = textColor
@@ -108,7 +97,7 @@ func drawPanel(p panel, names []string, all figures) *plot.Plot {
 	drawn.Y.Tick.Label.Color = textColor
 	drawn.NominalY(names...)
 	for i, name := range names {
-		value := all[p.work][name][p.column].Median
+		value := r.at(panel.work, name, panel.figure).Median
 		bar := &plotter.BarChart{Values: plotter.Values{value}, Width: barHeight, XMin: float64(i), Horizontal: true, Color: otherColor}
 		if name == ours {
 			bar.Color = oursColor
@@ -123,17 +112,4 @@ func drawPanel(p panel, names []string, all figures) *plot.Plot {
 	}
 	drawn.X.Min = 0
 	return drawn
-}
-
-// redraw writes the charts of the figures that -json wrote to file.
-func redraw(file, folder string) error {
-	in, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("reading the figures: %w", err)
-	}
-	var r report
-	if err := json.Unmarshal(in, &r); err != nil {
-		return fmt.Errorf("reading the figures in %s: %w", file, err)
-	}
-	return writeCharts(folder, r.Figures)
 }

@@ -14,142 +14,118 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
+// What each contestant is told, in its own words.
 const (
-	// workers is how many threads or processes each contestant works with, also
-	// where there are more cores.
-	workers = 2
-	// maxConnections is what each contestant is told to expect, above the largest
-	// workload.
-	maxConnections = 2500
-	// maxFiles is what a process of the run may have open: both ends of the 2,000
-	// streams, twice over.
-	maxFiles = 16384
-	// beta is what each contestant has to add to the client's betas.
-	beta = "oauth-2025-04-20"
-	// goMemLimit is the proxy's GOMEMLIMIT. It carries the connections of the largest
-	// workload, twice what the Kubernetes manifests' does.
-	goMemLimit = "256MiB"
+	beta           = "oauth-2025-04-20" // to be added to the client's betas
+	workers        = 2                  // threads or processes, also where there are more cores
+	maxConnections = 2500               // above the largest workload
+	maxFiles       = 16384              // of a process: both ends of 2,000 streams, twice over
+	quotaCPUs      = 0.5                // the CPU limit of the Kubernetes manifests
 )
 
-// The contestants that figures and limits name.
+// The contestants.
 const (
 	ours           = "proxy"
-	baseline       = "baseline"
 	silent         = "proxy-silent"
 	limited        = "proxy-500m"
 	limitedOne     = "proxy-500m-procs1"
+	baseline       = "baseline"
 	nginx          = "nginx"
 	haproxy        = "haproxy"
 	haproxyNoDelay = "haproxy-nodelay"
 	caddy          = "caddy"
 	reverseProxy   = "reverseproxy"
-	direct         = "direct"
+	direct         = "direct" // to the upstream, without any proxy
 )
 
 // A contestant is one way for requests to get to the upstream.
 type contestant struct {
-	name   string
-	binary string // found, or built, by resolve; empty for direct
-
-	optional bool // only measured when asked for
-	quota    bool // works with half a processor, see quota.go
-
-	debian string                 // the package that has the binary
-	config string                 // the template of its configuration
-	args   func(s setup) []string // of the binary
-	env    []string               // all of its environment
+	name     string
+	find     func(o options) (binary string, err error) // nil for direct
+	config   string                                     // its configuration, a template in configs
+	args     string                                     // its command line, a template
+	env      []string                                   // all of its environment, but for what start adds
+	optional bool                                       // only measured when asked for
+	quota    bool                                       // may use quotaCPUs
+	binary   string                                     // as found by resolve
 }
 
-// setup is what a contestant's configuration can refer to.
-type setup struct {
-	Dir         string // of its own, removed at the end
-	Config      string // the file, in Dir
-	Listen      string // where to listen, 127.0.0.1:PORT
-	Upstream    string // 127.0.0.1:PORT of the upstream
-	ServerName  string // of the upstream's certificate
-	CAFile      string // that the upstream's certificate is to be verified with
-	Beta        string
-	Workers     int
-	Connections int
-	Files       int
-	NoDelay     bool // HAProxy's option http-no-delay
+const (
+	proxyConfig = "proxy.toml.tmpl"
+	proxyArgs   = "-local -listen {{.Listen}} -config {{.Config}}"
+	haproxyArgs = "-db -q -f {{.Config}}"
+)
+
+// contestants are all there are, in the order of the tables. Those of other people come from Debian.
+var contestants = []contestant{
+	{name: ours, find: current, config: proxyConfig, args: proxyArgs, env: proxyEnv(goProcs)},
+	{name: silent, find: current, config: proxyConfig, args: proxyArgs, env: proxyEnv(goProcs, "LOG_LEVEL=error"), optional: true},
+	{name: limited, find: current, config: proxyConfig, args: proxyArgs, env: proxyEnv(), quota: true},
+	{name: limitedOne, find: current, config: proxyConfig, args: proxyArgs, env: proxyEnv("GOMAXPROCS=1"), quota: true},
+	{name: baseline, find: older, config: proxyConfig, args: proxyArgs, env: proxyEnv(goProcs)},
+	{name: nginx, find: debian("nginx", "nginx-light"), config: "nginx.conf.tmpl", args: "-p {{.Dir}} -e stderr -c {{.Config}}"},
+	{name: haproxy, find: debian("haproxy", "haproxy"), config: "haproxy.cfg.tmpl", args: haproxyArgs},
+	{name: haproxyNoDelay, find: debian("haproxy", "haproxy"), config: "haproxy.cfg.tmpl", args: haproxyArgs},
+	{name: caddy, find: debian("caddy", "caddy"), config: "Caddyfile.tmpl", args: "run --adapter caddyfile --config {{.Config}}", env: []string{goProcs}},
+	{name: reverseProxy, find: itself, args: reverseProxyMode + " {{.Listen}} {{.Upstream}}", env: []string{goProcs}},
+	{name: direct},
 }
 
-// goEnv is for contestants written in Go.
-var goEnv = []string{fmt.Sprintf("GOMAXPROCS=%d", workers)}
+// goProcs is for contestants written in Go.
+var goProcs = fmt.Sprintf("GOMAXPROCS=%d", workers)
 
-// proxyConfig is the template of the proxy's configuration.
-const proxyConfig = "proxy.toml.tmpl"
+// proxyEnv is as in Kubernetes, but for twice the manifests' GOMEMLIMIT, which carries the connections of the largest workload.
+func proxyEnv(more ...string) []string {
+	return append([]string{"LOG_LEVEL=info", "GOMEMLIMIT=256MiB"}, more...)
+}
 
-// all returns the contestants in the order of the tables. Those of other people
-// come from Debian.
-func all() []contestant {
-	proxyArgs := func(s setup) []string { return []string{"-local", "-listen", s.Listen, "-config", s.Config} }
-	haproxyArgs := func(s setup) []string { return []string{"-db", "-q", "-f", s.Config} }
-	// As in Kubernetes; start adds the upstream's authority.
-	proxyEnv := func(more ...string) []string {
-		return append([]string{"LOG_LEVEL=info", "GOMEMLIMIT=" + goMemLimit}, more...)
+func current(o options) (string, error) {
+	if o.binary != "" {
+		return o.binary, nil
 	}
-	return []contestant{
-		{name: ours, config: proxyConfig, env: proxyEnv(goEnv...), args: proxyArgs},
-		{name: silent, config: proxyConfig, env: proxyEnv(goEnv[0], "LOG_LEVEL=error"), args: proxyArgs, optional: true},
-		{name: limited, config: proxyConfig, env: proxyEnv(), args: proxyArgs, quota: true},
-		{name: limitedOne, config: proxyConfig, env: proxyEnv("GOMAXPROCS=1"), args: proxyArgs, quota: true},
-		{name: baseline, config: proxyConfig, env: proxyEnv(goEnv...), args: proxyArgs},
-		{name: nginx, debian: "nginx-light", config: "nginx.conf.tmpl", args: func(s setup) []string {
-			return []string{"-p", s.Dir, "-e", "stderr", "-c", s.Config}
-		}},
-		{name: haproxy, debian: "haproxy", config: "haproxy.cfg.tmpl", args: haproxyArgs},
-		{name: haproxyNoDelay, debian: "haproxy", config: "haproxy.cfg.tmpl", args: haproxyArgs},
-		{name: caddy, debian: "caddy", config: "Caddyfile.tmpl", env: goEnv, args: func(s setup) []string {
-			return []string{"run", "--adapter", "caddyfile", "--config", s.Config}
-		}},
-		{name: reverseProxy, env: goEnv, args: func(s setup) []string {
-			return []string{reverseProxyMode, "-listen", s.Listen, "-upstream", s.Upstream, "-server-name", s.ServerName}
-		}},
-		{name: direct},
+	return proxytest.Build()
+}
+
+func older(o options) (string, error) { return o.baseline, nil }
+func itself(options) (string, error)  { return os.Executable() }
+
+// debian returns what finds a program that Debian packages, also where it puts daemons, which is not in everyone's path.
+func debian(program, pkg string) func(options) (string, error) {
+	return func(options) (string, error) {
+		for _, name := range []string{program, "/usr/sbin/" + program} {
+			if path, err := exec.LookPath(name); err == nil {
+				return path, nil
+			}
+		}
+		return "", fmt.Errorf("%s is not installed: apt-get install --no-install-recommends %s (or leave it out with -only)", program, pkg)
 	}
 }
 
 func contestantNames() []string {
 	var names []string
-	for _, c := range all() {
+	for _, c := range contestants {
 		names = append(names, c.name)
 	}
 	return names
 }
 
-// resolve returns the contestants that o asks for, with their binaries. It
-// reports all that are missing at once.
+// resolve returns the contestants that o asks for, with their binaries. It reports all that are missing at once.
 func resolve(o options) ([]contestant, error) {
 	var found []contestant
 	var missing []error
-	for _, c := range all() {
-		if o.only != nil && !slices.Contains(o.only, c.name) || o.only == nil && c.optional || c.name == baseline && o.baseline == "" ||
-			!slices.ContainsFunc(chosenWorkloads(o), func(w workload) bool { return isQuota(w.name) == c.quota }) {
+	for _, c := range contestants {
+		chosen := o.only == nil && !c.optional || slices.Contains(o.only, c.name)
+		works := slices.ContainsFunc(o.workloads(), func(w workload) bool { return isQuota(w.name) == c.quota })
+		if !chosen || !works || c.name == baseline && o.baseline == "" {
 			continue
 		}
-		var err error
-		switch c.name {
-		case direct:
-		case ours, silent, limited, limitedOne:
-			if c.binary = o.binary; c.binary == "" {
-				c.binary, err = proxytest.Build()
+		if c.find != nil {
+			var err error
+			if c.binary, err = c.find(o); err == nil {
+				c.binary, err = filepath.Abs(c.binary)
 			}
-			if c.quota && err == nil {
-				err = tryQuota()
-			}
-		case baseline:
-			c.binary = o.baseline
-		case reverseProxy:
-			c.binary, err = os.Executable()
-		default:
-			c.binary, err = findDebian(strings.TrimSuffix(c.name, "-nodelay"), c.debian)
+			missing = append(missing, err)
 		}
-		if err == nil && c.binary != "" {
-			c.binary, err = filepath.Abs(c.binary)
-		}
-		missing = append(missing, err)
 		found = append(found, c)
 	}
 	if found == nil {
@@ -158,38 +134,25 @@ func resolve(o options) ([]contestant, error) {
 	return found, errors.Join(missing...)
 }
 
-// findDebian looks for a program that Debian packages, also where it puts
-// daemons, which is not in everyone's path.
-func findDebian(program, pkg string) (string, error) {
-	if path, err := exec.LookPath(program); err == nil {
-		return path, nil
-	}
-	if path := filepath.Join("/usr/sbin", program); isFile(path) {
-		return path, nil
-	}
-	return "", fmt.Errorf("%s is not installed: apt-get install --no-install-recommends %s (or leave it out with -only)", program, pkg)
-}
-
-func isFile(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular()
-}
-
 //go:embed configs
 var configs embed.FS
 
-var templates = template.Must(template.New("").Option("missingkey=error").ParseFS(configs, "configs/*.tmpl"))
-
-// configure writes c's configuration, if it has one, into s.Dir.
-func configure(c contestant, s *setup) error {
-	s.NoDelay = c.name == haproxyNoDelay
-	if c.config == "" {
-		return nil
+// configure writes c's configuration, if it has one, into dir, and returns its command line.
+func (c contestant) configure(dir, listen string, up *upstream) ([]string, error) {
+	file := filepath.Join(dir, "config")
+	setup := map[string]any{
+		"Dir": dir, "Config": file, "Listen": listen, "Upstream": up.addr, "ServerName": serverName, "CAFile": up.caFile, "Beta": beta,
+		"Workers": workers, "Connections": maxConnections, "Files": maxFiles, "NoDelay": c.name == haproxyNoDelay,
 	}
-	s.Config = filepath.Join(s.Dir, strings.TrimSuffix(c.config, ".tmpl"))
-	f, err := os.Create(s.Config)
+	templates := template.Must(template.New("args").Option("missingkey=error").Parse(c.args))
+	var args, config strings.Builder
+	err := templates.Execute(&args, setup)
+	if err == nil && c.config != "" {
+		template.Must(templates.ParseFS(configs, "configs/*"))
+		err = errors.Join(templates.ExecuteTemplate(&config, c.config, setup), os.WriteFile(file, []byte(config.String()), 0o644))
+	}
 	if err != nil {
-		return fmt.Errorf("writing the configuration: %w", err)
+		return nil, fmt.Errorf("writing the configuration: %w", err)
 	}
-	return errors.Join(templates.ExecuteTemplate(f, c.config, s), f.Close())
+	return strings.Fields(args.String()), nil
 }

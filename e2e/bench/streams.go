@@ -2,198 +2,117 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math"
-	"net/http"
-	"slices"
-	"sync"
-	"sync/atomic"
+	"io"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// catchUp is the least that streams are given after the last one was opened: the
-// first ones have waited for the processor while others shook hands.
-const catchUp = 500 * time.Millisecond
+const (
+	catchUp    = 500 * time.Millisecond // at least, after the last handshake: the first streams have waited for the processor
+	latecomers = 500 * time.Millisecond // how long after the measured time its last events may arrive
+)
 
-// latecomers is how long after the measured time its last events may arrive.
-const latecomers = 500 * time.Millisecond
+// An arrival is that of an event, by clock.
+type arrival struct{ sent, at time.Duration }
 
-// window is the time that is measured: events sent within it count. Its ends are
-// times after clock, and set when they have come.
-type window struct{ from, to atomic.Int64 }
-
-func (w *window) has(sent time.Duration) bool {
-	return int64(sent) >= w.from.Load() && int64(sent) < w.to.Load()
-}
-
-// measureStreams returns the figures of streamColumns for n event streams.
-func measureStreams(n int) runner {
-	return func(ctx context.Context, t *target, d time.Duration) ([]float64, error) {
-		s, err := openStreams(ctx, t, n)
-		defer s.close()
+// streams measures n event streams; it returns the figures of streamColumns but for those that are added to direct's.
+func streams(n int) runner {
+	return func(ctx context.Context, t *target, d time.Duration) (figures, error) {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		readers, ctx := errgroup.WithContext(ctx) // a stream that ends early ends the measurement
+		clients, err := t.connect(ctx, n)
 		if err != nil {
 			return nil, err
 		}
-		return s.measure(ctx, d)
+		arrivals := make([][]arrival, n)
+		err = each(n, func(i int) error {
+			// Streams are out of step with each other: a phase is when the first event is due.
+			path := fmt.Sprintf("%s?beta=true&phase=%dns", streamPath, eventInterval*time.Duration(i)/time.Duration(n))
+			body, err := send(clients[i], t.request("POST", path, 2<<10))
+			if err != nil {
+				return err
+			}
+			readers.Go(func() (err error) {
+				if arrivals[i], err = readEvents(body); ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("reading a stream: %w", err)
+			})
+			return nil
+		})
+		var w window
+		if err == nil {
+			w, err = t.watch(ctx, d)
+		}
+		stop()
+		if err := cmp.Or(readers.Wait(), err); err != nil {
+			return nil, err
+		}
+		return w.figures(t.idle[idlePSS]*1e6, arrivals)
 	}
 }
 
-// streams are event streams that are being read.
-type streams struct {
-	target  *target
-	window  window
-	clients []*client
-	wg      sync.WaitGroup
-
-	mu        sync.Mutex
-	closing   bool
-	latencies []time.Duration // from sending to arrival, of all events in the window
-	failed    error           // of a stream that ended before close
-}
-
-// openStreams starts n streams, some at a time, and reads them. What it returns
-// has to be closed, also after an error.
-func openStreams(ctx context.Context, t *target, n int) (*streams, error) {
-	s := &streams{target: t}
-	s.window.from.Store(math.MaxInt64)
-	s.window.to.Store(math.MaxInt64)
-	var err error
-	if s.clients, err = connect(ctx, t, n); err != nil {
-		return s, err
-	}
-	const atOnce = 64
-	var opening sync.WaitGroup
-	slots := make(chan struct{}, atOnce)
-	for i, c := range s.clients {
-		slots <- struct{}{}
-		opening.Add(1)
-		opened := func() { <-slots; opening.Done() }
-		s.wg.Go(func() { s.follow(c, float64(i)/float64(n), opened) })
-	}
-	opening.Wait()
-	return s, s.failure()
-}
-
-// follow asks for a stream and reads it to its end.
-func (s *streams) follow(c *client, phase float64, opened func()) {
-	resp, err := s.ask(c, phase)
-	opened()
-	if err != nil {
-		s.fail(err)
-		return
-	}
-	latencies, err := s.read(resp)
-	s.mu.Lock()
-	s.latencies = append(s.latencies, latencies...)
-	s.mu.Unlock()
-	s.fail(err)
-}
-
-func (s *streams) ask(c *client, phase float64) (*http.Response, error) {
-	if err := c.expect(streamLimit); err != nil {
-		return nil, err
-	}
-	request := s.target.request(http.MethodPost, streamPath, 2<<10, fmt.Sprintf("%s: %.4f", phaseHeader, phase))
-	return c.send(request)
-}
-
-// read reads events. It always ends with an error, that of close in the ordinary
-// case.
-func (s *streams) read(resp *http.Response) ([]time.Duration, error) {
-	var latencies []time.Duration
-	lines := bufio.NewReaderSize(resp.Body, 1<<10)
+// readEvents reads until there is an error; streams have no end.
+func readEvents(body io.Reader) ([]arrival, error) {
+	var all []arrival
+	lines := bufio.NewReaderSize(body, 1<<10)
 	for {
 		line, err := lines.ReadSlice('\n')
 		if err != nil {
-			return latencies, fmt.Errorf("reading a stream: %w", err)
+			return all, err
 		}
-		if sent, ok := parseEvent(line); ok && s.window.has(sent) {
-			latencies = append(latencies, time.Since(clock)-sent)
+		if sent, ok := parseEvent(line); ok {
+			all = append(all, arrival{sent, time.Since(clock)})
 		}
 	}
 }
 
-func (s *streams) fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.closing && s.failed == nil {
-		s.failed = err
-	}
+// A window is the measured time, by clock, and what was used in it: the events that were sent within count.
+type window struct {
+	from, to time.Duration
+	cpu, pss float64 // seconds, bytes
 }
 
-func (s *streams) failure() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failed
-}
-
-// measure waits for the streams to settle, measures for d and closes them.
-func (s *streams) measure(ctx context.Context, d time.Duration) ([]float64, error) {
+// watch waits for streams to settle, and then for d and the events sent until then.
+func (t *target) watch(ctx context.Context, d time.Duration) (w window, err error) {
 	if err := pause(ctx, max(catchUp, time.Duration(warmUp*float64(d)))); err != nil {
-		return nil, err
+		return w, err
 	}
-	before, err := s.target.cpu()
-	if err != nil {
-		return nil, err
-	}
-	from := time.Since(clock)
-	s.window.from.Store(int64(from))
+	before, errBefore := t.cpu()
+	w.from = time.Since(clock)
 	if err := pause(ctx, d); err != nil {
-		return nil, err
+		return w, err
 	}
-	to := time.Since(clock)
-	s.window.to.Store(int64(to))
-	after, errCPU := s.target.cpu()
-	held, errMemory := s.target.memory()
-	errPause := pause(ctx, latecomers)
-	s.close()
-	if err := errors.Join(s.failure(), errCPU, errMemory, errPause); err != nil {
-		return nil, err
+	w.to = time.Since(clock)
+	after, errAfter := t.cpu()
+	w.cpu = after - before
+	_, w.pss, err = t.memory()
+	return w, errors.Join(errBefore, errAfter, err, pause(ctx, latecomers))
+}
+
+// figures returns those of streams that have had these arrivals, of a process that held idle bytes without any.
+func (w window) figures(idle float64, arrivals [][]arrival) (figures, error) {
+	latencies := make([][]float64, len(arrivals))
+	for i, ofStream := range arrivals {
+		for _, a := range ofStream {
+			if a.sent >= w.from && a.sent < w.to {
+				latencies[i] = append(latencies[i], milliseconds(a.at-a.sent))
+			}
+		}
 	}
-	events, due := len(s.latencies), float64(len(s.clients))*(to-from).Seconds()/eventInterval.Seconds()
+	n := float64(len(arrivals))
+	due := n * (w.to - w.from).Seconds() / eventInterval.Seconds()
+	events, measured := summary(latencies)
 	if events == 0 {
 		return nil, fmt.Errorf("none of about %.0f events arrived in time: this machine is too busy to measure", due)
 	}
-	return []float64{
-		(after - before) * 1e6 / float64(events), float64(events) / due * 100,
-		milliseconds(percentile(s.latencies, 50)), milliseconds(percentile(s.latencies, 99)),
-		math.NaN(), math.NaN(), // added to direct, known once that was measured
-		(held.pss - s.target.idle.pss) / 1000 / float64(len(s.clients)), held.pss / (1 << 20),
-	}, nil
-}
-
-// close ends all streams and waits until they are read. It may be called twice.
-func (s *streams) close() {
-	s.mu.Lock()
-	s.closing = true
-	s.mu.Unlock()
-	for _, c := range s.clients {
-		c.conn.Close()
-	}
-	s.wg.Wait()
-}
-
-// pause waits for d, unless ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// percentile returns the smallest value that at least p percent of the values do
-// not exceed, 0 if there are none. It sorts them.
-func percentile(values []time.Duration, p float64) time.Duration {
-	if len(values) == 0 {
-		return 0
-	}
-	slices.Sort(values)
-	rank := int(math.Ceil(p / 100 * float64(len(values))))
-	return values[max(rank, 1)-1]
+	measured[cpuPerEvent], measured[arrived] = w.cpu*1e6/events, events/due*100
+	measured[kbPerStream], measured[mibInAll] = (w.pss-idle)/1e3/n, w.pss/(1<<20)
+	return measured, nil
 }

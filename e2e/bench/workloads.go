@@ -2,26 +2,30 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
-// A runner measures a target for d and returns a figure for each of the workload's
-// columns; NaN is unknown.
-type runner func(ctx context.Context, t *target, d time.Duration) ([]float64, error)
+// warmUp is how long a contestant works before it is measured, as a fraction of the duration.
+const warmUp = 0.4
 
-// A workload is one kind of work and what is measured of it.
+// figures are what was measured, by column. NaN is unknown.
+type figures map[string]float64
+
+// A runner measures a target for d.
+type runner func(ctx context.Context, t *target, d time.Duration) (figures, error)
+
+// A workload is one kind of work and what is reported of it.
 type workload struct {
 	name    string
-	title   string
-	columns []string // figures with their units
-	quick   bool     // part of a quick run
+	columns []string
+	quick   bool // part of a quick run
 	run     runner
+	title   string
 }
 
-// The figures.
+// The columns: figures with their units.
 const (
 	cpuPerRequest = "CPU µs/request"
 	perSecond     = "requests/s"
@@ -31,8 +35,8 @@ const (
 	megabytes     = "MB/s"
 	cpuPerMB      = "CPU ms/MB"
 	cpuPerEvent   = "CPU µs/event"
-	arrived       = "arrived %" // of the events that were due; below 100 the machine was too busy
-	addedP50      = "added p50 ms"
+	arrived       = "arrived %"    // of the events that were due; below 100 the machine was too busy
+	addedP50      = "added p50 ms" // to direct's
 	addedP99      = "added p99 ms"
 	kbPerStream   = "PSS KB/stream"
 	mibInAll      = "PSS MiB"
@@ -49,75 +53,46 @@ var (
 	streamColumns   = []string{cpuPerEvent, arrived, p50, p99, addedP50, addedP99, kbPerStream, mibInAll}
 )
 
-// processName names the pseudo workload whose figures every start yields.
-const processName = "process"
-
-func processWorkload() workload {
-	return workload{name: processName, title: "the process itself", columns: []string{startTime, idleRSS, idlePSS, binarySize}}
-}
-
-// processFigures are the figures of processWorkload.
-func (t *target) processFigures() []float64 {
-	if t.cmd == nil {
-		return []float64{math.NaN(), math.NaN(), math.NaN(), math.NaN()}
-	}
-	return []float64{milliseconds(t.start), t.idle.rss / 1e6, t.idle.pss / 1e6, float64(t.size) / 1e6}
-}
-
 // workloads are all there are, in the order of the tables.
-func workloads() []workload {
-	var all []workload
-	for _, conns := range []int{1, 8, 32, 256} {
-		all = append(all, workload{
-			name: fmt.Sprintf("small%d", conns), columns: requestColumns, quick: conns == 32,
-			title: fmt.Sprintf("small requests: 2 KiB POST, 1 KiB answer, %d connections", conns),
-			run:   measureRequests(small(conns)),
-		})
-	}
-	for _, mib := range []int{1, 10} {
-		all = append(all, workload{
-			name: fmt.Sprintf("post%d", mib), columns: transferColumns, quick: mib == 10,
-			title: fmt.Sprintf("large requests: %d MiB POST, %d connections", mib, largeConns),
-			run:   measureTransfer(upload(mib << 20)),
-		})
-	}
-	all = append(all, workload{
-		name: "get10", columns: transferColumns,
-		title: fmt.Sprintf("large answers: 10 MiB, %d connections", largeConns),
-		run:   measureTransfer(download()),
-	})
-	for _, n := range streamCounts {
-		all = append(all, workload{
-			name: streamsName(n), columns: streamColumns, quick: n == streamCounts[0],
-			title: fmt.Sprintf("%d event streams, %.0f events/s each", n, 1/eventInterval.Seconds()),
-			run:   measureStreams(n),
-		})
-	}
-	for _, percent := range quotaLoads {
-		all = append(all, workload{
-			name: quotaName(percent), columns: quotaColumns, run: measureOffered(percent),
-			title: fmt.Sprintf("small requests with a CPU limit of %dm, offered at %d %% of the rate that 32 connections reach", quotaMillis, percent),
-		})
-	}
-	return all
+var workloads = []workload{
+	{"small1", requestColumns, false, small(1).run, "small requests: 2 KiB POST, 1 KiB answer, 1 connection"},
+	{"small8", requestColumns, false, small(8).run, "small requests: 2 KiB POST, 1 KiB answer, 8 connections"},
+	{"small32", requestColumns, true, small(32).run, "small requests: 2 KiB POST, 1 KiB answer, 32 connections"},
+	{"small256", requestColumns, false, small(256).run, "small requests: 2 KiB POST, 1 KiB answer, 256 connections"},
+	{"post1", transferColumns, false, large("POST", smallPath, 1<<20, smallAnswerSize).run, "large requests: 1 MiB POST, 4 connections"},
+	{"post10", transferColumns, true, large("POST", smallPath, 10<<20, smallAnswerSize).run, "large requests: 10 MiB POST, 4 connections"},
+	{"get10", transferColumns, false, large("GET", largePath, 0, largeAnswerSize).run, "large answers: 10 MiB, 4 connections"},
+	{"streams500", streamColumns, true, streams(500), "500 event streams, 10 events/s each"},
+	{"streams2000", streamColumns, false, streams(2000), "2000 event streams, 10 events/s each"},
+	{"quota50", quotaColumns, false, offered(50), "small requests with a CPU limit of 500m, offered at 50 % of the rate that 32 connections reach"},
+	{"quota25", quotaColumns, false, offered(25), "small requests with a CPU limit of 500m, offered at 25 % of the rate that 32 connections reach"},
 }
 
-// streamCounts is how many streams there are at once.
-var streamCounts = []int{500, 2000}
+// processWork is no work of its own: each start of a contestant yields its figures.
+var processWork = workload{name: "process", title: "the process itself", columns: []string{startTime, idleRSS, idlePSS, binarySize}}
 
-func streamsName(n int) string { return fmt.Sprintf("streams%d", n) }
+// isQuota reports whether work is for contestants with a quota, and for no others.
+func isQuota(work string) bool { return strings.HasPrefix(work, "quota") }
+
+// subject is the contestant whose figures the others are compared with.
+func subject(work string) string {
+	if isQuota(work) {
+		return limitedOne
+	}
+	return ours
+}
 
 func workloadNames() []string {
 	var names []string
-	for _, w := range workloads() {
+	for _, w := range workloads {
 		names = append(names, w.name)
 	}
 	return names
 }
 
-// chosenWorkloads returns the workloads that o asks for.
-func chosenWorkloads(o options) []workload {
-	return slices.DeleteFunc(workloads(), func(w workload) bool {
+// workloads are those that o asks for.
+func (o options) workloads() []workload {
+	return slices.DeleteFunc(slices.Clone(workloads), func(w workload) bool {
 		if o.work != nil {
 			return !slices.Contains(o.work, w.name)
 		}

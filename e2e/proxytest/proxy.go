@@ -6,9 +6,11 @@
 package proxytest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,6 +41,10 @@ type Options struct {
 	Env    []string // all of it, as KEY=VALUE: nothing is inherited
 	Config string   // TOML; if not empty it is written to a file and named by -config
 	Binary string   // the program to run; if empty, that of [Build]
+
+	Stdout      io.Writer      // takes the log, which is then not kept here
+	DeathSignal syscall.Signal // what it gets when this process dies; if 0, SIGKILL
+	CPUs        float64        // how many processors it may use, by a control group of its own; if 0, all
 }
 
 // A Proxy is a running, or ended, proxy process.
@@ -51,6 +57,7 @@ type Proxy struct {
 	ConfigFile string
 
 	dir    string
+	group  string // the control group's folder, if there is one
 	stdout *logs
 	stderr *logs
 	done   chan struct{} // closed once the process has ended and its output is read
@@ -82,22 +89,29 @@ func Start(o Options) (*Proxy, error) {
 		args = append([]string{"-config", p.ConfigFile}, args...)
 		err = os.WriteFile(p.ConfigFile, []byte(o.Config), 0o600)
 	}
+	if err == nil && o.CPUs > 0 {
+		p.group, err = makeQuota(o.CPUs)
+		binary, args = inQuota(p.group, binary, args)
+	}
 	if err == nil {
-		err = p.spawn(binary, args, o.Env)
+		err = p.spawn(binary, args, o)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the proxy: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("starting the proxy: %w", err), p.removeFolders())
 	}
 	return p, nil
 }
 
 // spawn starts the process and, behind it, waits for its end.
-func (p *Proxy) spawn(binary string, args, env []string) error {
+func (p *Proxy) spawn(binary string, args []string, o Options) error {
 	cmd := exec.Command(binary, args...)
 	cmd.Dir = p.dir
-	cmd.Env = append([]string{}, env...) // not nil, which would inherit
+	cmd.Env = append([]string{}, o.Env...) // not nil, which would inherit
 	cmd.Stdout, cmd.Stderr = p.stdout, p.stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if o.Stdout != nil {
+		cmd.Stdout = o.Stdout
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: cmp.Or(o.DeathSignal, syscall.SIGKILL)}
 
 	started := make(chan error)
 	go func() {
@@ -157,7 +171,16 @@ func (p *Proxy) Stop() error {
 	if _, err := p.Wait(Timeout); err != nil {
 		return err
 	}
-	return os.RemoveAll(p.dir)
+	return p.removeFolders()
+}
+
+func (p *Proxy) removeFolders() error {
+	err := os.RemoveAll(p.dir)
+	if p.group != "" {
+		err = errors.Join(err, os.Remove(p.group))
+		p.group = ""
+	}
+	return err
 }
 
 // WaitLog returns the first line with this message, waiting for it if need be.
