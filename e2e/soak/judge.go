@@ -4,74 +4,51 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// verify checks, after the traffic, that everything adds up, that nothing is left,
-// and that the proxy ends in an orderly way.
+// verify checks, after the traffic, that everything adds up, that nothing is left, and that the proxy ends in an orderly way.
 func (l *lane) verify(stalls *pulse) {
-	select {
-	case <-l.proxy.Done():
-		return // it is told already
-	default:
+	var m proxytest.Metrics
+	var err error
+	eventually(func() bool { // clients that left did not wait for the end, and the log is written behind
+		m, err = l.proxy.Metrics()
+		l.lines = completed(l.proxy.Logs(), &problems{}) // it is read again in the end
+		return err != nil || m.Value("proxy_requests_in_flight") == 0 && m.Value("proxy_requests_total") == float64(len(l.lines))
+	})
+	if err != nil {
+		l.problems.add("after the traffic: %v", err)
+		return
 	}
-	l.awaitLines()
-	lines := completed(l.proxy.Logs(), &l.problems)
-	if m, err := l.proxy.Metrics(); err != nil {
-		l.problems.add("%v", err)
-	} else {
-		checkMetrics(m, lines, &l.problems)
-	}
-	checkHealth(l.proxy, lines, &l.problems)
-	l.rest()
+	checkMetrics(m, l.lines, &l.problems)
+	checkHealth(l.proxy, l.lines, &l.problems)
+	l.checkRest()
 	checkFlat(l.options, l.samples, &l.problems)
 	l.end()
-	log := l.proxy.Logs()
-	l.atEnd = checkLog(log, &l.problems)
-	l.lines = completed(log, &l.problems)
+	l.atEnd = checkLog(l.proxy.Logs(), &l.problems)
+	l.lines = completed(l.proxy.Logs(), &l.problems)
 	l.late = reconcile(l.options, l.results, l.lines, l.upstream.seen, stalls, &l.problems)
-}
-
-// awaitLines waits for the log lines of the last requests, whose clients may have
-// left. Those that do not come are missed by reconcile.
-func (l *lane) awaitLines() {
-	missing := 0
-	for _, r := range l.results {
-		if newPlan(l.options.seed, r.number).reaches() {
-			missing++
-		}
-	}
-	_, _ = l.proxy.WaitLine("the last request", proxytest.Timeout, func(line proxytest.Line) bool {
-		if line.Message() == proxytest.MsgRequestCompleted {
-			missing--
-		}
-		return missing <= 0
-	})
 }
 
 // A logLine is a "request completed" of the proxy's log.
 type logLine struct {
-	number     int
-	proxyID    string
-	method     string
-	status     int
-	code       string // of the error
-	attempts   int
-	upstreamID string
-	latency    time.Duration // in whole milliseconds
-	bytesIn    int64
-	bytesOut   int64
-}
+	RequestID  string `json:"request_id"`
+	Method     string
+	Path       string
+	Status     int
+	Error      string
+	Attempts   int
+	UpstreamID string `json:"upstream_request_id"`
+	Latency    int64  `json:"latency_ms"` // whole milliseconds
+	BytesIn    int64  `json:"bytes_in"`
+	BytesOut   int64  `json:"bytes_out"`
 
-func (l logLine) String() string {
-	return fmt.Sprintf("%s, status %d %s after %d attempts and %v, upstream id %q, %d bytes in, %d out",
-		l.proxyID, l.status, l.code, l.attempts, l.latency, l.upstreamID, l.bytesIn, l.bytesOut)
+	number int    // in the path
+	code   string // that the error begins with
 }
 
 // completed returns the lines of requests.
@@ -80,33 +57,25 @@ func completed(log []proxytest.Line, problems *problems) (lines []logLine) {
 		if l.Message() != proxytest.MsgRequestCompleted {
 			continue
 		}
-		number, err := numberOf(l.Text("path"))
+		var line logLine
+		err := json.Unmarshal([]byte(l.Raw), &line)
+		if err == nil {
+			line.number, err = numberOf(line.Path)
+		}
 		if err != nil {
-			problems.add("the log has a line that is not of the traffic: %.300s", l.Raw)
+			problems.add("the log has a line that is not of the traffic: %v: %.300s", err, l.Raw)
 			continue
 		}
-		code, why, _ := strings.Cut(l.Text("error"), ": ")
-		if code == codeClientGone && why == "the client stopped reading the answer" {
-			code = codeSlowReader
+		code, why, _ := strings.Cut(line.Error, ": ")
+		if line.code = code; code == codeClientGone && why == "the client stopped reading the answer" {
+			line.code = codeSlowReader
 		}
-		lines = append(lines, logLine{
-			number:     number,
-			proxyID:    l.Text("request_id"),
-			method:     l.Text("method"),
-			status:     int(l.Number("status")),
-			code:       code,
-			attempts:   int(l.Number("attempts")),
-			upstreamID: l.Text("upstream_request_id"),
-			latency:    time.Duration(l.Number("latency_ms")) * time.Millisecond,
-			bytesIn:    int64(l.Number("bytes_in")),
-			bytesOut:   int64(l.Number("bytes_out")),
-		})
+		lines = append(lines, line)
 	}
 	return lines
 }
 
-// checkLog checks that the log tells of no trouble, and of a shutdown that requests
-// saw to their end; it returns how many.
+// checkLog checks that the log tells of no trouble, and of a shutdown that requests saw to their end; it returns how many.
 func checkLog(log []proxytest.Line, problems *problems) (inFlight int) {
 	var end []string
 	for _, l := range log {
@@ -121,44 +90,40 @@ func checkLog(log []proxytest.Line, problems *problems) (inFlight int) {
 			end = append(end, l.Message())
 		}
 	}
-	if want := []string{proxytest.MsgSIGTERM, proxytest.MsgDrained, proxytest.MsgShutdownComplete}; !slices.Equal(end, want) {
-		problems.add("the log ends with %q and %d requests after the first of these, want %q", end, inFlight, want)
-	}
-	if inFlight == 0 {
-		problems.add("no request was in flight at the end")
+	want := []string{proxytest.MsgSIGTERM, proxytest.MsgDrained, proxytest.MsgShutdownComplete}
+	if !slices.Equal(end, want) || inFlight == 0 {
+		problems.add("the log ends with %q and %d requests after the first of these, want some, and %q", end, inFlight, want)
 	}
 	return inFlight
 }
 
-// How many of a thousand requests may be late before the run is worth nothing. The
-// race detector makes the proxy so slow that uploads of 10 MiB come too late on a busy
-// machine that never stood still.
+// How many of a thousand requests may be late before the run is worth nothing. The race detector makes the proxy so slow that uploads
+// of 10 MiB come too late on a busy machine that never stood still.
 const (
 	lateShare     = 5
 	lateShareRace = 30
 )
 
-// reconcile compares each request that was sent with its one log line.
+// reconcile compares each request that was sent with its one log line, and returns how many were late.
 func reconcile(o options, results []result, lines []logLine, seen func(int) int, stalls *pulse, problems *problems) (late int) {
 	byNumber := map[int][]logLine{}
 	for _, line := range lines {
 		byNumber[line.number] = append(byNumber[line.number], line)
 	}
 	for _, r := range results {
-		p := newPlan(o.seed, r.number)
-		own := byNumber[r.number]
+		p, own, attempts := newPlan(o.seed, r.number), byNumber[r.number], seen(r.number)
 		delete(byNumber, r.number)
 		switch {
-		case !p.reaches() && len(own) == 0 && seen(r.number) == 0:
-		case !p.reaches() || len(own) != 1:
-			problems.add("%v: it has %d log lines, and reached the upstream %d times; the client: %v", p, len(own), seen(r.number), r)
+		case len(p.ends) == 0 && len(own) == 0 && attempts == 0:
+		case len(p.ends) == 0 || len(own) != 1:
+			problems.add("%v: it has %d log lines, and reached the upstream %d times; the client: %v", p, len(own), attempts, r)
 		default:
-			wrong, isLate := judge(p, r, seen(r.number), own[0], o.race || stalls.stalled(r.begun, r.ended))
-			if len(wrong) > 0 {
-				problems.add("%v: %s; the client: %v; the log: %v", p, strings.Join(wrong, "; "), r, own[0])
-			}
+			wrong, isLate := judge(p, r, attempts, own[0], o.race || stalls.stalled(r.begun, r.ended))
 			if isLate {
 				late++
+			}
+			if len(wrong) > 0 {
+				problems.add("%v: %s; the client: %v; the log: %+v", p, strings.Join(wrong, "; "), r, own[0])
 			}
 		}
 	}
@@ -175,59 +140,39 @@ func reconcile(o options, results []result, lines []logLine, seen func(int) int,
 	return late
 }
 
-// judge says what is wrong with how p's request ended: the client got r, the
-// upstream saw it seen times, and the log has the line. stalled says that the machine
-// stood still meanwhile, late that the request ended as only then.
+// judge says what is wrong with how p's request ended: the client got r, the upstream saw it seen times, and the log has the line.
+// stalled says that the machine stood still meanwhile, late that the request ended as only then.
 func judge(p plan, r result, seen int, line logLine, stalled bool) (wrong []string, late bool) {
-	add := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-	if !p.may(line, false) {
-		if late = stalled && p.may(line, true); !late {
-			add("it may end only as one of %v", faults[p.fault].ends)
-		}
-	}
-	if line.method != p.method || r.proxyID != "" && r.proxyID != line.proxyID {
-		add("the log has another method or id than the client")
-	}
-	if line.attempts > 0 && line.bytesIn != p.request.size {
-		add("%d bytes came in, the client sent %d", line.bytesIn, p.request.size)
-	}
-	if cut := line.code == codeClientGone || line.code == codeTimeout || late; seen > line.attempts || seen < line.attempts && !cut {
-		add("the upstream saw %d attempts, the log has %d", seen, line.attempts)
-	}
-	if difference := compare(p, r, seen, line); difference != "" {
-		add("%s", difference)
-	}
-	return wrong, late
-}
-
-// compare returns what differs between the answer as the client and the log have it.
-func compare(p plan, r result, seen int, line logLine) string {
+	planned := p.may(line, false)
+	late = !planned && stalled && p.may(line, true)
 	size := p.answer.size
 	if p.method == http.MethodHead {
 		size = 0
 	}
-	answered := line.upstreamID != ""
-	switch {
-	case answered && line.upstreamID != fmt.Sprint(upstreamID(p.number), seen):
-		return "the log has the upstream's id of another request or attempt"
-	case r.bytes > line.bytesOut && answered:
-		return "the client got more than the proxy sent"
-	case line.code == "" && line.bytesOut != size:
-		return fmt.Sprintf("the log calls an answer of %d bytes complete, it has %d", line.bytesOut, size)
-	case line.code == codeClientGone && !r.left:
-		return "the log has the client gone, and it was not"
-	case r.left:
-		return "" // what it did not wait for can't be compared
-	case r.status != line.status:
-		return "the client got another status than the log has"
-	case !answered && (!r.whole || p.method != http.MethodHead && r.code != line.code):
-		return "the client got another error than the log has"
-	case answered && r.whole != (line.code == ""):
-		return "an answer that broke off looks whole, or a whole one broken"
-	case answered && r.whole && r.bytes != size:
-		return "a whole answer has another size"
+	answered, complete, stayed := line.UpstreamID != "", line.code == "", !r.left
+	unseen := late || line.code == codeClientGone || line.code == codeTimeout // is an attempt that was given up on its way, perhaps
+	for _, check := range []struct {
+		wrong bool
+		what  string
+	}{
+		{!planned && !late, fmt.Sprintf("it may end only as one of %+v", p.ends)},
+		{line.Method != p.method || r.proxyID != "" && r.proxyID != line.RequestID, "the log has another method or id than the client"},
+		{line.Attempts > 0 && line.BytesIn != p.request.size, "the log has another number of bytes in than the client sent"},
+		{seen > line.Attempts || seen < line.Attempts && !unseen, fmt.Sprintf("the upstream saw %d attempts", seen)},
+		{answered && line.UpstreamID != fmt.Sprint(upstreamID(p.number), seen), "the log has the upstream's id of another request or attempt"},
+		{answered && r.bytes > line.BytesOut, "the client got more than the proxy sent"},
+		{complete && line.BytesOut != size, "the log calls an answer complete that is not"},
+		{line.code == codeClientGone && stayed, "the log has the client gone, and it was not"},
+		{stayed && r.status != line.Status, "the client got another status than the log has"},
+		{stayed && !answered && (!r.whole || p.method != http.MethodHead && r.code != line.code), "the client got another error than the log has"},
+		{stayed && answered && r.whole != complete, "an answer that broke off looks whole, or a whole one broken"},
+		{stayed && answered && r.whole && r.bytes != size, "a whole answer has another size"},
+	} {
+		if check.wrong {
+			wrong = append(wrong, check.what)
+		}
 	}
-	return ""
+	return wrong, late
 }
 
 // errorTypes are the codes that proxy_upstream_errors_total has.
@@ -244,10 +189,10 @@ func checkMetrics(m proxytest.Metrics, lines []logLine, problems *problems) {
 	requests, failed := map[series]int{}, map[string]int{}
 	retries, answered := 0, 0
 	for _, l := range lines {
-		requests[series{fmt.Sprint(l.status), l.method}]++
+		requests[series{fmt.Sprint(l.Status), l.Method}]++
 		failed[l.code]++
-		retries += max(0, l.attempts-1)
-		if l.upstreamID != "" {
+		retries += max(0, l.Attempts-1)
+		if l.UpstreamID != "" {
 			answered++
 		}
 	}
@@ -266,15 +211,14 @@ func checkMetrics(m proxytest.Metrics, lines []logLine, problems *problems) {
 	checkDurations(m, lines, problems)
 }
 
-// checkDurations compares proxy_request_duration_seconds with the log, whose
-// milliseconds are whole: a request that took as long as a bucket's bound may be on
-// either side of it, and the sum is greater by up to a millisecond for each.
+// checkDurations compares proxy_request_duration_seconds with the log, whose milliseconds are whole: a request that took as long as a
+// bucket's bound may be on either side of it, and the sum is greater by up to a millisecond for each.
 func checkDurations(m proxytest.Metrics, lines []logLine, problems *problems) {
 	const name = "proxy_request_duration_seconds"
-	byStatus := map[string][]int64{} // milliseconds
+	byStatus := map[string][]float64{} // seconds
 	for _, l := range lines {
-		status := fmt.Sprint(l.status)
-		byStatus[status] = append(byStatus[status], l.latency.Milliseconds())
+		status := fmt.Sprint(l.Status)
+		byStatus[status] = append(byStatus[status], float64(l.Latency)/1e3)
 	}
 	if got := len(m[name].GetMetric()); got != len(byStatus) {
 		problems.add("%s has %d statuses, the log has %d", name, got, len(byStatus))
@@ -282,29 +226,33 @@ func checkDurations(m proxytest.Metrics, lines []logLine, problems *problems) {
 	for _, metric := range m[name].GetMetric() {
 		status, histogram := metric.GetLabel()[0].GetValue(), metric.GetHistogram()
 		own := byStatus[status]
-		slices.Sort(own)
-		check := func(what string, got, least, most float64) {
-			if got < least-1e-6 || got > most+1e-6 {
-				problems.add("%s of status %s: the %s is %v, the log has from %v to %v", name, status, what, got, least, most)
-			}
+		if histogram.GetSampleCount() != uint64(len(own)) {
+			problems.add("%s of status %s: the count is %d, the log has %d", name, status, histogram.GetSampleCount(), len(own))
 		}
-		n, sum := float64(len(own)), 0.0
-		for _, ms := range own {
-			sum += float64(ms) / 1e3
+		sum := 0.0
+		for _, seconds := range own {
+			sum += seconds
 		}
-		check("count", float64(histogram.GetSampleCount()), n, n)
-		check("sum", histogram.GetSampleSum(), sum, sum+n/1e3)
+		if s := histogram.GetSampleSum(); s < sum-1e-6 || s > sum+float64(len(own))/1e3+1e-6 {
+			problems.add("%s of status %s: the sum is %v, the log has %v and up to 1 ms more for each of %d", name, status, s, sum, len(own))
+		}
 		for _, bucket := range histogram.GetBucket() {
-			least, most := n, n // up to infinity
-			if bound := bucket.GetUpperBound(); !math.IsInf(bound, 1) {
-				ms := int64(math.Round(bound * 1e3))
-				below, _ := slices.BinarySearch(own, ms)
-				upTo, _ := slices.BinarySearch(own, ms+1)
-				least, most = float64(below), float64(upTo)
+			n, bound := int(bucket.GetCumulativeCount()), bucket.GetUpperBound()
+			below := countFunc(own, func(seconds float64) bool { return seconds < bound })
+			if upTo := countFunc(own, func(seconds float64) bool { return seconds <= bound }); n < below || n > upTo {
+				problems.add("%s of status %s: the count up to %v s is %d, the log has from %d to %d", name, status, bound, n, below, upTo)
 			}
-			check(fmt.Sprintf("count up to %v s", bucket.GetUpperBound()), float64(bucket.GetCumulativeCount()), least, most)
 		}
 	}
+}
+
+func countFunc[T any](all []T, is func(T) bool) (n int) {
+	for _, one := range all {
+		if is(one) {
+			n++
+		}
+	}
+	return n
 }
 
 // checkHealth compares /health with the log.
@@ -318,12 +266,7 @@ func checkHealth(p *proxytest.Proxy, lines []logLine, problems *problems) {
 	if err == nil {
 		err = json.Unmarshal(raw, &body)
 	}
-	failed := 0
-	for _, l := range lines {
-		if slices.Contains(errorTypes, l.code) {
-			failed++
-		}
-	}
+	failed := countFunc(lines, func(l logLine) bool { return slices.Contains(errorTypes, l.code) })
 	if err != nil || status != http.StatusOK || body.Status != "healthy" || body.Requests != len(lines) || body.Errors != failed {
 		problems.add("/health has status %d, %s (%v), want healthy, %d requests and %d errors", status, raw, err, len(lines), failed)
 	}

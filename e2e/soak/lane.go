@@ -2,31 +2,33 @@ package main
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/prometheus/procfs"
-
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// A lane is a proxy with an upstream of its own and clients. There are two, since an
-// upstream that offers HTTP/2 is never spoken to in HTTP/1.1.
+// A lane is a proxy with an upstream of its own and clients. There are two, since an upstream that offers HTTP/2 is never spoken to
+// in HTTP/1.1.
 type lane struct {
 	name     string
+	http2    bool
 	options  options
 	problems problems
-	dir      string
 	upstream *upstream
 	proxy    *proxytest.Proxy
 	before   sample       // at rest
-	after    sample       // at rest again
+	samples  []sample     // in the traffic
+	peak     float64      // of resident memory, MiB
 	numbers  atomic.Int64 // of the newest request
 	lines    []logLine    // of the log, in the end
 	late     int
@@ -34,52 +36,34 @@ type lane struct {
 
 	mu      sync.Mutex
 	results []result
-	samples []sample
 }
 
-const (
-	// memoryLimit is GOMEMLIMIT as k8s/deployment.yaml sets it, and containerMemory what
-	// the container has, in MiB.
-	memoryLimit     = "96MiB"
-	containerMemory = 128
-	// thinking is how long a client rests between two requests, on average: the
-	// machine is to be busy, but no attempt late for lack of a processor.
-	thinking = 150 * time.Millisecond
-	// sampleEvery is the time between two samples.
-	sampleEvery = time.Second
-)
+// thinking is how long a client rests between two requests, on average: the machine is to be busy, but no attempt late for lack of a
+// processor.
+const thinking = 150 * time.Millisecond
 
-// config makes faults short, and requests wait in line: a quarter of the clients for
-// a place, and more than three bodies of unknown length for memory.
-func (l *lane) config() string {
-	return fmt.Sprintf("[proxy]\ntimeout_secs = %d\ntimeout_retries = 1\nmax_body_mb = %d\nbody_memory_mb = 24\nmax_connections = %d\n",
-		int(timeout/time.Second), maxBody/mib, max(1, l.clients()*3/4))
-}
-
-// clients is how many clients the lane has: half of all.
-func (l *lane) clients() int { return l.options.clients / 2 }
-
-// start starts the upstream and the proxy, and looks at what that holds at rest. The
-// lane is to be closed even if it fails.
-func (l *lane) start(binary string, http2 bool) (err error) {
-	l.problems.lane = l.name
-	if l.dir, err = os.MkdirTemp("", "soak-"); err != nil {
-		return err
-	}
-	l.upstream = startUpstream(http2, l.options.seed, &l.problems)
-	caFile, err := l.upstream.writeCA(l.dir)
-	if err != nil {
+// run is the lane's life; stalls are those of the machine. An error says that there is nothing to judge.
+func (l *lane) run(ctx context.Context, binary, dir string, stalls *pulse) (err error) {
+	l.upstream = startUpstream(l.http2, l.options.seed, &l.problems)
+	defer l.upstream.close()
+	caFile := filepath.Join(dir, strings.ReplaceAll(l.name, "/", "-")+".pem")
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: l.upstream.server.Certificate().Raw})
+	if err := os.WriteFile(caFile, ca, 0o600); err != nil {
 		return err
 	}
 	l.proxy, err = proxytest.Start(proxytest.Options{
 		Binary: binary,
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", l.upstream.server.URL},
-		Config: l.config(),
-		Env:    []string{"SSL_CERT_FILE=" + caFile, "GOMEMLIMIT=" + memoryLimit, "GORACE=halt_on_error=1"},
+		// Faults are short, and requests wait in line: a quarter of the clients for a place, and more than three bodies of unknown
+		// length for memory.
+		Config: fmt.Sprintf("[proxy]\ntimeout_secs = %d\ntimeout_retries = 1\nmax_body_mb = %d\nbody_memory_mb = 24\nmax_connections = %d\n",
+			int(timeout.Seconds()), maxBody/mib, max(1, l.options.clients*3/8)),
+		Env: []string{"SSL_CERT_FILE=" + caFile, "GOMEMLIMIT=96MiB", "GORACE=halt_on_error=1"}, // the limit is that of k8s/deployment.yaml
 	})
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, l.proxy.Stop()) }()
 	if err := l.proxy.WaitRunning(proxytest.Timeout); err != nil {
 		return err
 	}
@@ -88,46 +72,27 @@ func (l *lane) start(binary string, http2 bool) (err error) {
 			return err
 		}
 	}
-	return nil
-}
-
-// close ends what still runs.
-func (l *lane) close() (err error) {
-	if l.proxy != nil {
-		err = l.proxy.Stop()
-	}
-	if l.upstream != nil {
-		l.upstream.close()
-	}
-	return errors.Join(err, os.RemoveAll(l.dir))
-}
-
-// traffic has all clients send requests until ctx ends, and looks at the proxy.
-func (l *lane) traffic(ctx context.Context, begun time.Time) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var clients, watchers sync.WaitGroup
-	for i := range l.clients() {
+	sending, stop := context.WithTimeout(ctx, l.options.duration)
+	defer stop()
+	var clients, watcher sync.WaitGroup
+	watcher.Go(func() { l.watch(sending, stop) })
+	for i := range l.options.clients / 2 {
 		r := rand.New(rand.NewPCG(l.options.seed, ^uint64(i))) // not a number of a request
-		clients.Go(func() { l.use(ctx, r) })
+		clients.Go(func() { l.use(sending, r) })
 	}
-	watchers.Go(func() { l.watch(ctx, begun) })
-	watchers.Go(func() {
-		select {
-		case <-l.proxy.Done():
-			l.problems.add("the proxy ended under load; stderr: %.4000s", l.proxy.Stderr())
-			cancel()
-		case <-ctx.Done():
-		}
-	})
 	clients.Wait()
-	cancel()
-	watchers.Wait()
+	stop()
+	watcher.Wait()
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	l.verify(stalls)
+	return nil
 }
 
 // use is one client: it sends requests until ctx ends, and finishes the last.
 func (l *lane) use(ctx context.Context, r *rand.Rand) {
-	c := &client{addr: l.proxy.Addr(), problems: &l.problems}
+	c := &client{addr: l.proxy.Addr()}
 	defer c.hangUp()
 	for ctx.Err() == nil {
 		l.send(c, l.next())
@@ -143,82 +108,13 @@ func (l *lane) next() plan { return newPlan(l.options.seed, int(l.numbers.Add(1)
 
 // send has c do what p says, and keeps the result.
 func (l *lane) send(c *client, p plan) {
-	r := c.do(p)
+	r, err := c.do(p)
+	if err != nil {
+		l.problems.add("%v: %v", p, err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.results = append(l.results, r)
-}
-
-// A sample is what a proxy holds at one time.
-type sample struct {
-	at          time.Duration // after the traffic began
-	rss         float64       // MiB
-	peak        float64       // most of that so far
-	heap        float64       // MiB, garbage included
-	goroutines  float64
-	descriptors float64
-	queued      float64 // requests in line for a place or for memory
-}
-
-// look takes a sample of the proxy's metrics and of its process.
-func (l *lane) look() (sample, error) {
-	m, err := l.proxy.Metrics()
-	if err != nil {
-		return sample{}, err
-	}
-	process, err := procfs.NewProc(l.proxy.PID)
-	if err != nil {
-		return sample{}, err
-	}
-	status, err := process.NewStatus()
-	if err != nil {
-		return sample{}, err
-	}
-	descriptors, err := process.FileDescriptorsLen()
-	return sample{
-		rss:         float64(status.VmRSS) / mib,
-		peak:        float64(status.VmHWM) / mib,
-		heap:        m.Value("go_memstats_heap_alloc_bytes") / mib,
-		goroutines:  m.Value("go_goroutines"),
-		descriptors: float64(descriptors),
-		queued:      m.Value("proxy_requests_queued"),
-	}, err
-}
-
-// watch takes samples until ctx ends.
-func (l *lane) watch(ctx context.Context, begun time.Time) {
-	ticker := time.NewTicker(sampleEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		s, err := l.look()
-		if err != nil {
-			if ctx.Err() == nil {
-				l.problems.add("looking at the proxy: %v", err)
-			}
-			continue
-		}
-		s.at = time.Since(begun)
-		l.mu.Lock()
-		l.samples = append(l.samples, s)
-		l.mu.Unlock()
-	}
-}
-
-// state tells how the traffic goes on.
-func (l *lane) state() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := fmt.Sprintf("%s: %d requests", l.name, len(l.results))
-	if n := len(l.samples); n > 0 {
-		last := l.samples[n-1]
-		s += fmt.Sprintf(", %.0f MiB, %.0f goroutines, %.0f descriptors", last.rss, last.goroutines, last.descriptors)
-	}
-	return s
 }
 
 // eventually waits for ok, up to proxytest.Timeout, and returns what it was last.
@@ -231,36 +127,20 @@ func eventually(ok func() bool) bool {
 	return true
 }
 
-// rest closes all connections and waits until the proxy holds no more than before the traffic.
-func (l *lane) rest() {
-	l.upstream.server.CloseClientConnections()
-	var err error
-	if !eventually(func() bool {
-		l.after, err = l.look()
-		return err == nil && l.after.goroutines <= l.before.goroutines && l.after.descriptors <= l.before.descriptors
-	}) {
-		l.problems.add("after the traffic the proxy has %v goroutines and %v descriptors, before it had %v and %v (%v)",
-			l.after.goroutines, l.after.descriptors, l.before.goroutines, l.before.descriptors, err)
-	}
-	if l.after.peak > containerMemory && !l.options.race {
-		l.problems.add("the proxy had %.1f MiB of memory, more than the %d of its container", l.after.peak, containerMemory)
-	}
-}
-
 // lastStreams are under way when the proxy is told to end.
 const lastStreams = 4
 
-// end ends the proxy with streams under way, which it has to finish; how they ended is
-// seen with all other requests.
+// end ends the proxy with streams under way, which it has to finish; how they ended is seen with all other requests.
 func (l *lane) end() {
 	var streams sync.WaitGroup
+	defer streams.Wait()
 	for range lastStreams {
 		p := l.next()
-		for p.kind != eventStream || p.fault != noFault || p.pace*time.Duration(p.answer.size)/time.Duration(eventSize) < time.Second {
+		for p.fault != noFault || p.pace*time.Duration(p.answer.size)/time.Duration(eventSize) < time.Second {
 			p = l.next()
 		}
 		streams.Go(func() {
-			c := &client{addr: l.proxy.Addr(), problems: &l.problems}
+			c := &client{addr: l.proxy.Addr()}
 			defer c.hangUp()
 			l.send(c, p)
 		})
@@ -268,13 +148,10 @@ func (l *lane) end() {
 			l.problems.add("%v: it does not reach the upstream", p)
 		}
 	}
-	defer streams.Wait()
 	if err := l.proxy.Signal(syscall.SIGTERM); err != nil {
 		l.problems.add("%v", err)
-		return
 	}
-	code, err := l.proxy.Wait(proxytest.Timeout)
-	if err != nil || code != 0 {
+	if code, err := l.proxy.Wait(proxytest.Timeout); err != nil || code != 0 {
 		l.problems.add("after SIGTERM the proxy ended with exit code %d (%v)", code, err)
 	}
 	if said := l.proxy.Stderr(); said != "" {

@@ -1,37 +1,40 @@
-// Soak runs the released proxy for long under mixed traffic in which both sides do
-// wrong at random, and checks every byte, every count and that nothing grows.
+// Soak runs the released proxy for long under mixed traffic in which both sides do wrong at random, and checks every byte, every
+// count and that nothing grows.
 //
 //	go -C e2e run ./soak              half an hour
 //	go -C e2e run ./soak -for 60s     a minute
 //	go -C e2e run ./soak -race        with the race detector
 //	go -C e2e run ./soak -seed N      the requests of an earlier run
 //
-// Two proxies run at once, one before an HTTP/2 and one before an HTTP/1.1 upstream.
-// What each request is, and what goes wrong with it, follows from the seed and the
-// request's number, which stands in its path: client and upstream each know it, and
-// each byte of the bodies. At the end, the proxy's log has to have exactly one line
-// for each request, in which it ends as its plan allows, as the client saw it, and
-// after as many attempts as the upstream saw; and the metrics have to be what these
-// lines add up to. Memory, goroutines and descriptors are sampled, and a line is
-// fitted through the samples.
+// Two proxies run at once, one before an HTTP/2 and one before an HTTP/1.1 upstream. What each request is, and what goes wrong with
+// it, follows from the seed and the request's number, which stands in its path: client and upstream each know it, and each byte of
+// the bodies. At the end, the proxy's log has to have exactly one line for each request, in which it ends as its plan allows, as the
+// client saw it, and after as many attempts as the upstream saw; and the metrics have to be what these lines add up to. Memory,
+// goroutines and descriptors are sampled, and a line is fitted through the samples. SIGTERM comes with streams in flight.
 //
-// It fails with a list of all that is wrong. This process keeps the log and the
-// results, about 3 KB for a request.
+// It fails with a list of all that is wrong. This process keeps the log and the results, about 3 KB for a request.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
+	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
@@ -59,9 +62,6 @@ type options struct {
 	binary   string // of the proxy; made if there is none
 }
 
-// shortest is the shortest run: enough samples for a line.
-const shortest = 10 * time.Second
-
 func parseFlags(args []string) (o options, err error) {
 	flags := flag.NewFlagSet("soak", flag.ExitOnError)
 	flags.DurationVar(&o.duration, "for", 30*time.Minute, "length of the traffic, 10s at least")
@@ -76,8 +76,8 @@ func parseFlags(args []string) (o options, err error) {
 	switch {
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q; -h lists what there is", flags.Arg(0))
-	case o.duration < shortest:
-		return o, fmt.Errorf("-for must be %v at least", shortest)
+	case o.duration < 10*time.Second:
+		return o, errors.New("-for must be 10s at least, or there are too few samples for a line")
 	case o.clients < 2 || o.clients > 1000:
 		return o, errors.New("-clients must be from 2 to 1000")
 	case o.race && o.binary != "":
@@ -98,18 +98,6 @@ func (o options) build() (binary string, err error) {
 	return proxytest.Build()
 }
 
-// String is the command line that repeats the run's requests.
-func (o options) String() string {
-	s := fmt.Sprintf("go -C e2e run ./soak -for %v -seed %d -clients %d", o.duration, o.seed, o.clients)
-	if o.race {
-		s += " -race"
-	}
-	if o.binary != "" {
-		s += " -binary " + o.binary
-	}
-	return s
-}
-
 // run is the soak's life.
 func run(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, proxytest.Cleanup()) }()
@@ -117,86 +105,135 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	lanes := []*lane{{name: "HTTP/2", options: o}, {name: "HTTP/1.1", options: o}}
-	for i, l := range lanes {
-		defer func() { err = errors.Join(err, l.close()) }()
-		if err := l.start(binary, i == 0); err != nil {
-			return err
-		}
+	dir, err := os.MkdirTemp("", "soak-")
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	fmt.Fprintf(os.Stderr, "soak: %v of traffic, seed %d\n", o.duration, o.seed)
 	stalls := &pulse{}
-	soak(ctx, o, lanes, stalls)
-	if ctx.Err() != nil {
-		return errors.New("interrupted")
-	}
-	return report(os.Stdout, o, lanes, stalls)
-}
-
-// soak has the lanes' clients send requests for as long as o says, and then looks at
-// what became of them.
-func soak(ctx context.Context, o options, lanes []*lane, stalls *pulse) {
-	begun := time.Now()
-	sending, stop := context.WithTimeout(ctx, o.duration)
-	defer stop()
 	watching, end := context.WithCancel(ctx)
-	var traffic, watchers sync.WaitGroup
-	watchers.Go(func() { stalls.watch(watching) })
-	watchers.Go(func() { tell(watching, o, lanes, begun) })
+	defer end()
+	var watcher sync.WaitGroup
+	watcher.Go(func() { stalls.watch(watching) })
+	lanes := []*lane{{name: "HTTP/2", http2: true, options: o}, {name: "HTTP/1.1", options: o}}
+	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range lanes {
-		traffic.Go(func() { l.traffic(sending, begun) })
+		group.Go(func() error { return l.run(ctx, binary, dir, stalls) })
 	}
-	traffic.Wait()
-	for _, l := range lanes {
-		if ctx.Err() == nil {
-			l.verify(stalls)
-		}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	end()
-	watchers.Wait()
+	watcher.Wait()
+	return report(o, lanes, len(stalls.stalls))
 }
 
-// tell writes now and then how it goes on, until ctx ends.
-func tell(ctx context.Context, o options, lanes []*lane, begun time.Time) {
-	ticker := time.NewTicker(10 * time.Second)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
+// problems collects what went wrong in a lane.
+type problems struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (p *problems) add(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.list = append(p.list, fmt.Sprintf(format, args...))
+}
+
+func (p *problems) all() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.list)
+}
+
+// problemsTold is how many problems of a lane are told: of a thousand, the first tell what is wrong.
+const problemsTold = 20
+
+// report tells what happened, and returns an error if anything was wrong.
+func report(o options, lanes []*lane, stalls int) error {
+	again := fmt.Sprintf("-for %v -seed %d -clients %d -race=%v -binary=%s", o.duration, o.seed, o.clients, o.race, o.binary)
+	fmt.Printf("soak %s\n%d processors, %s; the machine stood still %d times\n", again, runtime.NumCPU(), runtime.Version(), stalls)
+	wrong := 0
+	for _, l := range lanes {
+		table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+		l.tell(func(name string, value any) { fmt.Fprintf(table, "%s\t%v\n", name, value) })
+		if err := table.Flush(); err != nil {
+			return err
 		}
-		var states []string
-		wrong := 0
-		for _, l := range lanes {
-			states = append(states, l.state())
-			_, n := l.problems.all()
-			wrong += n
+		all := l.problems.all()
+		wrong += len(all)
+		for i, problem := range all {
+			if i == problemsTold {
+				fmt.Printf("WRONG: %d more\n", len(all)-i)
+				break
+			}
+			fmt.Printf("WRONG: %s\n", problem)
 		}
-		fmt.Fprintf(os.Stderr, "soak: %v of %v; %s; %d wrong\n",
-			time.Since(begun).Round(time.Second), o.duration, strings.Join(states, "; "), wrong)
 	}
+	if wrong > 0 {
+		return fmt.Errorf("%d things are wrong; the same requests again: go -C e2e run ./soak %s", wrong, again)
+	}
+	fmt.Println("\nNot one byte was wrong, all counts add up, and nothing grows of what was seen for long enough.")
+	return nil
+}
+
+// tell tells what happened in the lane: how the requests of each kind and with each fault ended, and the figures.
+func (l *lane) tell(row func(name string, value any)) {
+	ended := map[int]string{}
+	for _, line := range l.lines {
+		ended[line.number] = strings.TrimSpace(fmt.Sprint(line.Status, " ", line.code))
+	}
+	outcomes, verified := map[string]map[string]int{}, int64(0)
+	for _, r := range l.results {
+		p := newPlan(l.options.seed, r.number)
+		for _, name := range []string{"kind: " + p.kind, "fault: " + string(p.fault)} {
+			if outcomes[name] == nil {
+				outcomes[name] = map[string]int{}
+			}
+			outcomes[name][cmp.Or(ended[r.number], "not logged")]++
+		}
+		verified += r.bytes
+	}
+	row("\n"+l.name, "ended as")
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(outcomes))) {
+		row(name, strings.TrimPrefix(fmt.Sprint(outcomes[name]), "map"))
+	}
+	row("requests in log and metrics", len(l.lines))
+	row("of these in flight at SIGTERM", l.atEnd)
+	row("late, on a machine too busy", l.late)
+	row("MiB of requests verified", l.upstream.verified.Load()/mib)
+	row("MiB of answers verified", verified/mib)
+	for i, q := range quantities {
+		most, trend := 0.0, "too short a run to tell a trend"
+		for _, s := range l.samples {
+			most = max(most, s.values[i])
+		}
+		if t, ok := fitTrend(i, l.samples, l.options.duration); ok {
+			trend = t.String()
+		}
+		row(q.name, fmt.Sprintf("%.1f at most, %s", most, trend))
+	}
+	row("RSS at its peak, MiB", fmt.Sprintf("%.1f", l.peak))
 }
 
 const (
 	// beat is the time between two looks at the clock.
 	beat = 50 * time.Millisecond
-	// stallLength is how late a look has to be to count: timeouts here are of a
-	// second or two, and other processes stand still longer than this one at times.
+	// stallLength is how late a look has to be to count: timeouts here are of a second or two, and other processes stand still longer
+	// than this one at times.
 	stallLength = 200 * time.Millisecond
-	// stallMargin widens a request's time: a connection that is lost went silent
-	// before, and the proxy may notice a client's departure later.
+	// stallMargin widens a request's time: a connection that is lost went silent before, and the proxy may notice a client's departure
+	// later.
 	stallMargin = 3 * time.Second
 )
 
-// A pulse finds out when this process got no processor, and so when the others on
-// this machine hardly did.
+// A pulse finds out when this process got no processor, and so when the others on this machine hardly did.
 type pulse struct {
 	mu     sync.Mutex
 	stalls []stall
 }
 
-// A stall is a time in which nothing went on.
 type stall struct{ from, to time.Time }
 
 // watch looks at the clock until ctx ends.
@@ -216,20 +253,7 @@ func (p *pulse) watch(ctx context.Context) {
 func (p *pulse) stalled(from, to time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, s := range p.stalls {
-		if s.from.Before(to.Add(stallMargin)) && s.to.After(from.Add(-stallMargin)) {
-			return true
-		}
-	}
-	return false
-}
-
-// String is for the end, after watch.
-func (p *pulse) String() string {
-	var longest, all time.Duration
-	for _, s := range p.stalls {
-		longest = max(longest, s.to.Sub(s.from))
-		all += s.to.Sub(s.from)
-	}
-	return fmt.Sprintf("%d times, %v at most, %v in all", len(p.stalls), longest.Round(time.Millisecond), all.Round(time.Millisecond))
+	return slices.ContainsFunc(p.stalls, func(s stall) bool {
+		return s.from.Before(to.Add(stallMargin)) && s.to.After(from.Add(-stallMargin))
+	})
 }

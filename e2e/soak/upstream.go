@@ -3,32 +3,31 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
-// upstream is the API behind one proxy. It does what each request's plan says, and
-// keeps nothing of a request but how often it came: package fakeanthropic keeps the
-// bodies, which half an hour has too many of.
+// upstream is the API behind one proxy. It does what each request's plan says, and keeps nothing of a request but how often it came:
+// package fakeanthropic keeps the bodies, which half an hour has too many of.
 type upstream struct {
 	server   *httptest.Server
 	seed     uint64
 	problems *problems
+	verified atomic.Int64 // bytes of requests
 
 	mu       sync.Mutex
 	attempts map[int]int // by the request's number
-	verified int64       // bytes of requests
 }
 
 // startUpstream starts it, with HTTP/2 or HTTP/1.1 over TLS.
@@ -39,13 +38,6 @@ func startUpstream(http2 bool, seed uint64, problems *problems) *upstream {
 	u.server.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that break are the point
 	u.server.StartTLS()
 	return u
-}
-
-// writeCA writes the certificate that the proxy has to trust into dir.
-func (u *upstream) writeCA(dir string) (file string, err error) {
-	file = filepath.Join(dir, "ca.pem")
-	block := &pem.Block{Type: "CERTIFICATE", Bytes: u.server.Certificate().Raw}
-	return file, os.WriteFile(file, pem.EncodeToMemory(block), 0o600)
 }
 
 // close ends everything.
@@ -61,19 +53,11 @@ func (u *upstream) seen(number int) int {
 	return u.attempts[number]
 }
 
-// arrived counts an attempt at a request and returns which it is, from 1 on.
-func (u *upstream) arrived(number int) int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.attempts[number]++
-	return u.attempts[number]
-}
-
 // upstreamID is how the Request-Id of an answer begins, which its attempt follows.
 func upstreamID(number int) string { return fmt.Sprintf("up_%d_", number) }
 
-// ServeHTTP does what the request's plan says. Where it panics, net/http resets the
-// stream or connection, in place of ending the answer as if it were whole.
+// ServeHTTP does what the request's plan says. Where it panics, net/http resets the stream or connection, in place of ending the
+// answer as if it were whole.
 func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	number, err := numberOf(r.URL.Path)
 	if err != nil {
@@ -81,20 +65,23 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	p, attempt := newPlan(u.seed, number), u.arrived(number)
+	u.mu.Lock()
+	u.attempts[number]++
+	attempt := u.attempts[number]
+	u.mu.Unlock()
+	p := newPlan(u.seed, number)
 	w.Header().Set("Request-Id", upstreamID(number)+strconv.Itoa(attempt))
 	if h := r.Header; r.Method != p.method || h.Get("Authorization") != authorization || h.Get("Anthropic-Beta") != fakeanthropic.OAuthBeta {
-		u.problems.add("%v: it reached the upstream as %s with authorization %q and anthropic-beta %q",
-			p, r.Method, h.Get("Authorization"), h.Get("Anthropic-Beta"))
+		u.problems.add("%v: it reached the upstream as %s with the headers %v", p, r.Method, h)
 	}
 	if !p.early && !u.receive(p, r) {
 		w.WriteHeader(http.StatusUnprocessableEntity) // which no plan expects
 		return
 	}
-	if p.fault == upstreamRefuses {
+	switch {
+	case p.fault == upstreamRefuses:
 		refuse(w, p)
-	}
-	if attempt <= p.silent {
+	case attempt <= p.silent:
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
 	}
@@ -105,19 +92,17 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // receive reads the request's body and tells whether it is right; of one that breaks off, what came.
 func (u *upstream) receive(p plan, r *http.Request) bool {
 	got := &checker{want: p.request.bytes()}
-	_, err := io.Copy(got, r.Body)
+	_, broken := io.Copy(got, r.Body)
 	wrong := got.wrong
-	if err == nil {
+	if broken == nil {
 		wrong = got.whole(r.Header.Get(digestHeader))
 	}
 	if wrong != nil {
 		u.problems.add("%v: it reached the upstream with a wrong body: %v", p, wrong)
 		return false
 	}
-	u.mu.Lock()
-	u.verified += int64(got.n)
-	u.mu.Unlock()
-	if err != nil {
+	u.verified.Add(got.n)
+	if broken != nil {
 		panic(http.ErrAbortHandler) // the proxy has given this attempt up
 	}
 	return true
@@ -143,47 +128,53 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// answer sends the answer of the plan, with its checksum in a header or, if it
-// declares no length, in a trailer: events one by one, all else as fast as it goes.
-func answer(w http.ResponseWriter, p plan, r *http.Request) {
-	body, header, out := p.answer.bytes(), w.Header(), http.NewResponseController(w)
-	header.Set("Content-Type", p.answer.contentType())
-	if encoding := p.answer.encoding(); encoding != "" {
-		header.Set("Content-Encoding", encoding)
+// header is that of p's answer, which has this body.
+func (p plan) header(body []byte) http.Header {
+	h := http.Header{"Content-Type": {"application/octet-stream"}}
+	switch p.answer.form {
+	case eventForm:
+		h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	case gzipForm:
+		h.Set("Content-Encoding", "gzip")
 	}
 	if p.declared {
-		header.Set("Content-Length", strconv.Itoa(len(body)))
-		header.Set(digestHeader, digest(body))
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+		h.Set(digestHeader, digest(body))
 	} else {
-		header.Set("Trailer", digestHeader)
+		h.Set("Trailer", digestHeader)
 	}
+	return h
+}
+
+// answer sends the answer of the plan, events one by one, all else as fast as it goes.
+func answer(w http.ResponseWriter, p plan, r *http.Request) {
+	body := p.answer.bytes()
+	maps.Copy(w.Header(), p.header(body))
 	w.WriteHeader(p.status)
-	switch {
-	case p.method == http.MethodHead:
+	if p.method == http.MethodHead {
 		return
-	case p.fault == upstreamBreaksOff, p.fault == upstreamFallsSilent:
-		w.Write(body[:p.cut]) // the proxy may have left, which ends the wait too
-		out.Flush()
-		if p.fault == upstreamFallsSilent {
-			<-r.Context().Done()
-		}
-		panic(http.ErrAbortHandler)
 	}
-	piece := len(body)
+	sends, piece := body, len(body)
+	if p.fault == upstreamBreaksOff || p.fault == upstreamFallsSilent {
+		sends = body[:p.cut]
+	}
 	if p.answer.form == eventForm {
 		piece = eventSize
 	}
-	for ; len(body) > 0; body = body[piece:] {
-		_, err := w.Write(body[:piece])
-		if err == nil && p.answer.form == eventForm {
-			err = out.Flush()
-		}
-		if err != nil {
+	for part := range slices.Chunk(sends, piece) {
+		w.Write(part) // Flush tells of a failure
+		if http.NewResponseController(w).Flush() != nil {
 			panic(http.ErrAbortHandler) // the proxy has left
 		}
 		pause(r.Context(), p.pace)
 	}
+	if p.fault == upstreamFallsSilent {
+		<-r.Context().Done()
+	}
+	if len(sends) < len(body) {
+		panic(http.ErrAbortHandler)
+	}
 	if !p.declared {
-		header.Set(digestHeader, digest(p.answer.bytes()))
+		w.Header().Set(digestHeader, digest(body))
 	}
 }
