@@ -30,7 +30,7 @@ func (s *scene) wrapped(lines, redirect string) (path string) {
 	// A process that another scene forks meanwhile would have the file open for
 	// writing, and what is open for writing can't be run (golang/go#22315).
 	syscall.ForkLock.RLock()
-	path = s.tempFile([]byte(script))
+	path = s.File("wrapped", script)
 	syscall.ForkLock.RUnlock()
 	if err := os.Chmod(path, 0o700); err != nil {
 		s.Fatal(err)
