@@ -48,7 +48,7 @@ func (s *Scene) H2Upstream(settings []http2.Setting, harm func(p *H2Peer, stream
 		s.Fatal(err)
 	}
 	u := &H2Upstream{s: s, URL: "https://" + listener.Addr().String(), Env: env}
-	s.plain, s.Mend = true, func() { u.healthy.Store(true) }
+	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
 	s.atHangUp(u.HangUp)
 	s.Cleanup(func() { listener.Close(); u.HangUp() })
 	go func() {

@@ -27,11 +27,11 @@ type Scene struct {
 	Client  *http.Client
 	Raced   bool   // the proxy has the race detector, if Launch is told no other
 	Mute    bool   // the proxy's log is lost
-	Mend    func() // makes the upstream serve [fakeanthropic.PlainPath]; nil if it always does
+	Mend    func() // makes the upstream serve the plain path; nil if it always does
 	HangUp  func() // ends the connections of the upstream and of raw clients
+	Plain   bool   // the upstream serves [fakeanthropic.PlainPath], which is tried at the end
 	Expects []Completed
 
-	plain  bool  // the upstream serves the plain path
 	before usage // at the beginning
 }
 
@@ -68,9 +68,17 @@ func (s *Scene) API(protocol fakeanthropic.Protocol, handler http.Handler) *fake
 	return api
 }
 
+// StartAPI is API and, in front of it, Start.
+func (s *Scene) StartAPI(protocol fakeanthropic.Protocol, handler http.Handler, config string, env ...string) *fakeanthropic.Server {
+	s.Helper()
+	api := s.API(protocol, handler)
+	s.Start(api.URL, config, append(api.Env(), env...)...)
+	return api
+}
+
 // Use makes a fake API the upstream of the scene.
 func (s *Scene) Use(api *fakeanthropic.Server) {
-	s.plain = true
+	s.Plain = true
 	s.atHangUp(api.HangUp)
 	s.Cleanup(func() {
 		if err := api.Close(); err != nil {
@@ -375,7 +383,7 @@ func (s *Scene) checkPlain() {
 	if s.Mend != nil {
 		s.Mend()
 	}
-	if s.plain {
+	if s.Plain {
 		s.Passed(s.Get(fakeanthropic.PlainPath), 200, "plain", -1)
 	}
 }

@@ -104,7 +104,7 @@ func (s *Scene) UpstreamAt(addr string, harm func(p *Peer)) *Upstream {
 		s.Fatal(err)
 	}
 	u := &Upstream{s: s, URL: "http://" + listener.Addr().String()}
-	s.plain, s.Mend = true, func() { u.healthy.Store(true) }
+	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
 	s.atHangUp(u.HangUp)
 	s.Cleanup(func() { listener.Close(); u.HangUp() })
 	go func() {
