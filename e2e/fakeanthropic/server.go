@@ -49,6 +49,8 @@ type Server struct {
 	handler atomic.Pointer[http.Handler]
 	dir     string
 
+	forgets atomic.Bool
+
 	mu       sync.Mutex
 	opened   int // connections so far
 	conns    map[net.Conn]bool
@@ -171,6 +173,9 @@ func (s *Server) Handle(h http.Handler) {
 	s.handler.Store(&h)
 }
 
+// Forget has the server record no requests from now on: those of half an hour are too many.
+func (s *Server) Forget() { s.forgets.Store(true) }
+
 // Close cuts all connections and frees everything.
 func (s *Server) Close() error {
 	return errors.Join(s.http.Close(), os.RemoveAll(s.dir))
@@ -182,10 +187,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "plain")
 		return
 	}
-	rec := newRecord(r)
-	s.mu.Lock()
-	s.requests = append(s.requests, rec)
-	s.mu.Unlock()
+	if !s.forgets.Load() {
+		rec := newRecord(r)
+		s.mu.Lock()
+		s.requests = append(s.requests, rec)
+		s.mu.Unlock()
+	}
 	(*s.handler.Load()).ServeHTTP(w, r)
 }
 
