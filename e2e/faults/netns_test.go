@@ -97,13 +97,10 @@ func (s *scene) tool(program, pkg string) (path string) {
 	return path
 }
 
-// enter is a line of shell: what follows it runs in the namespace, and with mounts
-// of its own.
-func (n *namespace) enter() string {
+// enter is a command: what is appended to it runs in the namespace, and with mounts of its own.
+func (n *namespace) enter() []string {
 	n.s.Helper()
-	nsenter, unshare := n.s.tool("nsenter", "util-linux"), n.s.tool("unshare", "util-linux")
-	return fmt.Sprintf(`[ "$INSIDE" ] || exec /usr/bin/env INSIDE=1 '%s' --net=/proc/%d/task/%d/ns/net '%s' --mount "$0" "$@"`,
-		nsenter, os.Getpid(), n.tid, unshare)
+	return []string{n.s.tool("nsenter", "util-linux"), fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), n.tid), n.s.tool("unshare", "util-linux"), "--mount"}
 }
 
 // listen opens a listener in the namespace.
@@ -184,7 +181,8 @@ link set wire up
 func (w *wire) start(lines, upstream, config string, env ...string) {
 	w.s.Helper()
 	w.s.Launch(proxytest.Options{
-		Binary: w.s.wrapped(w.near.enter()+"\n"+lines, ""),
+		Within: w.near.enter(),
+		Before: lines,
 		Args:   []string{"-local", "-listen", "127.0.0.1:" + w.near.door(), "-upstream", upstream},
 		Config: config,
 		Env:    env,

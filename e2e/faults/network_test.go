@@ -121,7 +121,7 @@ func (s *scene) stream() <-chan proxytest.Answer {
 	go func() {
 		defer resp.Body.Close()
 		rest, err := io.ReadAll(resp.Body)
-		answers <- proxytest.Answer{resp, string(first) + string(rest), err}
+		answers <- proxytest.Answer{Response: resp, Text: string(first) + string(rest), Err: err}
 	}()
 	return answers
 }

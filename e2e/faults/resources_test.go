@@ -106,15 +106,25 @@ func dialSmall(ctx context.Context, network, addr string) (net.Conn, error) {
 	return conn, err
 }
 
+// contained runs the proxy in a container of 128 MiB, with a limit as k8s/deployment.yaml has it.
+func (s *scene) contained(upstream, config string, env ...string) {
+	s.Helper()
+	s.Launch(proxytest.Options{MemoryMiB: 128, Args: proxytest.Serve(upstream), Config: config, Env: append(env, "GOMEMLIMIT=96MiB")})
+}
+
+// peaked tells how much of the container's memory was used.
+func (s *scene) peaked() {
+	s.Helper()
+	used, err := s.Proxy.PeakMiB()
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Logf("at most %d MiB of 128", used)
+}
+
 func manyUploads(s *scene) {
 	const uploads, size = 1000, 10 * mib
-	group := s.cgroup("memory")
-	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
-	s.Launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   proxytest.Serve(s.server(count)),
-		Env:    []string{"GOMEMLIMIT=96MiB"}, // as k8s/deployment.yaml has it
-	})
+	s.contained(s.server(count), "")
 	began := time.Now()
 	var mu sync.Mutex
 	var clients sync.WaitGroup
@@ -127,7 +137,8 @@ func manyUploads(s *scene) {
 		})
 	}
 	clients.Wait()
-	s.Logf("%d uploads of 10 MiB in %v; at most %d MiB of 128", uploads, time.Since(began).Round(time.Millisecond), group.peak())
+	s.Logf("%d uploads of 10 MiB in %v", uploads, time.Since(began).Round(time.Millisecond))
+	s.peaked()
 }
 
 func slowUpload(s *scene) {
@@ -247,7 +258,7 @@ func manyConnections(s *scene) {
 
 func noDescriptors(s *scene) {
 	s.Launch(proxytest.Options{
-		Binary: s.wrapped("ulimit -n 40", ""),
+		Before: "ulimit -n 40",
 		Args:   proxytest.Serve(s.server(count)),
 		Config: quick,
 	})
@@ -269,7 +280,7 @@ func noDescriptors(s *scene) {
 func (s *scene) withoutLog(redirect string) {
 	s.Helper()
 	s.Mute = true
-	s.Launch(proxytest.Options{Binary: s.wrapped("", redirect), Args: proxytest.Serve(s.server(count))})
+	s.Launch(proxytest.Options{Redirect: redirect, Args: proxytest.Serve(s.server(count))})
 	s.passedAll(100)
 }
 
@@ -299,14 +310,7 @@ func (s *scene) logToPipe() (reader *os.File) {
 func stillReaders(s *scene) {
 	const readers, size = 50, 8 * mib
 	up := s.API(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, zeros(size)) }))
-	group := s.cgroup("memory")
-	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
-	s.Launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   proxytest.Serve(up.URL),
-		Config: "[proxy]\nbody_memory_mb = 24\n", // as k8s/ has it
-		Env:    append(up.Env(), "GOMEMLIMIT=96MiB"),
-	})
+	s.contained(up.URL, "[proxy]\nbody_memory_mb = 24\n", up.Env()...) // as k8s/ has it
 	var answers []*http.Response
 	for range readers {
 		resp, err := s.Client.Get(s.Proxy.URL() + "/v1/messages")
@@ -323,18 +327,13 @@ func stillReaders(s *scene) {
 		}
 		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
 	}
-	s.Logf("at most %d MiB of 128", group.peak())
+	s.peaked()
 }
 
 func throttled(s *scene) {
 	const requests = 40
-	group := s.cgroup("cpu")
-	group.set([2]string{"cpu.cfs_quota_us", "5000"}, [2]string{"cpu.max", "5000 100000"})
 	began := time.Now()
-	s.Launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   proxytest.Serve(s.server(count)),
-	})
+	s.Launch(proxytest.Options{CPUs: 0.05, Args: proxytest.Serve(s.server(count))})
 	s.Logf("Running after %v", time.Since(began).Round(time.Millisecond))
 	began = time.Now()
 	var mu sync.Mutex
