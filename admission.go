@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// gate is a weighted semaphore that serves in arrival order, but for those who may come first: who asks for much is not
-// overtaken by those who ask for little. The zero value lets nobody in; see newGate.
+// gate is a weighted semaphore that serves in arrival order: who asks for much is not overtaken by those who ask for little,
+// but by those who hold units already and need more (first in acquire). The zero value has no units; see newGate.
 type gate struct {
 	size int64
 
@@ -36,9 +36,9 @@ func (g *gate) tryAcquire(n int64) bool {
 	return true
 }
 
-// acquire takes n units, waiting in line for them until ctx ends; its error is then ctx's cause and nothing was taken. n
-// must not exceed the gate's size. Who holds units already may wait first in line: else all who hold some could wait for
-// more, for ever.
+// acquire takes n units, waiting in line for them until ctx ends; its error is then ctx's cause, and nothing was taken. n must
+// not exceed the gate's size. first is for who holds units already: it goes before all that wait, the latest such caller first,
+// or else those could wait behind others for units that they themselves keep from them.
 func (g *gate) acquire(ctx context.Context, n int64, first bool) error {
 	t := &ticket{n: n, granted: make(chan struct{})}
 	g.mu.Lock()

@@ -12,14 +12,15 @@ import (
 	"time"
 )
 
-// An upload that brings less than slowUploadBytes in slowUploadWindow is given up while others wait for what it holds.
+// A slow upload, which brings less than slowUploadBytes in slowUploadWindow, ends while anybody waits for a connection, a
+// place or memory.
 const (
 	slowUploadWindow = 10 * time.Second
 	slowUploadBytes  = 10 * 8 << 10
 )
 
-// An upload that would need longer than longUpload for its rest, at the pace of the latest paceWindow, keeps while others
-// wait only the memory that it has filled.
+// A long upload, which at the pace of the latest paceWindow would need more than longUpload for its rest, gives up its place
+// while anybody waits, and keeps only the memory that it has filled: it is charged as it comes.
 const (
 	paceWindow = time.Second
 	longUpload = 20 * time.Second
@@ -28,14 +29,15 @@ const (
 // chunkStep is how much of a chunked body is read at a time, in bytes.
 const chunkStep = 16 << 10
 
-// bodyReader reads request bodies into memory, so that an attempt can be repeated.
-type bodyReader struct {
+// bodyLimits bounds the memory and the time of request bodies, which are read into memory so that an attempt can be
+// repeated.
+type bodyLimits struct {
 	budget  *gate         // bytes of all bodies
-	largest int64         // bytes of one
+	maxBody int64         // bytes of one
 	timeout time.Duration // the longest silence of an upload
 	crowded func() bool   // somebody waits for what an upload holds
 
-	slowBytes atomic.Int64 // bytes of the uploads that are charged as they come
+	longBytes atomic.Int64 // bytes of the budget that long uploads hold
 }
 
 // bodySource is a request whose body is to be read.
@@ -47,16 +49,16 @@ type bodySource struct {
 }
 
 // reservation returns how many bytes of the budget r's body needs; 0 if it has none.
-func (b *bodyReader) reservation(r *http.Request) int64 {
+func (b *bodyLimits) reservation(r *http.Request) int64 {
 	if r.ContentLength < 0 { // chunked: nobody knows, so as much as is allowed
-		return b.largest
+		return b.maxBody
 	}
 	return r.ContentLength
 }
 
 // read reads the body of u and takes over what was reserved for it. The body is returned with an error too, for its size;
 // it is finished then.
-func (b *bodyReader) read(u bodySource) (body *requestBody, err error) {
+func (b *bodyLimits) read(u bodySource) (body *requestBody, err error) {
 	body = &requestBody{limits: b, reserved: b.reservation(u.Request)}
 	guard := newUploadGuard(u, body)
 	defer guard.stop()
@@ -66,13 +68,13 @@ func (b *bodyReader) read(u bodySource) (body *requestBody, err error) {
 		}
 	}()
 	// One byte more than is allowed, to see whether there is one.
-	most := b.largest + 1
+	maxSize := b.maxBody + 1
 	if u.ContentLength >= 0 {
-		most = u.ContentLength
+		maxSize = u.ContentLength
 	}
 	var unwatch func() bool
 	for {
-		room, err := guard.room(most)
+		room, err := guard.room(maxSize)
 		if err != nil {
 			return body, err
 		}
@@ -82,10 +84,10 @@ func (b *bodyReader) read(u bodySource) (body *requestBody, err error) {
 		// net/http reports io.EOF together with the last byte of a declared length: nothing is asked for just to learn
 		// that nothing follows.
 		switch {
-		case body.size > b.largest:
-			return body, errBodyTooLarge(b.largest)
+		case body.size > b.maxBody:
+			return body, errBodyTooLarge(b.maxBody)
 		case err == io.EOF:
-			body.keep()
+			body.seal()
 			return body, nil
 		case err != nil:
 			return body, guard.verdict(u.Context(), err)
@@ -105,27 +107,27 @@ var segments = sync.Pool{New: func() any { return new([segmentSize]byte) }}
 // requestBody is a request's body in memory. Its bytes count against the budget from their reservation until nothing can
 // need them any more.
 type requestBody struct {
-	limits *bodyReader
+	limits *bodyLimits
 	size   int64 // what has come; for the goroutine that reads the body
 
 	mu        sync.Mutex
 	content   [][]byte // in segments; only the last has room
 	allocated int64    // bytes of all segments
 	reserved  int64    // bytes of the budget
-	slow      bool     // reserved follows allocated
+	long      bool     // a long upload: reserved follows allocated
 	complete  bool     // all of it has come
 	readers   int      // that are open
-	done      bool     // no further one will be
+	done      bool     // no reader will be opened any more
 }
 
-// room returns where the next bytes go, of which there are most in all. A slow upload takes the budget's bytes for it with
-// wait.
-func (b *requestBody) room(most int64, wait func(n int64) error) ([]byte, error) {
+// room returns free memory, never empty, for the next bytes of a body of at most maxSize bytes. For a long upload it first
+// takes the budget's bytes with wait, whose error it returns.
+func (b *requestBody) room(maxSize int64, wait func(n int64) error) ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.size == b.allocated {
-		n := min(segmentSize, most-b.size)
-		if b.slow {
+		n := min(segmentSize, maxSize-b.size)
+		if b.long {
 			b.mu.Unlock()
 			err := wait(n)
 			b.mu.Lock()
@@ -133,7 +135,7 @@ func (b *requestBody) room(most int64, wait func(n int64) error) ([]byte, error)
 				return nil, err
 			}
 			b.reserved += n
-			b.limits.slowBytes.Add(n)
+			b.limits.longBytes.Add(n)
 		}
 		var segment []byte
 		if n == segmentSize {
@@ -155,29 +157,30 @@ func (b *requestBody) filled(n int) {
 	b.size += int64(n)
 }
 
-// chargeAsItComes gives the memory back that the upload has not filled, unless slow uploads hold half of all: others are
-// to have something. fits is false then.
+// chargeAsItComes makes a long upload of b: it gives back the memory that is not filled yet. fits is false, and nothing has
+// changed, if long uploads would then hold more than half of the budget: others are to have something.
 func (b *requestBody) chargeAsItComes() (fits bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.slow || b.reserved <= b.allocated {
+	if b.long || b.reserved <= b.allocated {
 		return true
 	}
-	if !b.limits.fitsSlow(b.allocated) {
+	if !b.limits.fitsLong(b.allocated) {
 		return false
 	}
-	b.slow = true
-	b.limits.slowBytes.Add(b.allocated)
+	b.long = true
+	b.limits.longBytes.Add(b.allocated)
 	b.limits.budget.release(b.reserved - b.allocated)
 	b.reserved = b.allocated
 	return true
 }
 
-// fitsSlow reports whether slow uploads may hold n bytes more.
-func (b *bodyReader) fitsSlow(n int64) bool { return b.slowBytes.Load()+n <= b.budget.size/2 }
+// fitsLong reports whether long uploads may hold n bytes more.
+func (b *bodyLimits) fitsLong(n int64) bool { return b.longBytes.Load()+n <= b.budget.size/2 }
 
-// keep says that all has come.
-func (b *requestBody) keep() {
+// seal says that the whole body has come. The last segment of a chunked body, whose length nobody knew, is cut to what is in
+// it, and the rest of the reservation goes back.
+func (b *requestBody) seal() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if n := len(b.content) - 1; cap(b.content[n]) == segmentSize && len(b.content[n]) < segmentSize { // chunked
@@ -194,7 +197,7 @@ func (b *requestBody) open() io.ReadCloser {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.readers++
-	return &bodyCopy{body: b, rest: b.content}
+	return &attemptBody{body: b, rest: b.content}
 }
 
 // finish says that no further attempt will be made. The memory is given back as soon as the
@@ -208,9 +211,9 @@ func (b *requestBody) finish() {
 
 // settle shrinks the reservation to what is still needed. The caller holds b.mu.
 func (b *requestBody) settle() {
-	if b.slow {
-		b.slow = false
-		b.limits.slowBytes.Add(-b.reserved)
+	if b.long {
+		b.long = false
+		b.limits.longBytes.Add(-b.reserved)
 	}
 	needed := b.size
 	if b.done && b.readers == 0 {
@@ -227,8 +230,8 @@ func (b *requestBody) settle() {
 	}
 }
 
-// bodyCopy is one attempt's reader of a requestBody. net/http may close it in the middle of a Read.
-type bodyCopy struct {
+// attemptBody reads a requestBody for one attempt; it copies nothing. net/http may close it in the middle of a Read.
+type attemptBody struct {
 	body   *requestBody
 	rest   [][]byte
 	offset int // in the first segment of the rest
@@ -237,7 +240,7 @@ type bodyCopy struct {
 
 // Read implements io.Reader. With the last byte the reader is done: over HTTP/2, net/http closes it
 // only at the end of the answer.
-func (c *bodyCopy) Read(p []byte) (n int, err error) {
+func (c *attemptBody) Read(p []byte) (n int, err error) {
 	c.body.mu.Lock()
 	defer c.body.mu.Unlock()
 	if c.closed && len(c.rest) > 0 {
@@ -259,7 +262,7 @@ func (c *bodyCopy) Read(p []byte) (n int, err error) {
 }
 
 // Close implements io.Closer.
-func (c *bodyCopy) Close() error {
+func (c *attemptBody) Close() error {
 	c.body.mu.Lock()
 	defer c.body.mu.Unlock()
 	c.close()
@@ -267,7 +270,7 @@ func (c *bodyCopy) Close() error {
 }
 
 // close is Close for a caller that holds body.mu.
-func (c *bodyCopy) close() {
+func (c *attemptBody) close() {
 	if !c.closed {
 		c.closed = true
 		c.body.readers--
@@ -275,19 +278,19 @@ func (c *bodyCopy) close() {
 	}
 }
 
-// uploadGuard ends an upload that falls silent and, while others wait, a very slow one; of one that is merely slow it has
-// given back what others wait for.
+// uploadGuard ends an upload that falls silent and, while others wait, a slow one; a long one gives back what others wait
+// for.
 type uploadGuard struct {
 	*watch
 	bodySource
 	body     *requestBody
 	start    time.Time
 	received atomic.Int64 // bytes so far
-	latest   atomic.Int64 // when the latest of them came, after start
+	latest   atomic.Int64 // when the latest of them came, in ns since start
 	inLine   atomic.Bool  // the upload waits for memory: its client can do nothing
 
-	windowEnd, paceEnd         time.Time
-	beforeWindow, beforeSecond int64 // received before them
+	windowEnd, paceEnd       time.Time
+	beforeWindow, beforePace int64 // received when the window that ends then began
 
 	failed atomic.Pointer[failure] // why the upload was ended
 }
@@ -306,10 +309,10 @@ func (g *uploadGuard) progress(n int) {
 	g.latest.Store(int64(time.Since(g.start)))
 }
 
-// room returns where the next bytes go, of which there are most in all.
-func (g *uploadGuard) room(most int64) ([]byte, error) {
-	room, err := g.body.room(most, func(n int64) error {
-		if !g.body.limits.fitsSlow(n) && g.body.limits.crowded() {
+// room returns memory for the next bytes of a body of at most maxSize bytes.
+func (g *uploadGuard) room(maxSize int64) ([]byte, error) {
+	room, err := g.body.room(maxSize, func(n int64) error {
+		if !g.body.limits.fitsLong(n) && g.body.limits.crowded() {
 			return errSlowUpload
 		}
 		g.inLine.Store(true)
@@ -332,14 +335,14 @@ func (g *uploadGuard) judge(now time.Time) time.Duration {
 		silentAt = now.Add(limits.timeout)
 	}
 	if !now.Before(g.paceEnd) {
-		pace := (received - g.beforeSecond) * int64(longUpload/paceWindow)
+		pace := (received - g.beforePace) * int64(longUpload/paceWindow)
 		if !waited && limits.reservation(g.Request)-received > pace && limits.crowded() {
 			if !g.body.chargeAsItComes() {
 				g.failed.Store(errSlowUpload)
 			}
 			g.yieldPlace()
 		}
-		g.beforeSecond, g.paceEnd = received, now.Add(paceWindow)
+		g.beforePace, g.paceEnd = received, now.Add(paceWindow)
 	}
 	if waited || !now.Before(g.windowEnd) {
 		if !waited && received-g.beforeWindow < slowUploadBytes && limits.crowded() {

@@ -235,7 +235,7 @@ func TestUploadAnyPieces(t *testing.T) {
 			for _, declared := range []int64{int64(size), -1} {
 				r := httptest.NewRequest("POST", "/", pieces(bytes.NewReader(content)))
 				r.ContentLength = declared
-				reader := &bodyReader{budget: newGate(1 << 20), largest: 1 << 20, timeout: time.Minute, crowded: func() bool { return false }}
+				reader := &bodyLimits{budget: newGate(1 << 20), maxBody: 1 << 20, timeout: time.Minute, crowded: func() bool { return false }}
 				reader.budget.tryAcquire(reader.reservation(r))
 				b, err := reader.read(bodySource{Request: r})
 				if err != nil || b.size != int64(size) {
@@ -289,8 +289,8 @@ func TestRequestBodyReleases(t *testing.T) {
 	} {
 		g := newGate(100)
 		g.tryAcquire(10)
-		b := &requestBody{size: 4, reserved: 10, limits: &bodyReader{budget: g}, content: [][]byte{[]byte("ab"), []byte("cd")}}
-		b.keep()
+		b := &requestBody{size: 4, reserved: 10, limits: &bodyLimits{budget: g}, content: [][]byte{[]byte("ab"), []byte("cd")}}
+		b.seal()
 		older, newest := b.open(), b.open()
 		for _, step := range row.steps {
 			step(b, older, newest)

@@ -105,8 +105,8 @@ func (d *doctor) tailscaled(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s as %s (%s)", status.BackendState, v.self.hostname, v.self.ip), nil
 }
 
-// target is the host and port that a connection is made to first.
-func (d *doctor) target() (host, port string) {
+// firstHop is the host and port to connect to: the forward proxy's if there is one, else the upstream's.
+func (d *doctor) firstHop() (host, port string) {
 	u := d.cfg.upstream
 	if d.via != nil {
 		u = d.via
@@ -118,16 +118,16 @@ func (d *doctor) target() (host, port string) {
 	return u.Hostname(), port
 }
 
-// dns resolves the target.
+// dns resolves the first hop.
 func (d *doctor) dns(ctx context.Context) (string, error) {
-	host, _ := d.target()
+	host, _ := d.firstHop()
 	addrs, err := net.DefaultResolver.LookupHost(ctx, host)
 	return host + " is " + strings.Join(addrs, ", "), err
 }
 
-// tcp connects to the target.
+// tcp connects to the first hop.
 func (d *doctor) tcp(ctx context.Context) (string, error) {
-	host, port := d.target()
+	host, port := d.firstHop()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
 	if err != nil {
 		return "", err

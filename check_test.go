@@ -77,7 +77,7 @@ func TestDoctorTarget(t *testing.T) {
 		if row.via != "" {
 			d.via, _ = url.Parse(row.via)
 		}
-		if host, port := d.target(); net.JoinHostPort(host, port) != row.want {
+		if host, port := d.firstHop(); net.JoinHostPort(host, port) != row.want {
 			t.Errorf("%+v: %s %s", row, host, port)
 		}
 	}

@@ -41,10 +41,10 @@ type config struct {
 	proxyProtocolAddr  string        // on loopback, for a Tailscale Service; empty: none
 	listenAddr         string        // host:port
 	upstream           *url.URL      // absolute, http or https, perhaps with a path
-	timeout            time.Duration // to response headers per attempt, then of silence; 1 s to 1 h
+	timeout            time.Duration // to response headers per attempt; of silence, in either direction; 1 s to 1 h
 	timeoutRetries     int           // further attempts after a timeout; 0 to 10
 	honorClientTimeout bool          // x-stainless-timeout may exceed timeout
-	connectTimeout     time.Duration // TCP and TLS; 1 s to 5 min
+	connectTimeout     time.Duration // DNS, forward proxy, TCP and TLS together; 1 s to 5 min
 	maxConnections     int64         // proxied requests at once; 1 to 100,000
 	maxBody            int64         // bytes of one request body; 1 MiB to 1 GiB
 	bodyMemory         int64         // bytes of all request bodies; at least maxBody, at most 64 GiB
@@ -125,7 +125,7 @@ type setting struct {
 	initial  any    // the default, as it would stand in the file
 	unit     int64  // of an integer: field = value * unit
 	min, max int64  // of an integer, in units
-	flag     string // of a string, if not empty: wins over the file
+	override string // of a string, from a flag or the environment: wins over the file, if not empty
 	obsolete bool   // taken from old files with a warning, and never written
 }
 
@@ -139,14 +139,14 @@ func (c *config) sections(upstreamURL *string, o overrides) []section {
 	return []section{
 		{"tailscale", []setting{
 			{key: "hostname", field: &c.hostname, initial: "anthropic-oauth-proxy"},
-			{key: "socket", field: &c.socket, initial: defaultSocket, flag: o.socket},
+			{key: "socket", field: &c.socket, initial: defaultSocket, override: o.socket},
 			{key: "capability", field: &c.capability, initial: ""},
 			{key: "state_dir", field: new(string), initial: "", obsolete: true},
 			{key: "auth_key_file", field: new(string), initial: "", obsolete: true},
 		}},
 		{"proxy", []setting{
-			{key: "listen_addr", field: &c.listenAddr, initial: defaultListen, flag: o.listen},
-			{key: "upstream_url", field: upstreamURL, initial: defaultUpstream, flag: o.upstream},
+			{key: "listen_addr", field: &c.listenAddr, initial: defaultListen, override: o.listen},
+			{key: "upstream_url", field: upstreamURL, initial: defaultUpstream, override: o.upstream},
 			{key: "timeout_secs", field: &c.timeout, initial: 60, unit: secs, min: 1, max: 3600},
 			{key: "timeout_retries", field: &c.timeoutRetries, initial: 2, unit: 1, max: 10},
 			{key: "honor_client_timeout", field: &c.honorClientTimeout, initial: true},
@@ -271,8 +271,8 @@ func (r *configReader) decodeTable(in section, table *tomlTable) {
 				r.warn(e.pos, "%s is ignored: tailscaled owns its state and auth key (TS_STATE_DIR, TS_AUTHKEY); remove the line", name)
 			}
 		}
-		if s.flag != "" {
-			s.assign(s.flag)
+		if s.override != "" {
+			s.assign(s.override)
 			delete(r.at, name)
 		}
 	}
@@ -303,13 +303,13 @@ func (r *configReader) decodeHeaders(e *tomlEntry) {
 	r.at["headers"] = e.pos
 	for _, table := range tables {
 		var name, value string
-		sound := len(r.problems)
+		before := len(r.problems)
 		r.decodeTable(section{"headers", []setting{{key: "name", field: &name, initial: ""}, {key: "value", field: &value, initial: ""}}}, table)
 		switch {
 		case table.incomplete: // which has been reported
 		case table.entries["name"] == nil || table.entries["value"] == nil:
 			r.fail(table.pos, "each of headers needs a name and a value")
-		case len(r.problems) == sound:
+		case len(r.problems) == before:
 			r.addHeader(name, value)
 		}
 	}
@@ -454,7 +454,7 @@ func (c *config) toml() string {
 // seconds returns d in whole seconds.
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
-// difference is the Levenshtein distance of two keys, in bytes, and small if one is part of the other.
+// difference is the Levenshtein distance of two keys, in bytes; 1 if key, of 3 bytes at least, is part of known.
 func difference(key, known string) int {
 	if len(key) >= 3 && strings.Contains(known, key) {
 		return 1

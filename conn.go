@@ -25,9 +25,9 @@ const (
 	// this grows to 4 MiB; and as a writer is woken only when a third of it is free, a client that reads slowly seems to
 	// have stopped. Twice as much makes answers of 10 MiB no faster.
 	sendBuffer = 32 << 10
-	// receiveBuffer is how much of an upload the kernel keeps while that waits in line, in bytes, under a memory limit that
-	// was given. It also bounds what can be under way: so a large body whose turn has come gets largeReceiveBuffer (Linux
-	// grants no more), on the first few connections that have one, as the kernel takes no offer to a client back.
+	// receiveBuffer is what the kernel keeps of an upload that waits in line, in bytes, if GOMEMLIMIT is set. It is the TCP
+	// window too, which makes large uploads slow: one of largeBody bytes or more gets largeReceiveBuffer when its turn comes
+	// (Linux grants no more), but only on one connection in wideShare, since an offered window can't be taken back.
 	receiveBuffer      = 8 << 10
 	largeReceiveBuffer = 208 << 10
 	largeBody          = 1 << 20
@@ -37,11 +37,12 @@ const (
 // idleGrace is how long a connection has no request, at least, before it is closed for a newer one.
 const idleGrace = time.Second
 
-// An answer whose client reads nothing holds what the upstream sends ahead, and a send buffer: 320 KiB. Of those that have
-// stood still for stillGrace, one in stillShare of the connections may go on to do so; the oldest of the others are ended.
+// An answer whose client reads nothing is stalled. It holds what the upstream sends ahead, and a send buffer: 320 KiB. One in
+// stallShare of the connections, and at least one, may be stalled for longer than stallGrace; beyond that, those that have been
+// stalled the longest are ended.
 const (
-	stillGrace = time.Second
-	stillShare = 16
+	stallGrace = time.Second
+	stallShare = 16
 )
 
 // clientListener accepts the connections of clients, limit at once. When they are full, the one that has had no request for
@@ -50,7 +51,7 @@ type clientListener struct {
 	net.Listener
 	limit   int
 	headers *gate     // bytes of large request headers
-	start   time.Time // a wall clock that is set makes nobody older
+	start   time.Time // what times are counted from: the wall clock may be set
 
 	mu     sync.Mutex
 	open   map[*clientConn]struct{}
@@ -64,7 +65,7 @@ type clientListener struct {
 func newClientListener(from net.Listener, limit int) *clientListener {
 	l := &clientListener{Listener: from, limit: limit, headers: newGate(headerMemory), start: time.Now(), open: map[*clientConn]struct{}{}}
 	l.change.L = &l.mu
-	time.AfterFunc(stillGrace, l.endStill)
+	time.AfterFunc(stallGrace, l.endStalled)
 	return l
 }
 
@@ -85,7 +86,7 @@ func (l *clientListener) admit(c *clientConn) (net.Conn, error) {
 			onSocket(tcp, func(fd int) { setBufferLock(fd, true) })
 		}
 	}
-	c.listener, c.header = l, requestHeader{first: true}
+	c.listener, c.header = l, headerProgress{first: true}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for len(l.open) >= l.limit && !l.closed {
@@ -104,8 +105,9 @@ func (l *clientListener) admit(c *clientConn) (net.Conn, error) {
 	return c, nil
 }
 
-// makeRoom closes the connection that has had no request for the longest time, unless that has just got one; then the caller
-// is to look again. Without such a connection it reports false, and changes if there is one later. The caller holds l.mu.
+// makeRoom closes the connection that has been idle for the longest time, unless it has something unread: a request is
+// coming, and it counts as idle from now. It returns true if it is worth looking again at once; otherwise l.change is
+// signalled when a connection becomes idle, or has been for idleGrace. The caller holds l.mu, which Close needs meanwhile.
 func (l *clientListener) makeRoom() bool {
 	var idle *clientConn
 	since := time.Duration(math.MaxInt64)
@@ -131,25 +133,25 @@ func (l *clientListener) makeRoom() bool {
 	return true
 }
 
-// endStill ends the answers of clients that read nothing, if there are too many, and looks again every stillGrace/4.
-func (l *clientListener) endStill() {
+// endStalled ends stalled answers beyond their share, and looks again every stallGrace/4 until the listener is closed.
+func (l *clientListener) endStalled() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return
 	}
-	time.AfterFunc(stillGrace/4, l.endStill)
-	still := map[*clientConn]int64{}
+	time.AfterFunc(stallGrace/4, l.endStalled)
+	stalled := map[*clientConn]int64{}
 	for c := range l.open {
-		if since := c.writing.Load(); since != notWriting && time.Since(l.start)-time.Duration(since) >= stillGrace {
-			still[c] = since
+		if since := c.writing.Load(); since != notWriting && time.Since(l.start)-time.Duration(since) >= stallGrace {
+			stalled[c] = since
 		}
 	}
-	excess := len(still) - max(1, l.limit/stillShare)
+	excess := len(stalled) - max(1, l.limit/stallShare)
 	if excess <= 0 {
 		return
 	}
-	byAge := slices.SortedFunc(maps.Keys(still), func(a, b *clientConn) int { return cmp.Compare(still[a], still[b]) })
+	byAge := slices.SortedFunc(maps.Keys(stalled), func(a, b *clientConn) int { return cmp.Compare(stalled[a], stalled[b]) })
 	for _, c := range byAge[:excess] {
 		c.SetWriteDeadline(time.Unix(1, 0))
 	}
@@ -182,9 +184,9 @@ func (l *clientListener) connections() int {
 type clientConn struct {
 	net.Conn
 	listener  *clientListener
-	idleSince atomic.Int64 // when the latest request ended, after listener.start; busy while there is one
-	writing   atomic.Int64 // when the present write began, after listener.start; notWriting if there is none
-	header    requestHeader
+	idleSince atomic.Int64 // when it was last heard of without a request, in ns since listener.start; or busy
+	writing   atomic.Int64 // when the present write began, in ns since listener.start; or notWriting
+	header    headerProgress
 	charged   atomic.Int64 // bytes of headerMemory
 	wide      bool         // for the holder of listener.mu
 
@@ -204,7 +206,7 @@ func connState(conn net.Conn, state http.ConnState) {
 		c.idleSince.Store(busy)
 	case http.StateIdle:
 		c.forgetHeader()
-		c.header = requestHeader{}
+		c.header = headerProgress{}
 		c.idle()
 		if c.listener.full.Load() {
 			c.listener.changed()
@@ -212,7 +214,7 @@ func connState(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// idle says that there is no request on c from now on.
+// idle counts c as idle from now: after a request, and again for each part of the next one's header.
 func (c *clientConn) idle() { c.idleSince.Store(int64(time.Since(c.listener.start))) }
 
 // widen has the kernel take more of a large body at a time.
@@ -227,7 +229,7 @@ func (c *clientConn) widen() {
 	}
 }
 
-// underMemoryLimit reports whether the environment sets a limit of memory, as containers do.
+// underMemoryLimit reports whether GOMEMLIMIT is set, as our manifests do.
 func underMemoryLimit() bool { return os.Getenv("GOMEMLIMIT") != "" }
 
 // Write implements net.Conn.
@@ -256,7 +258,8 @@ func (c *clientConn) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite has net/http end an answer that the client has not waited for in a way that it can read it.
+// CloseWrite lets net/http half-close c after an answer that came before the request's body was read: the client can still
+// read it.
 func (c *clientConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -266,23 +269,23 @@ func (c *clientConn) CloseWrite() error {
 
 // Bounds of a request's headers. What they cost besides their bytes goes with their number.
 const (
-	firstRequest = 30 * time.Second // a new connection's time to begin one
-	headerTime   = 10 * time.Second // from a request's first byte to the end of its headers
-	maxFields    = 256              // more are answered with 431
-	maxHeader    = 64 << 10         // bytes, with the request line; more are answered with 431
+	firstRequestTime = 30 * time.Second // a new connection's time to begin one
+	headerTime       = 10 * time.Second // from a request's first byte to the end of its headers
+	maxFields        = 256              // more are answered with 431
+	maxHeader        = 64 << 10         // bytes, with the request line; more are answered with 431
 
 	smallHeader  = 8 << 10 // bytes that each connection may have
 	headerMemory = 8 << 20 // bytes for what is larger, of all connections; twice what comes, as net/http copies it
 )
 
-// requestHeader is what is known of the header that is being read.
-type requestHeader struct {
-	first   bool // the connection's first
-	read    int  // bytes
-	lines   int
-	line    int // length of the unfinished one
-	ended   bool
-	tooMany bool
+// headerProgress counts what has come of the header that is being read.
+type headerProgress struct {
+	first   bool // it is the connection's first
+	read    int  // bytes so far
+	lines   int  // complete ones so far, the request line included
+	line    int  // bytes of the unfinished one
+	ended   bool // its empty line has come
+	tooMany bool // it has more than maxFields
 }
 
 // Read implements net.Conn. Between two requests it reads headers, of which it bounds the time and the memory: net/http takes a
@@ -295,7 +298,7 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 	case h.tooMany:
 		return fill(p), nil
 	case h.read == 0 && h.first:
-		c.SetReadDeadline(time.Now().Add(firstRequest))
+		c.SetReadDeadline(time.Now().Add(firstRequestTime))
 	case h.read >= smallHeader:
 		if err := c.chargeHeader(2 * int64(len(p))); err != nil {
 			return 0, err
@@ -304,13 +307,13 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 	if read := c.firstRead; read != nil {
 		c.firstRead = nil
 		n, err = read(p)
-		c.SetReadDeadline(time.Now().Add(firstRequest))
+		c.SetReadDeadline(time.Now().Add(firstRequestTime))
 	}
 	if n == 0 && err == nil {
 		n, err = c.Conn.Read(p)
 	}
 	if n > 0 {
-		c.idle() // no longer: but net/http calls it active only when the header is whole
+		c.idle() // it is in use, but net/http calls it active only once the header is whole
 	}
 	if h.read == 0 && h.first {
 		c.SetReadDeadline(time.Now().Add(headerTime))
@@ -321,7 +324,7 @@ func (c *clientConn) Read(p []byte) (n int, err error) {
 
 // within counts the lines of what has come, up to the empty one that ends the header, and returns how many bytes of it are
 // within the bounds.
-func (h *requestHeader) within(p []byte) (n int) {
+func (h *headerProgress) within(p []byte) (n int) {
 	h.read += len(p)
 	for !h.ended {
 		line, _, whole := bytes.Cut(p[n:], []byte("\n"))
@@ -427,7 +430,8 @@ func (l *lookup) answer() identity {
 	return l.who
 }
 
-// require waits for the answer, and refuses callers that tailscaled does not know, or who lack a capability that is not empty.
+// require waits for the answer. It refuses callers that tailscaled does not know (403), or that lack a capability that is not
+// empty (403), and all while tailscaled can't be asked (503).
 func (l *lookup) require(ctx context.Context, capability string) error {
 	select {
 	case <-l.done:
@@ -436,7 +440,7 @@ func (l *lookup) require(ctx context.Context, capability string) error {
 	}
 	switch {
 	case l.err != nil:
-		return errCallerPending
+		return errLookupFailed
 	case l.who == identity{}:
 		return errUnknownCaller
 	case capability != "" && !l.who.capable:

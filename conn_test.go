@@ -41,7 +41,7 @@ func TestRequireCaller(t *testing.T) {
 		{name: "unknown", leaves: time.Hour, want: errUnknownCaller},
 		{name: "granted", who: granted, capability: "example.com/cap/claude", leaves: time.Hour},
 		{name: "not granted", who: alice, capability: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
-		{name: "no answer", err: context.DeadlineExceeded, leaves: time.Hour, want: errCallerPending},
+		{name: "no answer", err: context.DeadlineExceeded, leaves: time.Hour, want: errLookupFailed},
 		{name: "nobody waits for who is gone", who: alice, leaves: time.Millisecond, want: errClientGone},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
@@ -168,13 +168,13 @@ func TestStillReaders(t *testing.T) {
 	inBubble(t, "", func(t *testing.T) {
 		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 4*bulkBuffer)) })
 		var still []*rawConnection
-		for range rigConnections/stillShare + 2 {
+		for range rigConnections/stallShare + 2 {
 			c := r.dialRaw()
 			c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 			still = append(still, c)
-			time.Sleep(stillGrace / 4)
+			time.Sleep(stallGrace / 4)
 		}
-		time.Sleep(2 * stillGrace)
+		time.Sleep(2 * stallGrace)
 		for i, c := range still {
 			if got := c.answer(); (got.err == nil) != (i >= 2) {
 				t.Errorf("client %d: %d bytes, %v", i, len(got.body), got.err)

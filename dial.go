@@ -17,16 +17,16 @@ const (
 	// maxGathered is how many bytes may wait to be written to an upstream connection, while as many are under way; beyond it
 	// writers wait.
 	maxGathered = 128 << 10
-	// writtenAtOnce is a write that gains nothing from waiting for others.
-	writtenAtOnce = 8 << 10
+	// directWrite is the size in bytes from which a write gains nothing from waiting for others.
+	directWrite = 8 << 10
 	// closeGrace is how long a connection that is closed gets to write what it has gathered.
 	closeGrace = time.Second
 )
 
 // upstreamDialer opens connections to the upstream.
 type upstreamDialer struct {
-	dead  time.Duration // a peer that acknowledges nothing for so long is dead
-	stuck time.Duration // as is one that takes nothing of what is written to it
+	ackTimeout   time.Duration // a peer that acknowledges nothing for so long is taken for dead
+	writeTimeout time.Duration // as is one that takes no byte of a write for so long
 }
 
 // dialError is a connection that did not come about: nothing was sent.
@@ -35,7 +35,7 @@ type dialError struct{ error }
 // Unwrap gives errors.AsType the cause.
 func (e *dialError) Unwrap() error { return e.error }
 
-// Timeout reports whether connect_timeout_secs ran out.
+// Timeout reports whether the dial took too long: for connect_timeout_secs, a name server, or the kernel.
 func (e *dialError) Timeout() bool {
 	timeout, ok := errors.AsType[net.Error](e.error)
 	return ok && timeout.Timeout() // context.DeadlineExceeded is one too
@@ -43,16 +43,16 @@ func (e *dialError) Timeout() bool {
 
 // dial opens a TCP connection, and hands it to whoever asked for it with [withDialed].
 func (d *upstreamDialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	probe := d.dead / 4
+	probe := d.ackTimeout / 4
 	dialer := net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: d.dead - 3*probe, Interval: probe, Count: 3},
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: d.ackTimeout - 3*probe, Interval: probe, Count: 3},
 		Control:         func(_, _ string, raw syscall.RawConn) error { return raw.Control(d.setUserTimeout) },
 	}
 	conn, err := dialer.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	return newUpstreamConn(ctx, conn, d.stuck), nil
+	return newUpstreamConn(ctx, conn, d.writeTimeout), nil
 }
 
 // setUserTimeout has the kernel give a connection up when sent bytes stay unacknowledged, which TCP keep-alives, sent
@@ -60,7 +60,7 @@ func (d *upstreamDialer) dial(ctx context.Context, network, addr string) (net.Co
 func (d *upstreamDialer) setUserTimeout(fd uintptr) {
 	const tcpUserTimeout = 18 // missing in package syscall
 	if runtime.GOOS == "linux" {
-		syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.dead.Milliseconds()))
+		syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.ackTimeout.Milliseconds()))
 	}
 }
 
@@ -90,14 +90,13 @@ func tlsConfig(host string) *tls.Config {
 	return &tls.Config{ServerName: host, NextProtos: []string{"h2", "http/1.1"}}
 }
 
-// upstreamConn is a connection to the upstream, below TLS. It lets the answer of an upstream through that answers and
-// closes before it has read the request: on the error of writing to such a connection, net/http would drop the answer
-// that may stand in the socket already.
+// upstreamConn is a connection to the upstream, below TLS. An upstream may answer and close before it has read the whole
+// request; on the error of the next write net/http would drop that answer, so push hides the error.
 type upstreamConn struct {
 	net.Conn
-	stuck      time.Duration
-	written    atomic.Int64 // bytes that were handed over to be sent
-	unanswered atomic.Bool  // a write was begun since the last byte read
+	writeTimeout time.Duration
+	written      atomic.Int64 // bytes that were handed over to be sent
+	unanswered   atomic.Bool  // a write was begun since the last byte read
 
 	// Over HTTP/2 many requests write to one connection, each its headers and its body, and often at the same time.
 	gathered *gatherer // nil otherwise
@@ -113,8 +112,8 @@ func withDialed(ctx context.Context, conn **upstreamConn) context.Context {
 }
 
 // newUpstreamConn wraps conn, which was dialled under ctx.
-func newUpstreamConn(ctx context.Context, conn net.Conn, stuck time.Duration) *upstreamConn {
-	c := &upstreamConn{Conn: conn, stuck: stuck}
+func newUpstreamConn(ctx context.Context, conn net.Conn, writeTimeout time.Duration) *upstreamConn {
+	c := &upstreamConn{Conn: conn, writeTimeout: writeTimeout}
 	if dialed, ok := ctx.Value(dialedKey{}).(**upstreamConn); ok {
 		*dialed = c
 	}
@@ -140,7 +139,7 @@ func (c *upstreamConn) Write(p []byte) (n int, err error) {
 		return n, err
 	}
 	c.written.Add(int64(len(p)))
-	if busy, _ := c.gathered.state(); busy || len(p) < writtenAtOnce {
+	if busy, _ := c.gathered.state(); busy || len(p) < directWrite {
 		err = c.gathered.add(p)
 	} else {
 		err = c.pushAll(p) // tls.Conn writes one record after the other: none can come between
@@ -154,7 +153,7 @@ func (c *upstreamConn) Write(p []byte) (n int, err error) {
 // pushAll writes all of p, and goes on for as long as the peer takes some of it.
 func (c *upstreamConn) pushAll(p []byte) error {
 	for {
-		c.Conn.SetWriteDeadline(time.Now().Add(c.stuck))
+		c.Conn.SetWriteDeadline(time.Now().Add(c.writeTimeout))
 		n, err := c.push(p)
 		if p = p[n:]; n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
@@ -162,8 +161,8 @@ func (c *upstreamConn) pushAll(p []byte) error {
 	}
 }
 
-// push writes p. The peer's closing in the middle of a request is kept back: the read that follows tells what really
-// happened.
+// push writes p. EPIPE and ECONNRESET count as success, and the next Read tells what happened; but not at the first write
+// after an answer, without a gatherer: of such a request nothing has gone out, and it can be repeated.
 func (c *upstreamConn) push(p []byte) (int, error) {
 	midway := c.unanswered.Swap(true) // before the answer to p can be read
 	n, err := c.Conn.Write(p)
@@ -199,7 +198,7 @@ func (c *upstreamConn) SetWriteDeadline(at time.Time) error {
 // Close implements net.Conn. What was gathered gets closeGrace to go out; a second Close does not wait.
 func (c *upstreamConn) Close() error {
 	if c.gathered != nil && !c.closing.Swap(true) {
-		c.gathered.settle(closeGrace)
+		c.gathered.flush(closeGrace)
 	}
 	return c.Conn.Close()
 }

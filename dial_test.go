@@ -63,7 +63,7 @@ func TestEarlyAnswerConn(t *testing.T) {
 		}
 		n, err := conn.Write([]byte("zz"))
 		if row.gathered {
-			conn.gathered.settle(time.Minute)
+			conn.gathered.flush(time.Minute)
 			_, err = conn.gathered.state()
 		}
 		if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
@@ -106,7 +106,7 @@ func TestGatheredWrites(t *testing.T) {
 		read <- got
 	}()
 	for i := range 300 {
-		piece := bytes.Repeat([]byte{byte(i)}, 1+i*i%(2*writtenAtOnce))
+		piece := bytes.Repeat([]byte{byte(i)}, 1+i*i%(2*directWrite))
 		want.Write(piece)
 		if n, err := conn.Write(piece); n != len(piece) || err != nil {
 			t.Fatal(n, err)

@@ -25,8 +25,8 @@ const (
 // errorTypes are all of them, in the order of the metrics page.
 var errorTypes = [...]errorType{typeTimeout, typeConnection, typeInvalidRequest, typeResponseRead, typeInternal}
 
-// statusClientGone labels requests whose client left before the answer was complete. It is never
-// sent; the number is nginx's.
+// statusClientGone labels requests whose client left, or stopped reading, before the answer was complete. It is never sent;
+// the number is nginx's.
 const statusClientGone = 499
 
 // failure is a request that the proxy itself answers with an error, or whose answer it cuts.
@@ -56,7 +56,7 @@ var (
 	errSlowReader    = refusal(statusClientGone, "client_gone", "the client stopped reading the answer")
 	errShuttingDown  = refusal(503, "shutting_down", "the proxy is shutting down; please try again", "Connection", "close", "X-Should-Retry", "true")
 	errNotConnected  = refusal(503, "not_connected", "the proxy is not connected to the tailnet yet; please try again in a moment", "Retry-After", "2")
-	errCallerPending = refusal(503, "caller_unknown", "tailscaled has not said in time who is calling; please try again", "Retry-After", "1", "X-Should-Retry", "true")
+	errLookupFailed  = refusal(503, "caller_unknown", "tailscaled has not said in time who is calling; please try again", "Retry-After", "1", "X-Should-Retry", "true")
 	errUnknownCaller = refusal(403, "forbidden", "only callers on the tailnet may use this proxy: connect to its tailnet name, not to its pod or service address")
 	errConnectMethod = refusal(405, "method_not_allowed", "CONNECT is not supported: use the proxy's address as the API's base URL, not as a forward proxy",
 		"Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
@@ -114,7 +114,7 @@ func counted(status int, t errorType, cause error, message string) *failure {
 	return &failure{status: status, code: string(t), errorType: t, cause: cause, message: message}
 }
 
-// departure says why a request's context ended: its client left, or the process stops.
+// departure says why a request's context ended, or is about to: its client left, or the process stops.
 func departure(ctx context.Context) *failure {
 	if f, ok := errors.AsType[*failure](context.Cause(ctx)); ok {
 		return f
@@ -122,7 +122,7 @@ func departure(ctx context.Context) *failure {
 	return errClientGone
 }
 
-// asFailure returns err as a failure; nil if err is nil.
+// asFailure returns err as a failure, nil if err is nil. An error that is no failure is a bug: errInternal.
 func asFailure(err error) *failure {
 	f, ok := errors.AsType[*failure](err)
 	if err != nil && !ok {
@@ -158,8 +158,8 @@ func (f *failure) writeTo(w http.ResponseWriter, requestID string) {
 	w.Write(body.Bytes())
 }
 
-// describe returns err's text without what the peer sent: net/http quotes the offending bytes in
-// its errors, and headers and bodies belong in no log.
+// describe returns err's text up to its first double quote: what net/http quotes in its errors comes from the peer, and
+// headers and bodies belong in no log. Words of our own must therefore not use quotes.
 func describe(err error) string {
 	text := err.Error()
 	if i := strings.IndexByte(text, '"'); i >= 0 {

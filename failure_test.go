@@ -67,7 +67,7 @@ func TestFailureAnswers(t *testing.T) {
 		{failure: errInternal(cause), status: 500, code: "internal", errorType: "internal", message: "bug"},
 		{failure: errResponseRead(cause), status: 502, code: "response_read", errorType: "response_read", message: "broke off"},
 		{failure: errNotConnected, status: 503, code: "not_connected", message: "tailnet", header: "Retry-After: 2"},
-		{failure: errCallerPending, status: 503, code: "caller_unknown", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
+		{failure: errLookupFailed, status: 503, code: "caller_unknown", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
 		{failure: errUnknownCaller, status: 403, code: "forbidden", message: "tailnet"},
 		{failure: errShuttingDown, status: 503, code: "shutting_down", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
 		{failure: errConnectMethod, status: 405, code: "method_not_allowed", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},

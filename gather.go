@@ -11,7 +11,7 @@ import (
 // it holds neither a goroutine nor a buffer.
 type gatherer struct {
 	out   func([]byte) error // writes all that it is given; called by one goroutine at a time
-	limit int                // bytes that may wait while as many are under way
+	limit int                // bytes that may wait, besides as many under way; a larger write is taken if nothing else waits
 
 	mu      sync.Mutex
 	moved   sync.Cond     // what waited is under way, or all is done; its lock is mu
@@ -20,8 +20,8 @@ type gatherer struct {
 	err     error         // the first that out returned; nothing goes out after it
 }
 
-// gathered are empty buffers to use again.
-var gathered = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+// gatherBuffers are empty buffers to use again.
+var gatherBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // newGatherer returns a gatherer in front of out.
 func newGatherer(limit int, out func([]byte) error) *gatherer {
@@ -53,7 +53,7 @@ func (g *gatherer) tryAdd(p []byte) bool {
 	return true
 }
 
-// fits reports whether n bytes more may wait. The caller holds g.mu.
+// fits reports whether n bytes more may wait: any number if nothing does yet. The caller holds g.mu.
 func (g *gatherer) fits(n int) bool { return g.waiting == nil || g.waiting.Len()+n <= g.limit }
 
 // append adds p to what waits. The caller holds g.mu.
@@ -62,7 +62,7 @@ func (g *gatherer) append(p []byte) {
 		return
 	}
 	if g.waiting == nil {
-		g.waiting = gathered.Get().(*bytes.Buffer)
+		g.waiting = gatherBuffers.Get().(*bytes.Buffer)
 	}
 	g.waiting.Write(p)
 	if !g.busy {
@@ -84,7 +84,7 @@ func (g *gatherer) pass() {
 		err := g.out(taken.Bytes())
 		if taken.Cap() <= 2*g.limit {
 			taken.Reset()
-			gathered.Put(taken)
+			gatherBuffers.Put(taken)
 		}
 		g.mu.Lock()
 		g.err = err
@@ -99,8 +99,8 @@ func (g *gatherer) state() (busy bool, err error) {
 	return g.busy, g.err
 }
 
-// settle waits until everything was passed on, for d at most, and reports whether it was.
-func (g *gatherer) settle(d time.Duration) bool {
+// flush waits until everything was passed on, for d at most, and reports whether it was.
+func (g *gatherer) flush(d time.Duration) bool {
 	late := false
 	defer time.AfterFunc(d, func() {
 		g.mu.Lock()

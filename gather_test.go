@@ -33,7 +33,7 @@ func TestGatherer(t *testing.T) {
 				t.Error("more than the limit is kept waiting")
 			}
 		}
-		if busy, _ := g.state(); !busy || g.settle(time.Millisecond) || !g.settle(time.Minute) {
+		if busy, _ := g.state(); !busy || g.flush(time.Millisecond) || !g.flush(time.Minute) {
 			t.Error("settle does not wait for what is under way")
 		}
 		if got := string(bytes.Join(out, []byte("|"))); got != "first|fourtwosix|-|more than the limit" {

@@ -43,8 +43,8 @@ type header struct {
 	values []string // one; for [betaHeader], its tokens
 }
 
-// rewriteRequestHeader makes of a client's headers those to send upstream: without those that end here,
-// and with the injected ones, whose values are shared and never written to.
+// rewriteRequestHeader changes a client's headers into those for the upstream, in place: it removes what is hop-by-hop or
+// forgeable and adds the injected ones, whose values are shared and never written to.
 func rewriteRequestHeader(h http.Header, injected []header) {
 	removeNamed(h, h["Connection"])
 	for key := range h {
@@ -67,7 +67,7 @@ func rewriteRequestHeader(h http.Header, injected []header) {
 	}
 }
 
-// copyResponseHeader adds an upstream's headers to dst, without those that end here.
+// copyResponseHeader adds an upstream's headers to dst, without the hop-by-hop ones and Alt-Svc.
 func copyResponseHeader(dst, upstream http.Header) {
 	for key, values := range upstream {
 		if isForClient(key) {
@@ -94,8 +94,8 @@ func removeNamed(h http.Header, connection []string) {
 	}
 }
 
-// mergeList returns the list header values joined into one line, with those tokens of add
-// appended that it lacks. Order is kept, and values reused.
+// mergeList returns the list header values joined into one line, with those tokens of add appended that it lacks, in order.
+// It may write to values, not to add.
 func mergeList(values, add []string) []string {
 	if len(values) == 0 {
 		values = []string{""}

@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	// levelTrace is below debug: per-connection noise.
+	// levelTrace is below debug. LOG_LEVEL has it, but nothing is logged at it.
 	levelTrace = slog.Level(-8)
 	// logBuffer bounds the lines that wait for a slow reader of standard output, in bytes; beyond it they are dropped.
 	logBuffer = 1 << 20
-	// maxLogged bounds what a line takes over from a client, in bytes.
+	// maxLogged bounds each value in a line that a peer chose, in bytes.
 	maxLogged = 256
 	// timeFormat is RFC 3339 with milliseconds.
 	timeFormat = "2006-01-02T15:04:05.000Z07:00"
@@ -25,7 +25,7 @@ const (
 // lineWriter takes whole lines for a writer that may hang, and never waits for it. The zero value is not usable;
 // see [newLogger].
 type lineWriter struct {
-	lines   *gatherer
+	out     *gatherer
 	dropped atomic.Uint64 // since the start
 	untold  uint64        // of them, those that no line has told of yet
 }
@@ -33,7 +33,7 @@ type lineWriter struct {
 // newLogger returns a logger that writes JSON lines to out: timestamp (RFC 3339, milliseconds, UTC), level, message,
 // then the fields of the line. A reader of out that has gone, or hangs, holds nobody up.
 func newLogger(out io.Writer, level slog.Level) (*slog.Logger, *lineWriter) {
-	w := &lineWriter{lines: newGatherer(logBuffer/2, func(lines []byte) error {
+	w := &lineWriter{out: newGatherer(logBuffer/2, func(lines []byte) error {
 		out.Write(lines) // to whom could a failure be told?
 		return nil
 	})}
@@ -60,7 +60,7 @@ func (w *lineWriter) Write(line []byte) (int, error) {
 		lines = append(fmt.Appendf(nil, `{"timestamp":%q,"level":"WARN","message":"log lines dropped, as nobody read them in time","lines":%d}`+"\n",
 			time.Now().UTC().Format(timeFormat), w.untold), line...)
 	}
-	if w.lines.tryAdd(lines) {
+	if w.out.tryAdd(lines) {
 		w.untold = 0
 	} else {
 		w.untold++
@@ -70,10 +70,10 @@ func (w *lineWriter) Write(line []byte) (int, error) {
 }
 
 // flush waits until all lines are written, for d at most.
-func (w *lineWriter) flush(d time.Duration) { w.lines.settle(d) }
+func (w *lineWriter) flush(d time.Duration) { w.out.flush(d) }
 
-// complaints passes on what net/http says of its clients, a line a second at most.
-type complaints struct {
+// throttledWarnings logs the lines that are written to it, one a second at most, each with how many were left out before it.
+type throttledWarnings struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
@@ -82,7 +82,7 @@ type complaints struct {
 }
 
 // Write implements io.Writer for a log.Logger, which calls it once a line.
-func (c *complaints) Write(line []byte) (int, error) {
+func (c *throttledWarnings) Write(line []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.latest) < time.Second {
@@ -94,7 +94,7 @@ func (c *complaints) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// shorten cuts what a client chose to maxLogged bytes, visibly.
+// shorten cuts what a peer chose to maxLogged bytes, visibly.
 func shorten(s string) string {
 	if len(s) <= maxLogged {
 		return s

@@ -131,7 +131,7 @@ func TestLogReaderHangs(t *testing.T) {
 func TestComplaints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log logRecorder
-		c := &complaints{log: log.syncLogger()}
+		c := &throttledWarnings{log: log.syncLogger()}
 		for range 100 {
 			c.Write([]byte("http: " + strings.Repeat("x", 1000) + "\n"))
 			time.Sleep(100 * time.Millisecond)

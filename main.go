@@ -213,15 +213,16 @@ const (
 	// gcPercent is the default of GOGC here. Next to nothing of what a small request leaves behind is live: collecting
 	// it a quarter as often saves a tenth of the CPU time, and 800 saves no more.
 	gcPercent = 400
-	// memoryPerRequest is what one open request takes, without its body.
+	// memoryPerRequest is what one open request takes without its body, in bytes.
 	memoryPerRequest = 64 << 10
-	// memoryPerConnection is what is reckoned for each connection, beside kernelPerConnection of what a container's limit
-	// leaves beyond the soft one: that is taken to be a third of the soft one.
+	// memoryPerConnection is what a connection takes of the soft limit (GOMEMLIMIT), in bytes.
 	memoryPerConnection = 38 << 10
+	// kernelPerConnection is what its socket buffers take, in bytes. They count towards a container's limit and not towards the
+	// soft one; what the former is larger by is taken to be a third of the latter.
 	kernelPerConnection = 24 << 10
-	// memoryAtRest is what the process takes of the soft memory limit without any request or connection, with room for garbage.
+	// memoryAtRest is what the process takes with no connection at all, with room for garbage, in bytes.
 	memoryAtRest = 32 << 20
-	// fewestConnections are accepted at once, however small the memory limit is.
+	// fewestConnections may be open at once, however small the memory limit is.
 	fewestConnections = 16
 )
 
@@ -302,21 +303,21 @@ type life struct {
 	cut     context.CancelCauseFunc // ends all requests
 }
 
-// newLife puts the parts together; nothing runs yet. ports are those of clients, of a Tailscale Service's clients, who together
-// may have so many connections, and of probes and scrapes; the last two may be nil.
-func newLife(cfg *config, ports []net.Listener, connections int, log *slog.Logger, lines *lineWriter) *life {
-	l := &life{cfg: cfg, log: log, clients: newClientListener(ports[0], connections)}
+// newLife puts the parts together; nothing runs yet. listeners are those of clients, of a Tailscale Service's clients and
+// of probes and scrapes; the last two may be nil. connections is how many the first two may have open together.
+func newLife(cfg *config, listeners []net.Listener, connections int, log *slog.Logger, lines *lineWriter) *life {
+	l := &life{cfg: cfg, log: log, clients: newClientListener(listeners[0], connections)}
 	if !cfg.local {
 		l.tailnet = newTailnet(cfg, log)
 	}
-	if ports[1] != nil {
-		l.service = &proxyListener{
-			Listener: ports[1], others: l.clients, refused: &complaints{log: log},
+	if listeners[1] != nil {
+		l.service = &serviceListener{
+			Listener: listeners[1], clients: l.clients, refused: &throttledWarnings{log: log},
 			daemon: func() (uint32, error) { return fileOwner(cfg.socket) }, whoIs: l.tailnet.whoIs,
 		}
 	}
-	if ports[2] != nil {
-		l.probes = newClientListener(ports[2], healthConnections)
+	if listeners[2] != nil {
+		l.probes = newClientListener(listeners[2], healthConnections)
 	}
 	counters := newMetrics(version, buildRevision())
 	l.proxy = newProxy(cfg, l.clients, l.tailnet, counters, log)
@@ -333,18 +334,18 @@ func (l *life) newServer(handler http.Handler, base context.Context) *http.Serve
 	return &http.Server{
 		Handler:                      handler,
 		ReadHeaderTimeout:            headerTime,
-		ReadTimeout:                  firstRequest + 2*headerTime, // for what net/http answers itself: ServeHTTP lifts it
+		ReadTimeout:                  firstRequestTime + 2*headerTime, // for what net/http answers itself: ServeHTTP lifts it
 		IdleTimeout:                  clientIdle,
 		MaxHeaderBytes:               maxHeader - 4<<10, // net/http grants 4 KiB more than that
 		DisableGeneralOptionsHandler: true,              // OPTIONS * goes upstream too
 		BaseContext:                  func(net.Listener) context.Context { return base },
 		ConnContext:                  withConn,
 		ConnState:                    connState,
-		ErrorLog:                     stdlog.New(&complaints{log: l.log}, "", 0),
+		ErrorLog:                     stdlog.New(&throttledWarnings{log: l.log}, "", 0),
 	}
 }
 
-// live serves until a signal, ctx's end or a failure; nil is a clean shutdown.
+// live serves until a signal or ctx's end, when it returns nil, even if requests had to be cut; or until a failure.
 func (l *life) live(ctx context.Context, signals <-chan os.Signal) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

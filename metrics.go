@@ -22,14 +22,14 @@ const metricsType = "text/plain; version=0.0.4; charset=utf-8"
 // metrics counts what the proxy does. Recording takes no lock: every figure is an atomic of its
 // own, and sums are made when they are written.
 type metrics struct {
-	byStatus [1000]atomic.Pointer[statusMetrics]
-	ttfb     histogram
-	errors   [len(errorTypes)]atomic.Uint64
-	retries  atomic.Uint64
-	windows  [len(windowStatuses)]atomic.Uint64
-	began    time.Time
-	build    []string // labels of proxy_build_info
-	owned    []figure // in the order of the page
+	byStatus   [1000]atomic.Pointer[statusMetrics]
+	ttfb       histogram
+	errors     [len(errorTypes)]atomic.Uint64
+	retries    atomic.Uint64
+	rateLimits [len(rateLimitStatuses)]atomic.Uint64
+	began      time.Time
+	build      []string // labels of proxy_build_info
+	owned      []figure // in the order of the page
 }
 
 // figure is a metric without labels whose value its owner knows.
@@ -50,8 +50,8 @@ var methods = [...]string{
 	http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace, "other",
 }
 
-// windowStatuses are what the API says of a caller's plan windows; the last counts any other word.
-var windowStatuses = [...]string{"allowed", "allowed_warning", "rejected", "other"}
+// rateLimitStatuses are what the API says of a caller's rate limits; the last counts any other word.
+var rateLimitStatuses = [...]string{"allowed", "allowed_warning", "rejected", "other"}
 
 // durationBuckets are the upper bounds of the histograms' buckets, in seconds: from a refused request
 // to the longest that SDKs wait for a non-streaming answer, and beyond.
@@ -97,9 +97,9 @@ func indexOrLast(values []string, value string) int {
 	return len(values) - 1
 }
 
-// windowStatus records what an answer says of its caller's plan windows.
-func (m *metrics) windowStatus(status string) {
-	m.windows[indexOrLast(windowStatuses[:], status)].Add(1)
+// rateLimitStatus records an answer's anthropic-ratelimit-unified-status.
+func (m *metrics) rateLimitStatus(status string) {
+	m.rateLimits[indexOrLast(rateLimitStatuses[:], status)].Add(1)
 }
 
 // firstByte records the time from a request's arrival to its answer's headers.
@@ -181,8 +181,8 @@ func (m *metrics) page() []byte {
 	}
 	e.single("proxy_upstream_retries_total", "counter", "Attempts made again after a timeout or a connection failure.", float64(m.retries.Load()))
 	e.family("proxy_upstream_ratelimit_status_total", "counter", "Answers that tell of their caller's plan windows, by what they say (anthropic-ratelimit-unified-status).")
-	for i, status := range windowStatuses {
-		e.sample("", float64(m.windows[i].Load()), "status", status)
+	for i, status := range rateLimitStatuses {
+		e.sample("", float64(m.rateLimits[i].Load()), "status", status)
 	}
 	for _, f := range m.owned {
 		if v, ok := f.value(); ok {

@@ -16,9 +16,9 @@ const (
 	// cancelledAtMost is how many cancelled requests a connection bears. Servers close those on which most were cancelled, and
 	// with them the requests of others.
 	cancelledAtMost = 100
-	// standstill is how long a body may stand still before its connection takes no further requests: the upstream does not
-	// read it, and the window that all bodies of a connection share may be full.
-	standstill = time.Second
+	// uploadStall is how long a body may make no progress before its connection takes no further requests: the upstream
+	// does not read it, and the window that all bodies of a connection share may be full.
+	uploadStall = time.Second
 	// upstreamIdle is how long an unused connection is kept. The API's edge closes them at 400 s;
 	// closing first avoids the race of a request with that close.
 	upstreamIdle = 5 * time.Minute
@@ -32,17 +32,17 @@ var errClosedUnused = errors.New("the upstream closed the connection before a re
 type pool struct {
 	transport    *http.Transport // opens connections, and is their configuration
 	scheme, addr string
-	timeout      time.Duration // for TCP and TLS together
+	timeout      time.Duration // for DNS, forward proxy, TCP and TLS together
 
-	mu      sync.Mutex
-	conns   []*pooledConn // oldest first
-	waiting int           // calls of reserve
-	news    chan struct{} // closed and replaced when they should look again
-	dialing int           // dials under way
-	dials   int           // dials so far
-	failed  int           // which of them failed last
-	failure error         // and why
-	perDial int           // places on the newest connection: 1 means HTTP/1.1; 0: none was opened yet
+	mu          sync.Mutex
+	conns       []*pooledConn // oldest first
+	waiting     int           // calls of reserve
+	news        chan struct{} // closed and replaced when they should look again
+	dialing     int           // dials under way
+	dials       int           // dials so far
+	failedDial  int           // the number of the dial that failed last; 0: none
+	dialFailure error         // why
+	perDial     int           // places on the newest connection: 1 means HTTP/1.1; 0: none was opened yet
 }
 
 // pooledConn is a connection of a pool, whose mu guards all that changes.
@@ -52,9 +52,9 @@ type pooledConn struct {
 	socket *upstreamConn
 	places int // requests at once
 
-	unusedDial int                 // the number of its dial, until a request has been sent on it; then 0
+	unusedDial int                 // the number of its dial, until a place on it is taken; then 0
 	inUse      int                 // requests that have a place
-	cancelled  int                 // requests that were given up so far
+	cancelled  int                 // requests so far whose answer was not read to its end: given up, timed out or failed
 	uploads    map[*trip]time.Time // bodies that are not read to their end, and when a part of them was read last
 	idle       *time.Timer
 }
@@ -72,11 +72,11 @@ func (p *pool) reserve(ctx context.Context) (*pooledConn, error) {
 	p.waiting++
 	defer func() { p.waiting-- }()
 	for before := p.dials; ; {
-		if c := p.free(); c != nil {
+		if c := p.tryReserve(); c != nil {
 			return c, nil
 		}
-		if p.failed > before {
-			return nil, &dialError{p.failure}
+		if p.failedDial > before {
+			return nil, &dialError{p.dialFailure}
 		}
 		wanted := 1 // until it is known how many requests a connection takes
 		if p.perDial > 0 {
@@ -99,14 +99,15 @@ func (p *pool) reserve(ctx context.Context) (*pooledConn, error) {
 	}
 }
 
-// free takes a place on the newest connection that has one; nil if none has. The caller holds p.mu.
-func (p *pool) free() *pooledConn {
+// tryReserve takes a place on the newest connection that has one, and drops the closed ones that it meets; nil if there is
+// no place. The caller holds p.mu.
+func (p *pool) tryReserve() *pooledConn {
 	for _, c := range slices.Backward(p.conns) {
 		switch {
-		case c.inUse >= c.places, c.cancelled >= cancelledAtMost, c.standsStill():
+		case c.inUse >= c.places, c.cancelled >= cancelledAtMost, c.hasStalled():
 		case c.Err() != nil:
-			if c.unusedDial > p.failed {
-				p.failed, p.failure = c.unusedDial, errClosedUnused // or else it would be dialled for ever
+			if c.unusedDial > p.failedDial {
+				p.failedDial, p.dialFailure = c.unusedDial, errClosedUnused // or else it would be dialled for ever
 			}
 			p.drop(c)
 		case c.Reserve() == nil:
@@ -118,7 +119,7 @@ func (p *pool) free() *pooledConn {
 	return nil
 }
 
-// drop closes c and takes it out of the pool. The caller holds p.mu.
+// drop closes c and takes it out of the pool, in a new slice: callers range over the old one. The caller holds p.mu.
 func (p *pool) drop(c *pooledConn) {
 	p.conns = slices.DeleteFunc(slices.Clone(p.conns), func(other *pooledConn) bool { return other == c })
 	c.idle.Stop()
@@ -145,7 +146,7 @@ func (p *pool) dial(number int) {
 	defer p.mu.Unlock()
 	p.dialing--
 	if err != nil {
-		p.failed, p.failure = number, err
+		p.failedDial, p.dialFailure = number, err
 	} else {
 		c.places = max(1, min(c.Available(), requestsAtOnce))
 		c.idle = time.AfterFunc(upstreamIdle, c.closeIfIdle)
@@ -175,10 +176,10 @@ func (c *pooledConn) closeIfIdle() {
 	}
 }
 
-// standsStill reports whether a body does. The caller holds the pool's mu.
-func (c *pooledConn) standsStill() bool {
+// hasStalled reports whether a request's body on c has made no progress for uploadStall. The caller holds the pool's mu.
+func (c *pooledConn) hasStalled() bool {
 	for _, moved := range c.uploads {
-		if time.Since(moved) > standstill {
+		if time.Since(moved) > uploadStall {
 			return true
 		}
 	}

@@ -212,7 +212,7 @@ func TestPoolStandstill(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(standstill + time.Millisecond)
+		time.Sleep(uploadStall + time.Millisecond)
 		start := time.Now()
 		if _, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20))); err != nil || time.Since(start) > time.Second {
 			t.Errorf("another upload: %v after %v", err, time.Since(start))

@@ -26,7 +26,7 @@ type proxy struct {
 	metrics  *metrics
 	log      *slog.Logger
 	places   *gate // requests at once
-	bodies   *bodyReader
+	bodies   *bodyLimits
 
 	active     atomic.Int64    // requests that have arrived and are not finished, queued ones included
 	draining   context.Context // done, with errShuttingDown, once the process is told to stop
@@ -49,7 +49,7 @@ func newProxy(cfg *config, clients *clientListener, tn *tailnet, counters *metri
 		log:      log,
 		places:   newGate(cfg.maxConnections),
 	}
-	p.bodies = &bodyReader{budget: newGate(cfg.bodyMemory), largest: cfg.maxBody, timeout: cfg.timeout, crowded: func() bool {
+	p.bodies = &bodyLimits{budget: newGate(cfg.bodyMemory), maxBody: cfg.maxBody, timeout: cfg.timeout, crowded: func() bool {
 		return clients.full.Load() || p.places.contended() || p.bodies.budget.contended()
 	}}
 	p.draining, p.stop = context.WithCancelCause(context.Background())
@@ -69,7 +69,7 @@ func (p *proxy) registerGauges(clients *clientListener) {
 		})
 	}
 	gauge("proxy_requests_in_flight", "Requests being proxied (at most max_connections).",
-		func(places, _, _, inLineForBytes int64) int64 { return max(0, places-inLineForBytes) }) // these have a place, but have not begun
+		func(places, _, _, inLineForBytes int64) int64 { return max(0, places-inLineForBytes) }) // who waits for memory has a place and has not begun; but a long upload has none any more, hence max
 	gauge("proxy_requests_queued", "Requests that wait for a place (max_connections) or for body memory (body_memory_mb).",
 		func(_, inLine, _, inLineForBytes int64) int64 { return inLine + inLineForBytes })
 	gauge("proxy_buffered_body_bytes", "Memory reserved for request bodies (at most body_memory_mb).",
@@ -119,8 +119,9 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.conn.SetReadDeadline(time.Time{}) // ReadTimeout is for requests that net/http itself answers
 	if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
-		// net/http accepts Content-Length beside Transfer-Encoding, and takes no notice of the latter in HTTP/1.0; the
-		// connection must then be closed after the answer (RFC 9112, 6.1), and which it was can't be told here.
+		// RFC 9112, 6.1: after Content-Length beside Transfer-Encoding, or the latter in HTTP/1.0, the connection must be
+		// closed. net/http accepts both without a word, so it is closed after every chunked request, and every one of
+		// HTTP/1.0.
 		w.Header().Set("Connection", "close")
 	}
 	if !p.own.serve(w, r, x.out.target.path) {
@@ -131,7 +132,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serve relays x and accounts for it, whatever happens.
 func (p *proxy) serve(x *exchange) {
 	p.active.Add(1)
-	defer p.depart()
+	defer p.requestEnded()
 	defer func() {
 		if v := recover(); v != nil {
 			x.err = errInternal(fmt.Errorf("panic: %v", v))
@@ -235,7 +236,7 @@ func (p *proxy) waitInLine(x *exchange, g *gate, n int64, first bool) error {
 	return nil
 }
 
-// readBody waits for the memory that x's body needs, and reads it: nil if there is none. While others wait, a slow one
+// readBody waits for the memory that x's body needs, and reads it: nil if there is none. While others wait, a long upload
 // holds no place.
 func (p *proxy) readBody(x *exchange) (*requestBody, error) {
 	n := p.bodies.reservation(x.r)
@@ -272,14 +273,14 @@ func (p *proxy) send(x *exchange, body *requestBody) (*incoming, error) {
 	x.ttfb = time.Since(x.start)
 	p.metrics.firstByte(x.ttfb)
 	x.upstreamRequestID = in.Header.Get("Request-Id")
-	p.noteWindows(x, in.Header)
+	p.noteRateLimits(x, in.Header)
 	x.r.Header, in.Request, x.out.body = nil, nil, nil // sent, and of no use to anybody: 2.6 KB of the 39 that a stream holds
 	x.conn.forgetHeader()
 	return in, nil
 }
 
-// noteWindows counts and logs how full the answer says that its caller's plan windows are.
-func (p *proxy) noteWindows(x *exchange, h http.Header) {
+// noteRateLimits counts and logs what the answer says of its caller's rate limits: the 5-hour and 7-day windows of a plan.
+func (p *proxy) noteRateLimits(x *exchange, h http.Header) {
 	for _, field := range [...]struct{ key, header string }{
 		{"ratelimit_status", "Anthropic-Ratelimit-Unified-Status"},
 		{"ratelimit_5h", "Anthropic-Ratelimit-Unified-5h-Utilization"},
@@ -290,11 +291,11 @@ func (p *proxy) noteWindows(x *exchange, h http.Header) {
 		}
 	}
 	if status := h.Get("Anthropic-Ratelimit-Unified-Status"); status != "" {
-		p.metrics.windowStatus(status)
+		p.metrics.rateLimitStatus(status)
 	}
 }
 
-// stream passes the upstream's answer to the client as it arrives. Only silence ends it.
+// stream passes the upstream's answer to the client as it arrives, for as long as it keeps coming.
 func (p *proxy) stream(x *exchange, in *incoming) error {
 	x.status = in.StatusCode
 	header, id := x.w.Header(), x.w.Header()[requestIDHeader]
@@ -442,8 +443,9 @@ func writeFailed(err error) error {
 	}
 }
 
-// finish answers with x's failure if nothing was sent yet, then counts and logs x. An answer that is to look broken ends in a panic
-// with http.ErrAbortHandler.
+// finish answers with x's failure if nothing was sent yet, then counts and logs x. If the client has left, or an answer
+// that has begun can't be completed, it panics at its end with http.ErrAbortHandler, which has net/http close the
+// connection.
 func (p *proxy) finish(x *exchange) {
 	f := asFailure(x.err)
 	switch {
@@ -506,8 +508,8 @@ func (p *proxy) logLine(x *exchange, latency time.Duration) {
 	p.log.Handler().Handle(context.Background(), line)
 }
 
-// depart counts x's end; the last one to leave after the signal ends the drain.
-func (p *proxy) depart() {
+// requestEnded counts a request's end; the last one after the signal ends the drain.
+func (p *proxy) requestEnded() {
 	if p.active.Add(-1) == 0 && p.draining.Err() != nil {
 		p.setDrained()
 	}

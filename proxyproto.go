@@ -24,32 +24,33 @@ const (
 	maxProxyHeader = 1 << 10
 )
 
-// proxyListener accepts the connections that tailscaled makes for the clients of a Tailscale Service (tailscale serve
+// serviceListener accepts the connections that tailscaled makes for the clients of a Tailscale Service (tailscale serve
 // --proxy-protocol): each begins with a PROXY header, which names the client. They count among the others.
 //
-// The header is a claim of identity, and loopback is open to many. So it is taken from tailscaled alone, see [proxyListener.vouch].
-type proxyListener struct {
+// The header is a claim of identity, and loopback is open to many. So it is taken from tailscaled alone, see
+// [serviceListener.vouch].
+type serviceListener struct {
 	net.Listener
-	others  *clientListener
+	clients *clientListener
 	daemon  func() (uid uint32, err error) // the user that tailscaled runs as
 	whoIs   func(ctx context.Context, addr string) (identity, error)
-	refused io.Writer // a line for each connection that is dropped
+	refused io.Writer // is told of dropped connections, unless the peer has closed them
 }
 
 // Accept implements net.Listener.
-func (l *proxyListener) Accept() (net.Conn, error) {
+func (l *serviceListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
 	c := &clientConn{Conn: conn}
 	c.firstRead = func(p []byte) (int, error) { return l.readHeader(c, p) }
-	return l.others.admit(c)
+	return l.clients.admit(c)
 }
 
-// readHeader takes the PROXY header from the beginning of c, into p, and leaves the n bytes there that follow it. A connection that
-// has none, or not from tailscaled, ends as if the client had left.
-func (l *proxyListener) readHeader(c *clientConn, p []byte) (n int, err error) {
+// readHeader takes the PROXY header from the beginning of c, into p, and leaves the n bytes there that follow it. A
+// connection that has none, or not from tailscaled, ends as if the client had left.
+func (l *serviceListener) readHeader(c *clientConn, p []byte) (n int, err error) {
 	c.SetReadDeadline(time.Now().Add(proxyHeaderTime))
 	var size, more int
 	for size == 0 && err == nil {
@@ -72,10 +73,10 @@ func (l *proxyListener) readHeader(c *clientConn, p []byte) (n int, err error) {
 
 // vouch returns nil if c comes from tailscaled, and on behalf of its own serve.
 //
-// Another process has another user, unless it is one with tailscaled. And tailscaled, in userspace mode, hands what peers
-// send to any port of its node on to 127.0.0.1: a peer is known there under c's own address. To be sure that there is none
-// takes tailscaled 0.2 s, in which it does little else, so it is better to listen on another address of 127.0.0.0/8.
-func (l *proxyListener) vouch(c *clientConn) error {
+// So its other end must belong to the user who owns tailscaled's socket. That is not enough on 127.0.0.1 and ::1: what
+// tailnet peers send to any port of the node, a userspace tailscaled forwards there itself, and only WhoIs can tell. That
+// takes it 0.2 s under a lock if the answer is no, as it should be: better listen on another address of 127.0.0.0/8.
+func (l *serviceListener) vouch(c *clientConn) error {
 	peer, here := addrPortOf(c.RemoteAddr()), addrPortOf(c.LocalAddr())
 	daemon, err := l.daemon()
 	if err != nil {

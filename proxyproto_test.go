@@ -89,8 +89,8 @@ func TestProxyListener(t *testing.T) {
 				t.Fatal(err)
 			}
 			var log logRecorder
-			l := &proxyListener{
-				Listener: from, others: newClientListener(from, rigConnections), refused: &complaints{log: log.syncLogger()},
+			l := &serviceListener{
+				Listener: from, clients: newClientListener(from, rigConnections), refused: &throttledWarnings{log: log.syncLogger()},
 				daemon: func() (uint32, error) { return row.daemon, row.err },
 				whoIs: func(_ context.Context, addr string) (identity, error) {
 					if host, _, _ := net.SplitHostPort(addr); host != "127.0.0.1" && host != "::1" {
@@ -99,7 +99,7 @@ func TestProxyListener(t *testing.T) {
 					return row.peer, nil
 				},
 			}
-			defer l.others.Close()
+			defer l.clients.Close()
 			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				fmt.Fprint(w, connOf(r).claimed)
 			})}
@@ -133,7 +133,7 @@ func TestSilentProxyClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log logRecorder
 		from := newPipeListener()
-		l := &proxyListener{Listener: from, others: newClientListener(from, 1), refused: &complaints{log: log.syncLogger()}}
+		l := &serviceListener{Listener: from, clients: newClientListener(from, 1), refused: &throttledWarnings{log: log.syncLogger()}}
 		server := &http.Server{ConnContext: withConn, ConnState: connState}
 		go server.Serve(l)
 		conn, err := from.dial(t.Context(), "", "")
@@ -145,6 +145,6 @@ func TestSilentProxyClient(t *testing.T) {
 			t.Errorf("it ended with %d bytes, %v, after %v", n, err, time.Since(start))
 		}
 		server.Close()
-		l.others.Close()
+		l.clients.Close()
 	})
 }

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// What is asked of the kernel, and package net has no words for. Connections that are no sockets, and other systems than
-// Linux, do without.
+// What is asked of the kernel, and package net has no words for. What takes a net.Conn does nothing on one that is no
+// socket, nor on other systems than Linux. socketOwner fails there, so there is no PROXY protocol.
 
 // onSocket calls f with the descriptor of conn, if there is one.
 func onSocket(conn net.Conn, f func(fd int)) {
@@ -35,9 +35,9 @@ func hasUnread(conn net.Conn) (yes bool) {
 	return yes
 }
 
-// setBufferLock says whether the kernel is to leave a socket's buffers as they are, and may not let them grow with the
-// traffic. Setting the size of a listener's receive buffer locks it, and makes it the most that its connections can ever
-// offer their peers (their window scale is 0), unless it is unlocked again. Linux before 5.14 does not know how.
+// setBufferLock turns the kernel's autotuning of a socket's buffers off (locked) or on. Setting a listener's receive buffer
+// turns it off too, and limits for good what its connections can offer their peers (window scale 0), unless it is turned on
+// again here. Linux before 5.14 can't.
 func setBufferLock(fd int, locked bool) {
 	const option, both = 72, 3 // SO_BUF_LOCK of asm-generic/socket.h, SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK
 	mask := 0
@@ -65,8 +65,8 @@ func fileOwner(path string) (uid uint32, err error) {
 	return info.Sys().(*syscall.Stat_t).Uid, nil
 }
 
-// socketOwner returns the user whose socket, on this machine, is at local and connected to remote; net.ErrClosed if it is on its
-// way out, and nobody's any more.
+// socketOwner returns the user whose socket, on this machine, is at local and connected to remote; net.ErrClosed if it is
+// on its way out, and nobody's any more.
 func socketOwner(local, remote netip.AddrPort) (uid uint32, err error) {
 	table := "/proc/net/tcp"
 	if local.Addr().Is6() {
@@ -97,10 +97,10 @@ func procAddr(addr netip.AddrPort) (s string) {
 	return fmt.Sprintf("%s:%04X", s, addr.Port())
 }
 
-// watchHangup calls gone when the peer of conn closes or resets the connection, until stop is called. net/http
-// notices that only for requests whose body it has read to the end; a queued request has its body still in the
-// socket, in front of the FIN. So the kernel is asked for the connection's state whenever the poller reports a change.
-// Nobody may read conn meanwhile.
+// watchHangup calls gone when the peer of conn closes its end or resets the connection, until stop, which clears conn's
+// read deadline. Nobody may read conn meanwhile. net/http would notice only after the end of the request's body, which is
+// still in the socket here, in front of the FIN: so the kernel is asked for the connection's state whenever the poller
+// reports a change.
 func watchHangup(conn net.Conn, gone func()) (stop func()) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok || runtime.GOOS != "linux" {

@@ -34,9 +34,9 @@ const (
 	// stoppedGrace is how long a daemon may be stopped, at start, before that is a cause of its
 	// own: a start can pass through it.
 	stoppedGrace = 5 * time.Second
-	// lossSettles is how long a loss must last to be logged: on the way to its real cause a daemon
+	// lossGrace is how long a loss must last to be logged: on the way to its real cause a daemon
 	// passes through other states.
-	lossSettles = time.Second
+	lossGrace = time.Second
 	// The backoff of attempts to watch the bus. It grows only once there has been a connection: a
 	// daemon that is started with a bad key lives for some 300 ms, and says so only on its bus.
 	minBusBackoff, maxBusBackoff = 100 * time.Millisecond, 500 * time.Millisecond
@@ -253,7 +253,7 @@ func (t *tailnet) publish(s *tailnetState) {
 	case !t.wasConnected(): // that is connect's to tell
 	case t.lost.IsZero():
 		t.lost = now
-	case !t.lossLogged && now.Sub(t.lost) >= lossSettles:
+	case !t.lossLogged && now.Sub(t.lost) >= lossGrace:
 		t.lossLogged = true
 		t.log.Warn("tailnet connection lost; requests that still arrive are served", "error", s.problem.Error(), "hint", s.problem.kind.hint)
 	}
@@ -411,7 +411,7 @@ type view struct {
 	unreachable string             // why tailscaled can't be asked; empty: it can
 	backend     ipn.State          // as last reported
 	known       bool               // backend was reported since tailscaled was last lost
-	changed     time.Time          // when backend was last reported by the bus, or tailscaled was lost
+	changed     time.Time          // when the bus last reported backend, or ended: answers to older polls are overtaken
 	stopped     time.Time          // since when it is ipn.Stopped
 	ran         bool               // it was ipn.Running before
 	authFailure string             // control's refusal of the key; kept until a login succeeds

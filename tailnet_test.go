@@ -418,7 +418,7 @@ func TestFollow(t *testing.T) {
 		for range 3 { // two more than there is a poll for
 			d.bus <- `{"SelfChange":{}}`
 		}
-		time.Sleep(pollTimeout + lossSettles + time.Second)
+		time.Sleep(pollTimeout + lossGrace + time.Second)
 		expect("hung", "TailnetNotRunning: tailscaled does not answer on /nowhere")
 		log.one(t, "tailnet connection lost; requests that still arrive are served")
 		d.set(func() { d.hung = false })

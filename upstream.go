@@ -43,7 +43,7 @@ type upstream struct {
 // newUpstream prepares connections to cfg.upstream; it opens none.
 func newUpstream(cfg *config) *upstream {
 	ping := min(max(cfg.timeout/4, time.Second), 15*time.Second)
-	dialer := &upstreamDialer{dead: 2 * ping, stuck: cfg.timeout}
+	dialer := &upstreamDialer{ackTimeout: 2 * ping, writeTimeout: cfg.timeout}
 	base := cfg.upstream
 	via, err := http.ProxyFromEnvironment(&http.Request{URL: base})
 	return &upstream{
@@ -76,7 +76,7 @@ type outgoing struct {
 
 	again    func(cause error) // is told of each further attempt before it is made
 	attempts int
-	repeated bool // once is what a connection failure gets
+	repeated bool // after a connection failure; a second one is final
 }
 
 // incoming is an answer, whose headers have come. Its body must be closed, and cut called after that.
@@ -86,7 +86,9 @@ type incoming struct {
 	patience time.Duration           // the longest that it may be silent
 }
 
-// send makes attempts until one brings response headers, and returns that answer.
+// send makes attempts until one brings response headers, and returns that answer. It gives up after the last retry of a
+// timeout, at the second connection failure, at one that is not safe to repeat, and when the request's context ends. Its
+// error is a *failure.
 func (u *upstream) send(o *outgoing) (*incoming, error) {
 	wait, retries := u.patience(o.Header)
 	rewriteRequestHeader(o.Header, u.cfg.headers)
@@ -99,7 +101,7 @@ func (u *upstream) send(o *outgoing) (*incoming, error) {
 			return in, nil
 		case timedOut && retries > 0:
 			retries--
-		case isUnsent(err) && !o.repeated:
+		case isSafeToRepeat(err) && !o.repeated:
 			o.repeated = true
 		default:
 			return nil, err
@@ -116,19 +118,19 @@ func (u *upstream) send(o *outgoing) (*incoming, error) {
 	}
 }
 
-// isUnsent reports whether err proves that the upstream has processed nothing of the request, and another try may
-// help. A request may cost money each time that it is processed, and nobody can tell a lost answer from a lost
-// request. A dial that timed out has been tried for long enough, and a bad certificate stays bad.
-func isUnsent(err error) bool {
-	dial, unsent := errors.AsType[*dialError](err)
+// isSafeToRepeat reports whether err proves that the upstream has not processed the request, which may cost money each
+// time, and a second try may help: not after a dial that timed out, as that has been tried for long enough, nor with a bad
+// certificate.
+func isSafeToRepeat(err error) bool {
+	dial, notDialled := errors.AsType[*dialError](err)
 	_, unprocessed := errors.AsType[*unprocessedError](err)
 	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
-	return unprocessed || unsent && !dial.Timeout() && !certificate
+	return unprocessed || notDialled && !dial.Timeout() && !certificate
 }
 
-// patience returns how long an attempt waits for response headers, and how many times a timeout is
-// retried. Anthropic's SDKs say how long they wait: a non-streaming answer sends no headers before it is
-// finished, and repeating it would bill it again.
+// patience returns how long an attempt waits for response headers, and the answer may fall silent after them, and how many
+// times a timeout is retried: never if the client says that it waits longer than timeout_secs (Anthropic's SDKs do). A
+// non-streaming answer sends no headers before it is finished, and repeating it would bill it again.
 func (u *upstream) patience(h http.Header) (wait time.Duration, retries int) {
 	if u.cfg.honorClientTimeout {
 		stated, ok := parseSeconds(h.Get("X-Stainless-Timeout"))

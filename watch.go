@@ -11,22 +11,23 @@ import (
 // No request has a limit on its whole time: what is bounded here is how long nothing happens, towards the client and
 // towards the upstream.
 
-// A timer that is not punctual tells that the process was stopped, alone or with its machine. What has come meanwhile is
-// still to be read, and the silence of a process that can't listen is nobody's fault: so a wait gets some time to catch up.
 const (
-	punctual = 100 * time.Millisecond
-	catchUp  = time.Second
+	// maxLateness is how late a timer may ring. One that is later shows that the process, or its machine, was suspended.
+	maxLateness = 100 * time.Millisecond
+	// catchUp is what a wait then gets, once, to read what has come meanwhile: nobody was silent.
+	catchUp = time.Second
 )
 
 // watch bounds one wait: for a body, for response headers, for more of an answer.
 type watch struct {
-	// overdue is called when the time has passed. It returns how much longer to wait; 0 says that it has ended the wait.
+	// overdue is called when the time has passed, and must not call stop. It returns how much longer to wait; 0 or less
+	// says that it has ended the wait.
 	overdue func(now time.Time) time.Duration
 
 	mu    sync.Mutex
 	timer *time.Timer
 	due   time.Time
-	late  bool // the process was stopped when the wait became due, and has time to catch up
+	late  bool // the process was suspended when the wait became due, and has time to catch up
 	ended bool // by overdue
 	done  bool
 }
@@ -48,7 +49,7 @@ func (w *watch) ring() {
 		return
 	}
 	now, more := time.Now(), catchUp
-	if w.late = !w.late && now.Sub(w.due) > punctual; !w.late {
+	if w.late = !w.late && now.Sub(w.due) > maxLateness; !w.late {
 		more = w.overdue(now)
 	}
 	if more <= 0 {
@@ -74,7 +75,7 @@ type silence struct {
 	from  io.Reader
 	limit time.Duration
 	start time.Time
-	since atomic.Int64 // when the present read began, after start; betweenReads if there is none
+	since atomic.Int64 // when the present read began, in ns since start; or betweenReads
 }
 
 const betweenReads = -1

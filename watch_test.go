@@ -48,7 +48,7 @@ func TestWatchOfStoppedProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		w := startWatch(time.Hour, func(time.Time) time.Duration { calls.Add(1); return 0 })
-		w.due = time.Now().Add(-punctual - 1)
+		w.due = time.Now().Add(-maxLateness - 1)
 		w.ring() // as if it came late
 		time.Sleep(catchUp - 1)
 		early := calls.Load()
