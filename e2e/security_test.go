@@ -38,10 +38,7 @@ func TestSecurityClaims(t *testing.T) {
 		}
 	}
 	for block := range strings.SplitSeq(strings.ReplaceAll(string(doc), "\n|", "\n\n|"), "\n\n") {
-		var names []string
-		for _, name := range evidenceForm.FindAllString(block, -1) {
-			names = append(names, name)
-		}
+		names := evidenceForm.FindAllString(block, -1)
 		if strings.Contains(block, "fault") || strings.Contains(block, "e2e/cluster") {
 			for _, m := range quoted.FindAllStringSubmatch(block, -1) {
 				kind := "cluster"
