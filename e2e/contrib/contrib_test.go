@@ -11,11 +11,12 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,7 +62,7 @@ func TestUnit(t *testing.T) {
 	rating := analyze("security", "--offline=true", "--threshold=15", "--no-pager")
 	t.Log(rating[max(0, strings.LastIndex(rating, "Overall")):])
 	// Else systemd kills what the proxy would still let end.
-	if stop := proxytest.Must(strconv.Atoi(find(t, text, `(?m)^TimeoutStopSec=(\d+)$`)))(t); stop < 5+5 {
+	if stop := proxytest.Must(strconv.Atoi(proxytest.Find(t, unit, `^TimeoutStopSec=(\d+)$`)))(t); stop < 5+5 {
 		t.Errorf("TimeoutStopSec is %d, want drain_timeout_secs and 5 more", stop)
 	}
 }
@@ -70,10 +71,11 @@ func TestUnit(t *testing.T) {
 func TestComposeFile(t *testing.T) {
 	t.Parallel()
 	daemon, proxy := services(t)
+	env := daemon.Environment.ToMapping()
 	const confined = "read-only, without [ALL], [no-new-privileges:true], 0 ports"
 	for _, want := range []struct{ what, got, want string }{
-		{"tailscaled's image", daemon.Image, "ghcr.io/tailscale/tailscale:" + find(t, read(t, "../../go.mod"), `(?m)^require tailscale\.com (v\S+)$`)},
-		{"the proxy's image", proxy.Image, "anthropic-oauth-proxy:" + find(t, read(t, "../../main.go"), `(?m)^const version = "(.+)"$`)},
+		{"tailscaled's image", daemon.Image, "ghcr.io/tailscale/tailscale:" + proxytest.Find(t, "../../go.mod", `^require tailscale\.com (v\S+)$`)},
+		{"the proxy's image", proxy.Image, "anthropic-oauth-proxy:" + proxytest.Find(t, "../../main.go", `^const version = "(.+)"$`)},
 		{"the proxy's network", proxy.NetworkMode, "service:tailscaled"},
 		{"the proxy's user", proxy.User, "65532:65532"},
 		{"tailscaled's user", daemon.User, "0:0"},
@@ -81,20 +83,19 @@ func TestComposeFile(t *testing.T) {
 		{"tailscaled is", confinement(daemon), confined},
 		{"the proxy's socket", mount(proxy, "tailscale-socket"), "/var/run/tailscale, read-only: true"},
 		{"tailscaled's socket", mount(daemon, "tailscale-socket"), "/var/run/tailscale, read-only: false"},
-		{"TS_SOCKET", env(daemon)["TS_SOCKET"], "/var/run/tailscale/tailscaled.sock"}, // the proxy's default
-		{"tailscaled's state", mount(daemon, "tailscale-state"), filepath.Dir(env(daemon)["TS_STATE_DIR"]) + ", read-only: false"},
-		{"TS_USERSPACE", env(daemon)["TS_USERSPACE"], "true"},
-		{"TS_AUTHKEY", env(daemon)["TS_AUTHKEY"], authKey},
+		{"TS_SOCKET", env["TS_SOCKET"], "/var/run/tailscale/tailscaled.sock"}, // the proxy's default
+		{"tailscaled's state", mount(daemon, "tailscale-state"), filepath.Dir(env["TS_STATE_DIR"]) + ", read-only: false"},
+		{"TS_USERSPACE", env["TS_USERSPACE"], "true"},
+		{"TS_AUTHKEY", env["TS_AUTHKEY"], authKey},
+		{"the proxy is stopped before", strings.Join(slices.Sorted(maps.Keys(proxy.DependsOn)), " "), "tailscaled"},
 	} {
 		if want.got != want.want {
 			t.Errorf("%s: %q, want %q", want.what, want.got, want.want)
 		}
 	}
+	// Else the engine kills what the proxy would still let end.
 	if grace := proxy.StopGracePeriod; grace == nil || time.Duration(*grace) < 10*time.Second {
 		t.Errorf("stop_grace_period is %v, want drain_timeout_secs and 5 s more", grace)
-	}
-	if _, ok := proxy.DependsOn["tailscaled"]; !ok {
-		t.Error("tailscaled may be stopped before the proxy")
 	}
 }
 
@@ -108,6 +109,7 @@ func confinement(s types.ServiceConfig) string {
 func TestComposedTailnet(t *testing.T) {
 	t.Parallel()
 	daemon, _ := services(t)
+	env := daemon.Environment.ToMapping()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	bin := proxytest.Must(tailnet.Build(t.Context(), os.Stderr))(t)
@@ -117,10 +119,10 @@ func TestComposedTailnet(t *testing.T) {
 	t.Cleanup(func() { proxytest.Check(t, upstream.Close()) })
 
 	var environment []string // the paths in it give way to the node's own
-	for name, value := range env(daemon) {
+	for name, value := range env {
 		environment = append(environment, name+"="+value)
 	}
-	node := proxytest.Must(tn.NewNode(env(daemon)["TS_HOSTNAME"]))(t)
+	node := proxytest.Must(tn.NewNode(env["TS_HOSTNAME"]))(t)
 	proxytest.Check(t, node.BootWith(environment...))
 	p := proxytest.Launch(t, proxytest.Options{
 		Args:   []string{"-listen", "127.0.0.1:0", "-upstream", upstream.URL},
@@ -181,17 +183,6 @@ func services(t *testing.T) (daemon, proxy types.ServiceConfig) {
 	return project.Services["tailscaled"], project.Services["proxy"]
 }
 
-// env is a service's environment.
-func env(s types.ServiceConfig) map[string]string {
-	environment := map[string]string{}
-	for name, value := range s.Environment {
-		if value != nil {
-			environment[name] = *value
-		}
-	}
-	return environment
-}
-
 // mount is where a service has a volume.
 func mount(s types.ServiceConfig, volume string) string {
 	for _, v := range s.Volumes {
@@ -216,14 +207,4 @@ func ask(t *testing.T, c *http.Client, base string) int {
 func read(t *testing.T, file string) string {
 	t.Helper()
 	return string(proxytest.Must(os.ReadFile(file))(t))
-}
-
-// find returns what an expression's group finds.
-func find(t *testing.T, text, expression string) string {
-	t.Helper()
-	found := regexp.MustCompile(expression).FindStringSubmatch(text)
-	if found == nil {
-		t.Fatalf("nothing like %s", expression)
-	}
-	return found[1]
 }

@@ -29,11 +29,7 @@ import (
 
 func main() {
 	flag.Usage = func() {
-		fmt.Fprint(flag.CommandLine.Output(), `Runs the proxy on a tailnet of its own on this machine, with a fake Anthropic API,
-and prints what to type. Ctrl-C ends and removes everything.
-
-usage: go -C e2e run ./demo [-once]
-`)
+		fmt.Fprintln(os.Stderr, "usage: go -C e2e run ./demo [-once]; Ctrl-C ends and removes everything")
 		flag.PrintDefaults()
 	}
 	once := flag.Bool("once", false, "run the printed commands, show what they print, and end")
@@ -69,29 +65,23 @@ func run(ctx context.Context, once bool, stdout, progress io.Writer) (err error)
 
 // command is something to type.
 type command struct {
-	title string
-	shell string
-	shows string // part of what it prints when all is well
+	title, shell string
+	shows        string // part of what it prints when all is well
 }
 
 func (s *scene) commands() []command {
 	_, port, _ := strings.Cut(s.proxy.Addr(), ":") // the same at 127.0.0.1 and in the tailnet
-	return []command{{
-		title: "Ask through the tailnet, as a program on the laptop does. The answer streams:",
-		shell: fmt.Sprintf(`curl -sSN --proxy socks5h://%s http://%s:%s/v1/messages \
+	ask := fmt.Sprintf(`curl -sSN --proxy socks5h://%s http://%s:%s/v1/messages \
   -H 'authorization: Bearer demo-token' -H 'content-type: application/json' \
   -d '{"model":"claude-fake-1","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"Hello"}]}'`,
-			s.laptop.SOCKSAddr(), hostname, port),
-		shows: "event: message_stop",
-	}, {
-		title: "Is the proxy well?",
-		shell: fmt.Sprintf("curl -sS http://127.0.0.1:%s/health", port),
-		shows: `"status":"healthy"`,
-	}, {
-		title: "What has it done?",
-		shell: fmt.Sprintf("curl -sS http://127.0.0.1:%s/metrics | grep -E '^(proxy_requests|tailnet)_'", port),
-		shows: "tailnet_connected 1",
-	}}
+		s.laptop.SOCKSAddr(), hostname, port)
+	health := fmt.Sprintf("curl -sS http://127.0.0.1:%s/health", port)
+	metrics := fmt.Sprintf("curl -sS http://127.0.0.1:%s/metrics | grep -E '^(proxy_requests|tailnet)_'", port)
+	return []command{
+		{"Ask through the tailnet, as a program on the laptop does. The answer streams:", ask, "event: message_stop"},
+		{"Is the proxy well?", health, `"status":"healthy"`},
+		{"What has it done?", metrics, "tailnet_connected 1"},
+	}
 }
 
 // introduce tells what runs and what to type.

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"testing"
 
@@ -107,16 +106,6 @@ func only[T any](t *testing.T, slice []T) T {
 func read(t *testing.T, file string) string {
 	t.Helper()
 	return string(proxytest.Must(os.ReadFile(filepath.Join(root, file)))(t))
-}
-
-// grep returns the first group of the pattern's first match in a file of the project.
-func grep(t *testing.T, file, pattern string) string {
-	t.Helper()
-	match := regexp.MustCompile("(?m)" + pattern).FindStringSubmatch(read(t, file))
-	if match == nil {
-		t.Fatalf("%s has no line like %s", file, pattern)
-	}
-	return match[1]
 }
 
 // fact is a value that was found, and the one that the contract asks for. They are equal if they are in JSON, where numbers have

@@ -31,7 +31,7 @@ func TestManifests(t *testing.T) {
 }
 
 func facts(t *testing.T, m *manifests) []fact {
-	version := grep(t, "main.go", `^const version = "(.+)"$`)
+	version := proxytest.Find(t, root+"/main.go", `^const version = "(.+)"$`)
 	proxy, sidecar := cmp.Or(m.proxy.SecurityContext, &corev1.SecurityContext{}), cmp.Or(m.sidecar.SecurityContext, &corev1.SecurityContext{})
 	startup := cmp.Or(m.proxy.StartupProbe, &corev1.Probe{})
 	ingress, egress := only(t, m.networkPolicy.Spec.Ingress), m.networkPolicy.Spec.Egress
@@ -42,7 +42,7 @@ func facts(t *testing.T, m *manifests) []fact {
 		{"containers", []string{m.proxy.Name, m.sidecar.Name}, []string{"proxy", "tailscaled"}},
 		{"proxy's image", m.proxy.Image, name + ":" + version},
 		{"proxy's image is asked for", m.proxy.ImagePullPolicy, "IfNotPresent"}, // `nix run .#load` puts it on the node
-		{"sidecar's image", m.sidecar.Image, "ghcr.io/tailscale/tailscale:" + grep(t, "go.mod", `tailscale\.com (v\S+)`)},
+		{"sidecar's image", m.sidecar.Image, "ghcr.io/tailscale/tailscale:" + proxytest.Find(t, root+"/go.mod", `tailscale\.com (v\S+)`)},
 
 		{"selector matches the pod", labels.SelectorFromSet(m.selector).Matches(labels.Set(m.pod.Labels)), true},
 		{"selector is empty", len(m.selector) == 0, false},

@@ -98,11 +98,9 @@ scrape_configs:
 
 // Close ends it.
 func (s *Server) Close() error {
-	if err := s.cmd.Process.Kill(); err != nil {
-		return err
-	}
+	err := s.cmd.Process.Kill()
 	_ = s.cmd.Wait() // it was killed
-	return nil
+	return err
 }
 
 // Query returns how many series an expression has now, and the first as text.

@@ -5,56 +5,48 @@ import (
 	"strings"
 )
 
-// A generator makes values that JSON can carry into Nix: no NUL, which Nix has
-// no strings with, and no numbers that a JSON reader rounds.
-type generator struct{ *rand.Rand }
+// A generator makes values that JSON can carry into Nix: no NUL, which Nix has no strings with, and no numbers that a JSON reader
+// rounds. For a configuration they are texts, integers, booleans, tables and lists of tables.
+type generator struct {
+	*rand.Rand
+	config bool
+}
 
 // value makes a value with at most so many levels of collections.
 func (g *generator) value(depth int) any {
 	switch n := g.IntN(10); {
 	case n < 3 && depth > 0:
-		m := map[string]any{}
-		for range g.IntN(5) {
-			m[g.key()] = g.value(depth - 1)
-		}
-		return m
+		return g.table(depth - 1)
+	case n < 5 && depth > 0 && g.config:
+		return g.list(1+g.IntN(3), func() any { return g.table(depth - 1) })
 	case n < 5 && depth > 0:
-		list := make([]any, g.IntN(5))
-		for i := range list {
-			list[i] = g.value(depth - 1)
-		}
-		return list
-	case n == 5:
+		return g.list(g.IntN(5), func() any { return g.value(depth - 1) })
+	case n == 5 && !g.config:
 		return nil
-	case n == 6:
+	case n == 6 && !g.config:
 		return float64(g.IntN(1<<20))/64 + 1.0/128 // exact in few digits, and never integral
 	default:
-		return g.setting()
+		return g.scalar()
 	}
 }
 
-// table makes a value that a configuration can hold: texts, integers, booleans,
-// tables and lists of tables.
 func (g *generator) table(depth int) map[string]any {
 	m := map[string]any{}
-	for range g.IntN(6) {
-		switch n := g.IntN(8); {
-		case n == 0 && depth > 0:
-			m[g.key()] = g.table(depth - 1)
-		case n == 1 && depth > 0:
-			tables := make([]any, 1+g.IntN(3))
-			for i := range tables {
-				tables[i] = g.table(depth - 1)
-			}
-			m[g.key()] = tables
-		default:
-			m[g.key()] = g.setting()
-		}
+	for range g.IntN(5) {
+		m[g.key()] = g.value(depth)
 	}
 	return m
 }
 
-func (g *generator) setting() any {
+func (g *generator) list(n int, element func() any) []any {
+	list := make([]any, n)
+	for i := range list {
+		list[i] = element()
+	}
+	return list
+}
+
+func (g *generator) scalar() any {
 	switch g.IntN(7) {
 	case 0:
 		return g.IntN(2) == 0

@@ -9,7 +9,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -25,39 +24,22 @@ import (
 	yaml11 "sigs.k8s.io/yaml"
 )
 
-// A format is a file in nix/ and the parsers that have to understand what its function render makes.
-type format struct {
+// formats are the files in nix/, and the parsers that have to understand what their function render makes.
+var formats = []struct {
 	file    string
-	value   func(*generator) any
-	parsers map[string]func([]byte) (any, error)
+	config  bool // is all that it can hold
+	parsers map[string]func([]byte, any) error
+}{
+	{"yaml.nix", false, map[string]func([]byte, any) error{"YAML 1.1": unmarshalYAML11, "YAML 1.2": yaml12.Unmarshal}},
+	{"toml.nix", true, map[string]func([]byte, any) error{"TOML": toml.Unmarshal}},
 }
 
-var formats = []format{
-	{
-		file:  "yaml.nix",
-		value: func(g *generator) any { return g.value(4) },
-		parsers: map[string]func([]byte) (any, error){
-			"YAML 1.1": func(text []byte) (v any, err error) { return v, yaml11.Unmarshal(text, &v, number) },
-			"YAML 1.2": func(text []byte) (v any, err error) { return v, yaml12.Unmarshal(text, &v) },
-		},
-	},
-	{
-		file:  "toml.nix",
-		value: func(g *generator) any { return g.table(3) },
-		parsers: map[string]func([]byte) (any, error){
-			"TOML": func(text []byte) (any, error) {
-				v := map[string]any{}
-				_, err := toml.NewDecoder(bytes.NewReader(text)).Decode(&v)
-				return v, err
-			},
-		},
-	},
-}
-
-// number keeps integers exact.
-func number(d *json.Decoder) *json.Decoder {
-	d.UseNumber()
-	return d
+// unmarshalYAML11 keeps integers exact.
+func unmarshalYAML11(text []byte, v any) error {
+	return yaml11.Unmarshal(text, v, func(d *json.Decoder) *json.Decoder {
+		d.UseNumber()
+		return d
+	})
 }
 
 func main() {
@@ -68,18 +50,21 @@ func main() {
 	seed := flag.Uint64("seed", 1, "the `seed` of the values")
 	flag.Parse()
 	for _, f := range formats {
-		g := &generator{rand.New(rand.NewPCG(*seed, 0))}
-		values := make([]any, *n)
-		for i := range values {
-			values[i] = f.value(g)
-		}
+		g := &generator{rand.New(rand.NewPCG(*seed, 0)), f.config}
+		values := g.list(*n, func() any {
+			if f.config {
+				return g.table(3)
+			}
+			return g.value(4)
+		})
 		texts, err := render(*nix, f.file, values)
 		if err != nil || len(texts) != len(values) {
 			log.Fatalf("nix rendered %d of %d values: %v", len(texts), len(values), err)
 		}
 		for i, value := range values {
 			for parser, parse := range f.parsers {
-				got, err := parse([]byte(texts[i]))
+				var got any
+				err := parse([]byte(texts[i]), &got)
 				if got, want := canonical(got), canonical(value); err != nil || got != want {
 					log.Fatalf("%s, value %d: %s reads\n%s\nas\n%s\ninstead of\n%s\n%v", f.file, i, parser, texts[i], got, want, err)
 				}
