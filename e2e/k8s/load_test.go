@@ -103,11 +103,6 @@ func only[T any](t *testing.T, slice []T) T {
 	return slice[0]
 }
 
-func read(t *testing.T, file string) string {
-	t.Helper()
-	return string(proxytest.Must(os.ReadFile(filepath.Join(root, file)))(t))
-}
-
 // fact is a value that was found, and the one that the contract asks for. They are equal if they are in JSON, where numbers have
 // no sizes, and pointers are what they point to.
 type fact struct {

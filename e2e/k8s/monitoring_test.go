@@ -2,6 +2,7 @@ package k8s
 
 import (
 	"encoding/json"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -65,12 +66,13 @@ func TestPodMonitor(t *testing.T) {
 
 // TestRunbookLinks: every alert belongs to a section of RUNBOOK.md, to which it links where users say where that can be read.
 func TestRunbookLinks(t *testing.T) {
+	runbook, source := proxytest.Must(os.ReadFile(root+"/RUNBOOK.md"))(t), proxytest.Must(os.ReadFile(root+"/nix/monitoring.nix"))(t)
 	var anchors []string // lower case, blanks as dashes, other punctuation dropped
-	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(read(t, "RUNBOOK.md"), -1) {
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(string(runbook), -1) {
 		kept := regexp.MustCompile(`[^a-z0-9_ -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
 		anchors = append(anchors, strings.ReplaceAll(kept, " ", "-"))
 	}
-	sections := regexp.MustCompile(`section = "(.*)";`).FindAllStringSubmatch(read(t, "nix/monitoring.nix"), -1)
+	sections := regexp.MustCompile(`section = "(.*)";`).FindAllStringSubmatch(string(source), -1)
 	for _, section := range sections {
 		check(t, fact{"RUNBOOK.md has the heading " + section[1], slices.Contains(anchors, section[1]), true})
 	}
@@ -90,8 +92,9 @@ func TestDashboard(t *testing.T) {
 	}
 	proxytest.Check(t, json.Unmarshal([]byte(configMap.Data["dashboard.json"]), &dashboard))
 	check(t, fact{"grafana_dashboard", configMap.Labels["grafana_dashboard"], "1"}, fact{"no panels", len(dashboard.Panels) == 0, false})
+	docs := string(proxytest.Must(os.ReadFile(root + "/docs/kubernetes.md"))(t))
 	for _, panel := range dashboard.Panels {
-		listed := strings.Contains(read(t, "docs/kubernetes.md"), "**"+panel.Title+"**")
+		listed := strings.Contains(docs, "**"+panel.Title+"**")
 		check(t, fact{panel.Title + " is in docs/kubernetes.md", listed, true}, fact{panel.Title + " is empty", len(panel.Targets) == 0, false})
 		for _, target := range panel.Targets {
 			own := strings.Contains(target.Expr, `job="anthropic-oauth-proxy",namespace=~"$namespace"`) || strings.HasPrefix(target.Expr, "vector(")
