@@ -72,10 +72,7 @@ func TestExamples(t *testing.T) {
 // read returns the examples of the document, by heading and language.
 func read(t *testing.T) map[string]string {
 	t.Helper()
-	doc, err := os.ReadFile("../../docs/clients.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := proxytest.Must(os.ReadFile("../../docs/clients.md"))(t)
 	block := regexp.MustCompile("(?m)^## (.*)$|<!-- run -->\n```(\\w+)\n((?s:.*?))```\n")
 	heading, examples := "", map[string]string{}
 	for _, found := range block.FindAllStringSubmatch(string(doc), -1) {
@@ -94,10 +91,7 @@ func read(t *testing.T) map[string]string {
 // proxied starts an API and a proxy in front of it.
 func proxied(t *testing.T, api http.Handler, config string) (*fakeanthropic.Server, *proxytest.Proxy) {
 	t.Helper()
-	up, err := fakeanthropic.Start(fakeanthropic.HTTP2, api)
-	if err != nil {
-		t.Fatal(err)
-	}
+	up := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, api))(t)
 	t.Cleanup(func() { up.Close() })
 	return up, proxytest.Local(t, up.URL, config, up.Env()...)
 }
@@ -105,19 +99,17 @@ func proxied(t *testing.T, api http.Handler, config string) (*fakeanthropic.Serv
 // run runs an example through the proxy, and returns what it prints.
 func run(t *testing.T, home, name, text string, p *proxytest.Proxy) (out string, err error) {
 	t.Helper()
-	text = strings.ReplaceAll(text, base, p.URL())
+	interpreters := map[string][]string{
+		"bash":       {"bash", "-ec"},
+		"python":     {filepath.Join(home, "venv/bin/python"), "-c"},
+		"javascript": {"node", "--input-type=module", "-e"},
+	}
 	_, language, _ := strings.Cut(name, "/")
-	var cmd *exec.Cmd
-	switch language {
-	case "bash":
-		cmd = exec.CommandContext(t.Context(), "bash", "-ec", text)
-	case "python":
-		cmd = exec.CommandContext(t.Context(), filepath.Join(home, "venv/bin/python"), "-c", text)
-	case "javascript":
-		cmd = exec.CommandContext(t.Context(), "node", "--input-type=module", "-e", text)
-	default:
+	interpreter := interpreters[language]
+	if interpreter == nil {
 		t.Fatalf("nobody can run %s here", name)
 	}
+	cmd := exec.CommandContext(t.Context(), interpreter[0], append(interpreter[1:], strings.ReplaceAll(text, base, p.URL()))...)
 	cmd.Dir = home
 	cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "ANTHROPIC_AUTH_TOKEN=" + token, "NO_PROXY=*",
 		"LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS=True"} // or else it asks the network
@@ -125,42 +117,22 @@ func run(t *testing.T, home, name, text string, p *proxytest.Proxy) (out string,
 	return string(printed), err
 }
 
-// install returns the folder that has the packages.
+// install returns the folder that has the packages, which is named after their versions.
 func install(t *testing.T) string {
 	t.Helper()
-	sum := sha256.New()
-	for _, name := range []string{"requirements.txt", "package.json"} {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum.Write(text)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	home := filepath.Join(cache, "anthropic-oauth-proxy", fmt.Sprintf("clients-%x", sum.Sum(nil)[:8]))
-	done := filepath.Join(home, "done")
-	if _, err := os.Stat(done); err == nil {
-		return home
-	}
-	here, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, command := range [][]string{
-		{"rm", "-rf", home},
-		{"mkdir", "-p", home},
-		{"cp", filepath.Join(here, "package.json"), home},
-		{"python3", "-m", "venv", filepath.Join(home, "venv")},
-		{filepath.Join(home, "venv/bin/pip"), "-q", "install", "-r", filepath.Join(here, "requirements.txt")},
-		{"npm", "--prefix", home, "install", "--silent", "--no-audit", "--no-fund"},
-		{"touch", done},
-	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", slices.Concat(command), err, out)
-		}
+	versions := slices.Concat(proxytest.Must(os.ReadFile("requirements.txt"))(t), proxytest.Must(os.ReadFile("package.json"))(t))
+	home := filepath.Join(proxytest.Must(os.UserCacheDir())(t), "anthropic-oauth-proxy", fmt.Sprintf("clients-%x", sha256.Sum256(versions))[:24])
+	const commands = `
+		[ ! -e "$1/done" ] || exit 0
+		rm -rf "$1"
+		mkdir -p "$1"
+		cp package.json "$1"
+		python3 -m venv "$1/venv"
+		"$1/venv/bin/pip" -q install -r requirements.txt
+		npm --prefix "$1" install --silent --no-audit --no-fund
+		touch "$1/done"`
+	if out, err := exec.Command("bash", "-exc", commands, "install", home).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 	return home
 }

@@ -7,15 +7,15 @@
 package contrib
 
 import (
-	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +25,6 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
-	"tailscale.com/ipn"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -46,32 +45,25 @@ func TestMain(m *testing.M) {
 // TestUnit: systemd has nothing to say about the unit, and finds little that it could still take from the program.
 func TestUnit(t *testing.T) {
 	t.Parallel()
-	analyze, err := exec.LookPath("systemd-analyze")
-	if err != nil {
-		t.Fatal("systemd-analyze is missing: install the Debian package systemd")
-	}
-	binary, err := proxytest.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
 	// verify wants the program to be there.
-	text := strings.Replace(read(t, unit), "/usr/local/bin/anthropic-oauth-proxy", binary, 1)
+	text := strings.Replace(read(t, unit), "/usr/local/bin/anthropic-oauth-proxy", proxytest.Must(proxytest.Build())(t), 1)
 	file := filepath.Join(t.TempDir(), filepath.Base(unit))
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	proxytest.Check(t, os.WriteFile(file, []byte(text), 0o600))
+	analyze := func(args ...string) string {
+		out, err := exec.Command("systemd-analyze", append(args, file)...).CombinedOutput()
+		if err != nil {
+			t.Errorf("systemd-analyze (Debian's package systemd has it) %v: %v\n%s", args, err, out)
+		}
+		return string(out)
 	}
-	if out, err := exec.Command(analyze, "verify", file).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	if said := analyze("verify"); said != "" {
+		t.Errorf("systemd-analyze verify: %s", said)
 	}
-	out, err := exec.Command(analyze, "security", "--offline=true", "--threshold=15", "--no-pager", file).CombinedOutput()
-	if err != nil {
-		t.Errorf("systemd-analyze security: %v\n%s", err, out)
-	}
-	t.Log(string(bytes.TrimSpace(out[max(0, bytes.LastIndex(out, []byte("Overall"))):])))
+	rating := analyze("security", "--offline=true", "--threshold=15", "--no-pager")
+	t.Log(rating[max(0, strings.LastIndex(rating, "Overall")):])
 	// Else systemd kills what the proxy would still let end.
-	stop, err := strconv.Atoi(find(t, text, `(?m)^TimeoutStopSec=(\d+)$`))
-	if err != nil || stop < 5+5 {
-		t.Errorf("TimeoutStopSec is %d (%v), want drain_timeout_secs and 5 more", stop, err)
+	if stop := proxytest.Must(strconv.Atoi(proxytest.Find(t, unit, `^TimeoutStopSec=(\d+)$`)))(t); stop < 5+5 {
+		t.Errorf("TimeoutStopSec is %d, want drain_timeout_secs and 5 more", stop)
 	}
 }
 
@@ -79,56 +71,59 @@ func TestUnit(t *testing.T) {
 func TestComposeFile(t *testing.T) {
 	t.Parallel()
 	daemon, proxy := services(t)
-	goMod, mainGo := read(t, "../../go.mod"), read(t, "../../main.go")
+	env := daemon.Environment.ToMapping()
+	const confined = "read-only, without [ALL], [no-new-privileges:true], 0 ports"
 	for _, want := range []struct{ what, got, want string }{
-		{"tailscaled's image", daemon.Image, "ghcr.io/tailscale/tailscale:" + find(t, goMod, `(?m)^require tailscale\.com (v\S+)$`)},
-		{"the proxy's image", proxy.Image, "anthropic-oauth-proxy:" + find(t, mainGo, `(?m)^const version = "(.+)"$`)},
+		{"tailscaled's image", daemon.Image, "ghcr.io/tailscale/tailscale:" + proxytest.Find(t, "../../go.mod", `^require tailscale\.com (v\S+)$`)},
+		{"the proxy's image", proxy.Image, "anthropic-oauth-proxy:" + proxytest.Find(t, "../../main.go", `^const version = "(.+)"$`)},
 		{"the proxy's network", proxy.NetworkMode, "service:tailscaled"},
 		{"the proxy's user", proxy.User, "65532:65532"},
 		{"tailscaled's user", daemon.User, "0:0"},
-		{"TS_SOCKET", env(daemon)["TS_SOCKET"], "/var/run/tailscale/tailscaled.sock"}, // the proxy's default
-		{"TS_STATE_DIR", filepath.Dir(env(daemon)["TS_STATE_DIR"]), mount(daemon, "tailscale-state").Target},
-		{"TS_USERSPACE", env(daemon)["TS_USERSPACE"], "true"},
-		{"TS_AUTHKEY", env(daemon)["TS_AUTHKEY"], authKey},
+		{"the proxy is", confinement(proxy), confined},
+		{"tailscaled is", confinement(daemon), confined},
+		{"the proxy's socket", mount(proxy, "tailscale-socket"), "/var/run/tailscale, read-only: true"},
+		{"tailscaled's socket", mount(daemon, "tailscale-socket"), "/var/run/tailscale, read-only: false"},
+		{"TS_SOCKET", env["TS_SOCKET"], "/var/run/tailscale/tailscaled.sock"}, // the proxy's default
+		{"tailscaled's state", mount(daemon, "tailscale-state"), filepath.Dir(env["TS_STATE_DIR"]) + ", read-only: false"},
+		{"TS_USERSPACE", env["TS_USERSPACE"], "true"},
+		{"TS_AUTHKEY", env["TS_AUTHKEY"], authKey},
+		{"the proxy is stopped before", strings.Join(slices.Sorted(maps.Keys(proxy.DependsOn)), " "), "tailscaled"},
 	} {
 		if want.got != want.want {
-			t.Errorf("%s is %q, want %q", want.what, want.got, want.want)
+			t.Errorf("%s: %q, want %q", want.what, want.got, want.want)
 		}
 	}
-	for _, s := range []types.ServiceConfig{daemon, proxy} {
-		if !s.ReadOnly || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") || len(s.Ports) > 0 {
-			t.Errorf("%s is less confined than it should be", s.Name)
-		}
-		if m := mount(s, "tailscale-socket"); m.Target != "/var/run/tailscale" || m.ReadOnly != (s.Name == "proxy") {
-			t.Errorf("%s has the socket's volume as %+v", s.Name, m)
-		}
-	}
+	// Else the engine kills what the proxy would still let end.
 	if grace := proxy.StopGracePeriod; grace == nil || time.Duration(*grace) < 10*time.Second {
 		t.Errorf("stop_grace_period is %v, want drain_timeout_secs and 5 s more", grace)
 	}
-	if _, ok := proxy.DependsOn["tailscaled"]; !ok {
-		t.Error("tailscaled may be stopped before the proxy")
-	}
+}
+
+// confinement is what a service may not.
+func confinement(s types.ServiceConfig) string {
+	root := map[bool]string{true: "read-only", false: "writable"}[s.ReadOnly]
+	return fmt.Sprintf("%s, without %v, %v, %d ports", root, s.CapDrop, s.SecurityOpt, len(s.Ports))
 }
 
 // TestComposedTailnet: containerboot and the proxy, with what the compose file gives them, serve another node, and only nodes.
 func TestComposedTailnet(t *testing.T) {
 	t.Parallel()
 	daemon, _ := services(t)
+	env := daemon.Environment.ToMapping()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	bin := must(tailnet.Build(t.Context(), os.Stderr))(t)
-	tn := must(tailnet.New(bin, tailnet.Options{AuthKey: authKey}))(t)
-	t.Cleanup(func() { check(t, tn.Close()) })
-	upstream := must(fakeanthropic.Start(fakeanthropic.HTTP2, nil))(t)
-	t.Cleanup(func() { check(t, upstream.Close()) })
+	bin := proxytest.Must(tailnet.Build(t.Context(), os.Stderr))(t)
+	tn := proxytest.Must(tailnet.New(bin, tailnet.Options{AuthKey: authKey}))(t)
+	t.Cleanup(func() { proxytest.Check(t, tn.Close()) })
+	upstream := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, nil))(t)
+	t.Cleanup(func() { proxytest.Check(t, upstream.Close()) })
 
 	var environment []string // the paths in it give way to the node's own
-	for name, value := range env(daemon) {
+	for name, value := range env {
 		environment = append(environment, name+"="+value)
 	}
-	node := must(tn.NewNode(env(daemon)["TS_HOSTNAME"]))(t)
-	check(t, node.BootWith(environment...))
+	node := proxytest.Must(tn.NewNode(env["TS_HOSTNAME"]))(t)
+	proxytest.Check(t, node.BootWith(environment...))
 	p := proxytest.Launch(t, proxytest.Options{
 		Args:   []string{"-listen", "127.0.0.1:0", "-upstream", upstream.URL},
 		Env:    append(upstream.Env(), "TAILSCALE_SOCKET="+node.Socket),
@@ -137,11 +132,10 @@ func TestComposedTailnet(t *testing.T) {
 	if err := p.WaitRunning(time.Minute); err != nil {
 		t.Fatalf("%v\n%s", err, node.Log())
 	}
-	ip := must(node.IP(ctx))(t)
-	laptop := must(tn.NewNode("laptop"))(t)
-	check(t, laptop.Start(ctx))
-	check(t, laptop.Up(ctx, authKey))
-	check(t, laptop.AwaitState(ctx, ipn.Running))
+	ip := proxytest.Must(node.IP(ctx))(t)
+	laptop := proxytest.Must(tn.NewNode("laptop"))(t)
+	proxytest.Check(t, laptop.Start(ctx))
+	proxytest.Check(t, laptop.Up(ctx, authKey))
 
 	port := p.Addr()[strings.LastIndex(p.Addr(), ":"):]
 	if got := ask(t, laptop.HTTPClient(), "http://"+ip.String()+port); got != http.StatusOK {
@@ -163,15 +157,15 @@ func TestContainerOutlivesContainerboot(t *testing.T) {
 	dir := t.TempDir()
 	const boot = `echo started >>"$0.log"; test -e "$0.again" && { trap 'echo ended >>"$0.log"; kill $!; exit' TERM; sleep 60 & wait $!; }; touch "$0.again"`
 	fake := filepath.Join(dir, "containerboot")
-	check(t, os.WriteFile(fake, []byte("#!/bin/sh\n"+boot+"\n"), 0o700))
+	proxytest.Check(t, os.WriteFile(fake, []byte("#!/bin/sh\n"+boot+"\n"), 0o700))
 	script := strings.NewReplacer("$$", "$", "/usr/local/bin/containerboot", fake, "sleep 10", "sleep 0.1").Replace(daemon.Entrypoint[2])
 	cmd := exec.Command(daemon.Entrypoint[0], daemon.Entrypoint[1], script)
-	check(t, cmd.Start())
+	proxytest.Check(t, cmd.Start())
 	proxytest.Eventually(t, "containerboot runs again", func() bool {
 		text, _ := os.ReadFile(fake + ".log")
 		return strings.Count(string(text), "started") == 2
 	})
-	check(t, cmd.Process.Signal(syscall.SIGTERM))
+	proxytest.Check(t, cmd.Process.Signal(syscall.SIGTERM))
 	_ = cmd.Wait()
 	if got := read(t, fake+".log"); got != "started\nstarted\nended\n" {
 		t.Errorf("containerboot's life was %q", got)
@@ -181,80 +175,36 @@ func TestContainerOutlivesContainerboot(t *testing.T) {
 // services loads the compose file as Compose does, which refuses what its schema does not know.
 func services(t *testing.T) (daemon, proxy types.ServiceConfig) {
 	t.Helper()
-	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
+	project := proxytest.Must(loader.LoadWithContext(t.Context(), types.ConfigDetails{
 		WorkingDir:  folder,
 		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(folder, "compose.yaml")}},
 		Environment: types.Mapping{"TS_AUTHKEY": authKey},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	return project.Services["tailscaled"], project.Services["proxy"]
 }
 
-// env is a service's environment.
-func env(s types.ServiceConfig) map[string]string {
-	environment := map[string]string{}
-	for name, value := range s.Environment {
-		if value != nil {
-			environment[name] = *value
-		}
-	}
-	return environment
-}
-
 // mount is where a service has a volume.
-func mount(s types.ServiceConfig, volume string) (found types.ServiceVolumeConfig) {
+func mount(s types.ServiceConfig, volume string) string {
 	for _, v := range s.Volumes {
 		if v.Source == volume {
-			found = v
+			return fmt.Sprintf("%s, read-only: %t", v.Target, v.ReadOnly)
 		}
 	}
-	return found
+	return ""
 }
 
 // ask sends a request and returns its status.
 func ask(t *testing.T, c *http.Client, base string) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base+"/v1/messages",
-		strings.NewReader(`{"model":"claude-fake-1","max_tokens":16,"messages":[{"role":"user","content":"hi"}]}`))
-	check(t, err)
+	req := proxytest.Must(http.NewRequestWithContext(t.Context(), http.MethodPost, base+"/v1/messages",
+		strings.NewReader(`{"model":"claude-fake-1","max_tokens":16,"messages":[{"role":"user","content":"hi"}]}`)))(t)
 	req.Header.Set("Authorization", "Bearer test-token")
-	resp, err := c.Do(req)
-	check(t, err)
+	resp := proxytest.Must(c.Do(req))(t)
 	resp.Body.Close()
 	return resp.StatusCode
 }
 
 func read(t *testing.T, file string) string {
 	t.Helper()
-	text, err := os.ReadFile(file)
-	check(t, err)
-	return string(text)
-}
-
-// find returns what an expression's group finds.
-func find(t *testing.T, text, expression string) string {
-	t.Helper()
-	found := regexp.MustCompile(expression).FindStringSubmatch(text)
-	if found == nil {
-		t.Fatalf("nothing like %s", expression)
-	}
-	return found[1]
-}
-
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// must is for what comes with an error: must(f())(t).
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
-		t.Helper()
-		check(t, err)
-		return v
-	}
+	return string(proxytest.Must(os.ReadFile(file))(t))
 }

@@ -1,14 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
@@ -26,55 +25,27 @@ func TestMain(m *testing.M) {
 // it tells to type is run by -once, which needs curl.
 func TestCtrlC(t *testing.T) {
 	ctx, interrupt := context.WithCancel(t.Context())
-	var out, progress buffer
+	defer interrupt()
+	out, demo := io.Pipe()
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, nil, &out, &progress) }()
-
-	const lastLine = "Ctrl-C ends"
-	for !strings.Contains(out.String(), lastLine) {
-		select {
-		case err := <-ended:
-			t.Fatalf("the demo ended before it said %q: %v\n%s%s", lastLine, err, &out, &progress)
-		case <-time.After(10 * time.Millisecond):
+	go func() {
+		err := run(ctx, false, demo, t.Output())
+		demo.Close()
+		ended <- err
+	}()
+	said := ""
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		said += lines.Text() + "\n"
+		if strings.HasPrefix(lines.Text(), "Ctrl-C ends") {
+			interrupt()
 		}
+	}
+	if err := <-ended; err != nil || ctx.Err() == nil {
+		t.Errorf("the demo ended: %v\n%s", err, said)
 	}
 	for _, want := range []string{"/v1/messages", "/health", "/metrics"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("the demo does not tell of %s:\n%s", want, &out)
+		if !strings.Contains(said, want) {
+			t.Errorf("the demo does not tell of %s:\n%s", want, said)
 		}
 	}
-	interrupt()
-	if err := <-ended; err != nil {
-		t.Errorf("after Ctrl-C: %v", err)
-	}
-}
-
-func TestBadCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"-twice"}, {"once"}} {
-		var progress buffer
-		if err := run(t.Context(), args, io.Discard, &progress); err != errUsage {
-			t.Errorf("demo %v: %v, want %v", args, err, errUsage)
-		}
-		if !strings.Contains(progress.String(), "usage: go -C e2e run ./demo") {
-			t.Errorf("demo %v does not tell its usage: %s", args, &progress)
-		}
-	}
-}
-
-// buffer is written by the demo and read by the test.
-type buffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

@@ -10,6 +10,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -17,62 +18,131 @@ import (
 	"io"
 	"log"
 	"os"
+	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 func main() {
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: go -C e2e run ./demo [-once]; Ctrl-C ends and removes everything")
+		flag.PrintDefaults()
+	}
+	once := flag.Bool("once", false, "run the printed commands, show what they print, and end")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	log.SetOutput(io.Discard) // the test control server and the STUN server talk there
-	switch err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); {
-	case errors.Is(err, errUsage):
-		os.Exit(2)
-	case err != nil:
+	if err := run(ctx, *once, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-// errUsage is a bad command line, which the flag package has already reported.
-var errUsage = errors.New("bad usage")
-
-const usage = `Runs the proxy on a tailnet of its own on this machine, with a fake Anthropic API,
-and prints what to type. Ctrl-C ends and removes everything.
-
-usage: go -C e2e run ./demo [-once]
-`
-
 // run is the demo's life. The end of ctx is its ordinary end.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {
-		fmt.Fprint(stderr, usage)
-		flags.PrintDefaults()
-	}
-	once := flags.Bool("once", false, "run the printed commands, show what they print, and end")
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		return nil
-	case err != nil:
-		return errUsage
-	case flags.NArg() > 0:
-		flags.Usage()
-		return errUsage
-	}
-
-	s, err := start(ctx, stderr)
+func run(ctx context.Context, once bool, stdout, progress io.Writer) (err error) {
+	s := &scene{}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if ctx.Err() != nil {
+	switch err := s.start(ctx, progress); {
+	case ctx.Err() != nil:
 		return nil // Ctrl-C while it was starting
-	}
-	if err != nil {
+	case err != nil:
 		return err
-	}
-	if *once {
+	case once:
 		return s.runCommands(ctx, stdout)
 	}
 	s.introduce(stdout)
 	return s.follow(ctx, stdout)
+}
+
+// command is something to type.
+type command struct {
+	title, shell string
+	shows        string // part of what it prints when all is well
+}
+
+func (s *scene) commands() []command {
+	_, port, _ := strings.Cut(s.proxy.Addr(), ":") // the same at 127.0.0.1 and in the tailnet
+	ask := fmt.Sprintf(`curl -sSN --proxy socks5h://%s http://%s:%s/v1/messages \
+  -H 'authorization: Bearer demo-token' -H 'content-type: application/json' \
+  -d '{"model":"claude-fake-1","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"Hello"}]}'`,
+		s.laptop.SOCKSAddr(), hostname, port)
+	health := fmt.Sprintf("curl -sS http://127.0.0.1:%s/health", port)
+	metrics := fmt.Sprintf("curl -sS http://127.0.0.1:%s/metrics | grep -E '^(proxy_requests|tailnet)_'", port)
+	return []command{
+		{"Ask through the tailnet, as a program on the laptop does. The answer streams:", ask, "event: message_stop"},
+		{"Is the proxy well?", health, `"status":"healthy"`},
+		{"What has it done?", metrics, "tailnet_connected 1"},
+	}
+}
+
+// introduce tells what runs and what to type.
+func (s *scene) introduce(w io.Writer) {
+	fmt.Fprintf(w, `
+Running on this machine: a tailnet with the nodes %q and "laptop", the proxy on the
+first, and a fake Anthropic API behind it. In another terminal:
+`, hostname)
+	for _, c := range s.commands() {
+		fmt.Fprintf(w, "\n# %s\n%s\n", c.title, c.shell)
+	}
+	fmt.Fprint(w, `
+The proxy's log follows; see who called in tailnet_node and tailnet_user.
+Ctrl-C ends and removes everything.
+
+`)
+}
+
+// follow prints the proxy's log until ctx ends. The proxy is not to end before, but it gets Ctrl-C too, and may heed it first.
+func (s *scene) follow(ctx context.Context, w io.Writer) error {
+	for printed := 0; ; {
+		lines := s.proxy.Logs()
+		for _, line := range lines[printed:] {
+			fmt.Fprintln(w, line.Raw)
+		}
+		printed = len(lines)
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return nil
+		case <-s.proxy.Done():
+			select {
+			case <-time.After(time.Second):
+				return fmt.Errorf("the proxy ended: %s", s.proxy.Stderr())
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+// runCommands types the commands itself and shows what they print.
+func (s *scene) runCommands(ctx context.Context, w io.Writer) error {
+	for _, c := range s.commands() {
+		fmt.Fprintf(w, "\n# %s\n%s\n\n", c.title, c.shell)
+		var out bytes.Buffer
+		cmd := exec.CommandContext(ctx, "sh", "-c", c.shell)
+		cmd.Stdout = io.MultiWriter(w, &out)
+		cmd.Stderr = cmd.Stdout
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("the command failed (is curl installed?): %w", err)
+		}
+		fmt.Fprintln(w)
+		if !strings.Contains(out.String(), c.shows) {
+			return fmt.Errorf("the command did not print %q", c.shows)
+		}
+	}
+	line, err := s.proxy.WaitLog(proxytest.MsgRequestCompleted, proxytest.Timeout)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\n# The proxy's log tells who asked:\n%s\n", line.Raw)
+	return nil
 }

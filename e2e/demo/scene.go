@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
@@ -29,23 +28,22 @@ type scene struct {
 }
 
 // start starts everything. The scene is to be closed even if it fails.
-func start(ctx context.Context, progress io.Writer) (*scene, error) {
-	s := &scene{}
+func (s *scene) start(ctx context.Context, progress io.Writer) error {
 	bin, err := tailnet.Build(ctx, progress)
 	if err != nil {
-		return s, err
+		return err
 	}
 	if s.upstream, err = fakeanthropic.Start(fakeanthropic.HTTP2, answer); err != nil {
-		return s, err
+		return err
 	}
 	if s.tailnet, err = tailnet.New(bin, tailnet.Options{}); err != nil {
-		return s, err
+		return err
 	}
 	if s.sidecar, err = s.connect(ctx, hostname); err != nil {
-		return s, err
+		return err
 	}
 	if s.laptop, err = s.connect(ctx, "laptop"); err != nil {
-		return s, err
+		return err
 	}
 	fmt.Fprintln(progress, "building the proxy")
 	s.proxy, err = proxytest.Start(proxytest.Options{
@@ -54,9 +52,9 @@ func start(ctx context.Context, progress io.Writer) (*scene, error) {
 			s.sidecar.Socket, s.upstream.URL),
 	})
 	if err != nil {
-		return s, err
+		return err
 	}
-	return s, s.proxy.WaitRunning(proxytest.Timeout)
+	return s.proxy.WaitRunning(proxytest.Timeout)
 }
 
 // connect makes a node and logs it in.
@@ -84,10 +82,4 @@ func (s *scene) close() error {
 		errs = append(errs, s.upstream.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// port is the one that the proxy listens on, at 127.0.0.1 and in the tailnet.
-func (s *scene) port() string {
-	_, port, _ := net.SplitHostPort(s.proxy.Addr()) // it was listened on: it has one
-	return port
 }

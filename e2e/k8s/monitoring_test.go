@@ -3,178 +3,102 @@ package k8s
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"anthropic-oauth-proxy/e2e/prometheus"
+	"anthropic-oauth-proxy/e2e/proxytest"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
-// rule is an alert or a recording rule of a PrometheusRule.
-type rule struct {
-	Alert       string
-	Record      string
-	Expr        string
-	For         string
-	Labels      map[string]string
-	Annotations map[string]string
-}
-
-type ruleGroup struct {
-	Name  string
-	Rules []rule
-}
-
-// ruleGroups reads the component's PrometheusRule.
-func ruleGroups(t *testing.T) []ruleGroup {
+// component decodes the object of a kind in the monitoring component.
+func component(t *testing.T, kind string, into any) {
 	t.Helper()
-	var object struct{ Spec struct{ Groups []ruleGroup } }
-	readYAML(t, "k8s/components/monitoring/prometheusrule.yaml", &object)
-	return object.Spec.Groups
+	for _, r := range render(t, "k8s/components/monitoring").Resources() {
+		if r.GetKind() == kind {
+			proxytest.Check(t, yaml.Unmarshal([]byte(r.MustYaml()), into))
+			return
+		}
+	}
+	t.Fatalf("the component has no %s", kind)
 }
 
-// alerts returns the alerts by name.
-func alerts(t *testing.T) map[string]rule {
+// rules returns all, and the alerts by name.
+func rules(t *testing.T) (groups prometheus.Rules, alerts map[string]prometheus.Rule) {
 	t.Helper()
-	byName := map[string]rule{}
-	for _, group := range ruleGroups(t) {
-		for _, r := range group.Rules {
-			if r.Alert != "" {
-				byName[r.Alert] = r
+	var object struct {
+		Spec struct{ Groups prometheus.Rules }
+	}
+	component(t, "PrometheusRule", &object)
+	alerts = map[string]prometheus.Rule{}
+	for _, group := range object.Spec.Groups {
+		for _, rule := range group.Rules {
+			if rule.Alert != "" {
+				alerts[rule.Alert] = rule
 			}
 		}
 	}
-	return byName
+	return object.Spec.Groups, alerts
 }
 
-func readYAML(t *testing.T, file string, into any) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, file))
-	if err != nil {
-		t.Fatal(err)
+// TestPodMonitor: Prometheus finds the pods' own port, and its series get the label job that the alerts ask for.
+func TestPodMonitor(t *testing.T) {
+	var monitor struct {
+		Spec struct {
+			JobLabel            string
+			Selector            metav1.LabelSelector
+			PodMetricsEndpoints []struct{ Port, Path string }
+		}
 	}
-	if err := yaml.Unmarshal(text, into); err != nil {
-		t.Fatalf("%s: %v", file, err)
-	}
+	component(t, "PodMonitor", &monitor)
+	m, endpoint := load(t, onePod), only(t, monitor.Spec.PodMetricsEndpoints)
+	check(t, []fact{
+		{"selector", monitor.Spec.Selector.MatchLabels, m.selector},
+		{"port", ports(m)[endpoint.Port], 8081},
+		{"path", endpoint.Path, "/metrics"},
+		{"job", m.pod.Labels[monitor.Spec.JobLabel], name},
+	}...)
 }
 
-// TestRunbookLinks follows every alert's link to a heading of RUNBOOK.md. Where that can be read is for users to say, so
-// the committed rules have no link.
+// TestRunbookLinks: every alert belongs to a section of RUNBOOK.md, to which it links where users say where that can be read.
 func TestRunbookLinks(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "RUNBOOK.md"))
-	if err != nil {
-		t.Fatal(err)
+	runbook, source := proxytest.Must(os.ReadFile(root+"/RUNBOOK.md"))(t), proxytest.Must(os.ReadFile(root+"/nix/monitoring.nix"))(t)
+	var anchors []string // lower case, blanks as dashes, other punctuation dropped
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(string(runbook), -1) {
+		kept := regexp.MustCompile(`[^a-z0-9_ -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		anchors = append(anchors, strings.ReplaceAll(kept, " ", "-"))
 	}
-	var anchors []string
-	for line := range strings.Lines(string(text)) {
-		if heading := strings.TrimLeft(line, "#"); heading != line {
-			anchors = append(anchors, anchor(heading))
-		}
-	}
-	source, err := os.ReadFile(filepath.Join(root, "nix/monitoring.nix"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	sections := regexp.MustCompile(`section = "(.*)";`).FindAllSubmatch(source, -1)
+	sections := regexp.MustCompile(`section = "(.*)";`).FindAllStringSubmatch(string(source), -1)
 	for _, section := range sections {
-		if !slices.Contains(anchors, string(section[1])) {
-			t.Errorf("%s is no heading of RUNBOOK.md, which has %q", section[1], anchors)
-		}
+		check(t, fact{"RUNBOOK.md has the heading " + section[1], slices.Contains(anchors, section[1]), true})
 	}
-	byName := alerts(t)
-	if len(sections) != len(byName) {
-		t.Errorf("%d sections for %d alerts", len(sections), len(byName))
-	}
-	for name, alert := range byName {
-		if alert.Labels["severity"] == "" || alert.Annotations["summary"] == "" || alert.Annotations["description"] == "" || alert.Annotations["runbook_url"] != "" {
-			t.Errorf("%s: severity, summary or description is missing, or there is a link: %v", name, alert)
-		}
-	}
+	_, alerts := rules(t)
+	check(t, fact{"sections", len(sections), len(alerts)})
 }
 
-// anchor is how forges name a heading in links: lower case, blanks as dashes,
-// other punctuation dropped.
-func anchor(heading string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '_', r == '-':
-			return r
-		case r == ' ':
-			return '-'
-		default:
-			return -1
-		}
-	}, strings.ToLower(strings.TrimSpace(heading)))
-}
-
-// TestRunbookAlerts finds the runbook's expressions among the alerts, for the series of this job and namespace, and its
-// quantile among those that are summed over the statuses.
-func TestRunbookAlerts(t *testing.T) {
-	const own = `job="anthropic-oauth-proxy",namespace="anthropic-oauth-proxy"`
-	byName := alerts(t)
-	for name, want := range map[string]rule{
-		"AnthropicProxyTailnetDisconnected": {Expr: "tailnet_connected{" + own + "} == 0", For: "60s"},
-		"AnthropicProxyUpstreamErrors":      {Expr: "rate(proxy_upstream_errors_total{" + own + "}[5m]) > 0.1", For: "5m"},
-		"AnthropicProxySlow": {
-			Expr: "histogram_quantile(0.99, sum by (namespace, job, pod, le) (rate(proxy_request_duration_seconds_bucket{" + own + "}[5m]))) > 30", For: "5m",
-		},
-	} {
-		if got := byName[name]; got.Expr != want.Expr || got.For != want.For {
-			t.Errorf("%s: %s for %s, not %s for %s", name, got.Expr, got.For, want.Expr, want.For)
-		}
-	}
-}
-
-// TestDashboard reads the dashboard as Grafana's sidecar does.
+// TestDashboard reads the dashboard as Grafana's sidecar does, which finds it by its label.
 func TestDashboard(t *testing.T) {
-	component := render(t, "k8s/components/monitoring")
-	for _, r := range component.Resources() {
-		if r.GetKind() != "ConfigMap" {
-			continue
+	var configMap corev1.ConfigMap
+	component(t, "ConfigMap", &configMap)
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
 		}
-		if got := r.GetLabels()["grafana_dashboard"]; got != "1" {
-			t.Errorf("the label grafana_dashboard is %q", got)
-		}
-		var dashboard struct {
-			UID    string
-			Panels []struct {
-				ID                 int
-				Title, Description string
-				FieldConfig        struct{ Defaults struct{ Unit string } }
-				Targets            []struct{ Expr, RefID string }
-			}
-		}
-		if err := json.Unmarshal([]byte(r.GetDataMap()["dashboard.json"]), &dashboard); err != nil {
-			t.Fatal(err)
-		}
-		docs, err := os.ReadFile("../../docs/kubernetes.md")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids := map[int]bool{}
-		for _, panel := range dashboard.Panels {
-			if ids[panel.ID] || len(panel.Targets) == 0 {
-				t.Errorf("panel %q: its id %d is taken or it shows nothing", panel.Title, panel.ID)
-			}
-			ids[panel.ID] = true
-			if !strings.Contains(string(docs), "**"+panel.Title+"**") {
-				t.Errorf("docs/kubernetes.md does not list the panel %q", panel.Title)
-			}
-			if panel.Description == "" || panel.FieldConfig.Defaults.Unit == "" {
-				t.Errorf("panel %q has no description or no unit", panel.Title)
-			}
-			for _, target := range panel.Targets {
-				if !strings.Contains(target.Expr, `job="anthropic-oauth-proxy",namespace=~"$namespace"`) && !strings.HasPrefix(target.Expr, "vector(") {
-					t.Errorf("panel %q shows series of others: %s", panel.Title, target.Expr)
-				}
-			}
-		}
-		if len(ids) == 0 || dashboard.UID == "" {
-			t.Error("the dashboard has no panels or no uid")
-		}
-		return
 	}
-	t.Error("the component has no ConfigMap")
+	proxytest.Check(t, json.Unmarshal([]byte(configMap.Data["dashboard.json"]), &dashboard))
+	check(t, fact{"grafana_dashboard", configMap.Labels["grafana_dashboard"], "1"}, fact{"no panels", len(dashboard.Panels) == 0, false})
+	docs := string(proxytest.Must(os.ReadFile(root + "/docs/kubernetes.md"))(t))
+	for _, panel := range dashboard.Panels {
+		listed := strings.Contains(docs, "**"+panel.Title+"**")
+		check(t, fact{panel.Title + " is in docs/kubernetes.md", listed, true}, fact{panel.Title + " is empty", len(panel.Targets) == 0, false})
+		for _, target := range panel.Targets {
+			own := strings.Contains(target.Expr, `job="anthropic-oauth-proxy",namespace=~"$namespace"`) || strings.HasPrefix(target.Expr, "vector(")
+			check(t, fact{"it shows the series of this job: " + target.Expr, own, true})
+		}
+	}
 }

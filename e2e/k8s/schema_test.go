@@ -1,7 +1,6 @@
 package k8s
 
 import (
-	"bytes"
 	"encoding/json"
 	"io"
 	"os"
@@ -10,149 +9,71 @@ import (
 	"strings"
 	"testing"
 
+	"anthropic-oauth-proxy/e2e/proxytest"
 	"github.com/yannh/kubeconform/pkg/validator"
 )
 
-// kubernetes is the module whose OpenAPI document describes every object. It is
-// downloaded, never built.
+// kubernetes is the module whose OpenAPI documents describe every object. It is downloaded, never built.
 const kubernetes = "k8s.io/kubernetes@v1.37.2"
 
 // TestSchemas is `kubeconform -strict` with the schemas of a real release.
 func TestSchemas(t *testing.T) {
-	rendered, err := render(t, "k8s").AsYaml()
-	if err != nil {
-		t.Fatal(err)
-	}
-	schemas := writeSchemas(t, openAPI(t))
-	v, err := validator.New([]string{filepath.Join(schemas, "{{.ResourceKind}}{{.KindSuffix}}.json")}, validator.Opts{Strict: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	location := filepath.Join(writeSchemas(t), "{{.ResourceKind}}{{.KindSuffix}}.json")
+	kubeconform := proxytest.Must(validator.New([]string{location}, validator.Opts{Strict: true}))(t)
 	for _, c := range []struct {
-		about    string
-		old, new string
-		want     validator.Status
+		about, folder, old, new string
+		invalid                 int
 	}{
-		{"as it is", "", "", validator.Valid},
-		{"a misspelt field", "automountServiceAccountToken:", "automountServiceAcountToken:", validator.Invalid},
-		{"a wrong type", "replicas: 1", "replicas: one", validator.Invalid},
+		{"one pod", onePod, "", "", 0},
+		{"one name", oneName, "", "", 0},
+		{"a misspelt field", onePod, "enableServiceLinks:", "enableServicesLinks:", 1},
+		{"a wrong type", onePod, "replicas: 1", "replicas: one", 1},
 	} {
 		t.Run(c.about, func(t *testing.T) {
-			text := bytes.ReplaceAll(rendered, []byte(c.old), []byte(c.new))
-			if c.old == "" {
-				text = rendered
-			} else if bytes.Equal(text, rendered) {
-				t.Fatalf("no %q in the manifests", c.old)
+			objects := render(t, c.folder)
+			text := strings.Replace(string(proxytest.Must(objects.AsYaml())(t)), c.old, c.new, 1)
+			found := map[validator.Status]int{}
+			for _, r := range kubeconform.Validate(c.folder, io.NopCloser(strings.NewReader(text))) {
+				found[r.Status]++
+				t.Logf("%v %v", r.Err, r.ValidationErrors)
 			}
-			worst := validator.Valid
-			results := v.Validate("k8s", io.NopCloser(bytes.NewReader(text)))
-			for _, r := range results {
-				if r.Status != validator.Valid {
-					worst = r.Status
-					t.Logf("%v %v", r.Err, r.ValidationErrors)
-				}
-			}
-			if worst != c.want || len(results) != 5 {
-				t.Errorf("status %v of %d objects, want %v of 5", worst, len(results), c.want)
-			}
+			check(t, fact{"invalid objects", found[validator.Invalid], c.invalid}, fact{"valid ones", found[validator.Valid], objects.Size() - c.invalid})
 		})
 	}
 }
 
-// schema is a JSON schema, or a part of one.
-type schema = map[string]any
-
-// openAPI returns the definitions of Kubernetes' OpenAPI document.
-func openAPI(t *testing.T) map[string]schema {
-	t.Helper()
-	cmd := exec.Command("go", "mod", "download", "-json", kubernetes)
-	cmd.Dir = t.TempDir() // outside of any module: go.mod stays as it is
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("downloading %s: %v\n%s", kubernetes, err, out)
-	}
-	var module struct{ Dir string }
-	if err := json.Unmarshal(out, &module); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(module.Dir, "api/openapi-spec/swagger.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var document struct{ Definitions map[string]schema }
-	if err := json.Unmarshal(text, &document); err != nil {
-		t.Fatal(err)
-	}
-	return document.Definitions
-}
-
-// writeSchemas writes a file for each kind, under the names that kubeconform
-// looks for, and returns their folder.
-func writeSchemas(t *testing.T, definitions map[string]schema) string {
+// writeSchemas writes, under the names that kubeconform looks for, a schema of each kind that refers to the OpenAPI document of
+// its group, whose schemas now refuse fields that they do not name. It returns their folder.
+func writeSchemas(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
+	cmd := exec.Command("go", "mod", "download", "-json", kubernetes)
+	cmd.Dir = dir // outside of any module: go.mod stays as it is
+	var module struct{ Dir, Error string }
+	proxytest.Check(t, json.Unmarshal(proxytest.Must(cmd.Output())(t), &module))
 	write := func(name string, content any) {
-		text, err := json.Marshal(content)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name+".json"), text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		proxytest.Check(t, os.WriteFile(filepath.Join(dir, name), proxytest.Must(json.Marshal(content))(t), 0o600))
 	}
-	for name, definition := range definitions {
-		definitions[name] = strict(definition)
-	}
-	write("definitions", schema{"definitions": definitions})
-	for name, definition := range definitions {
-		kinds, _ := definition["x-kubernetes-group-version-kind"].([]any)
-		for _, k := range kinds {
-			kind := k.(schema)
-			group, _, _ := strings.Cut(kind["group"].(string), ".")
-			file := strings.ToLower(kind["kind"].(string))
-			for _, part := range []string{group, kind["version"].(string)} {
-				if part != "" {
-					file += "-" + part
-				}
+	type object = map[string]any
+	for suffix, file := range map[string]string{
+		"-v1": "api__v1_openapi.json", "-apps-v1": "apis__apps__v1_openapi.json",
+		"-networking-v1": "apis__networking.k8s.io__v1_openapi.json", "-policy-v1": "apis__policy__v1_openapi.json",
+	} {
+		var document struct {
+			Components struct {
+				Schemas map[string]object `json:"schemas"`
+			} `json:"components"`
+		}
+		text := proxytest.Must(os.ReadFile(filepath.Join(module.Dir, "api/openapi-spec/v3", file)))(t)
+		proxytest.Check(t, json.Unmarshal(text, &document))
+		for name, schema := range document.Components.Schemas {
+			if schema["properties"] != nil && schema["additionalProperties"] == nil {
+				schema["additionalProperties"] = false
 			}
-			write(file, schema{"$ref": "definitions.json#/definitions/" + name})
+			kind := strings.ToLower(name[strings.LastIndex(name, ".")+1:])
+			write(kind+suffix+".json", object{"$ref": file + "#/components/schemas/" + name})
 		}
+		write(file, document)
 	}
 	return dir
-}
-
-// strict makes a definition refuse fields that it does not name, and refer to
-// other definitions by the name of their file.
-func strict(s schema) schema {
-	if ref, ok := s["$ref"].(string); ok {
-		name := strings.TrimPrefix(ref, "#/definitions/")
-		if strings.HasSuffix(name, ".IntOrString") || strings.HasSuffix(name, ".Quantity") {
-			return schema{"type": []string{"string", "integer", "number"}}
-		}
-		return schema{"$ref": "definitions.json#/definitions/" + name}
-	}
-	out := schema{}
-	for key, value := range s {
-		switch key {
-		case "description", "format": // int-or-string and byte are no formats of JSON schema
-		case "items", "additionalProperties":
-			out[key] = value
-			if part, ok := value.(schema); ok {
-				out[key] = strict(part)
-			}
-		case "properties":
-			properties := schema{}
-			for name, property := range value.(schema) {
-				properties[name] = strict(property.(schema))
-			}
-			out[key] = properties
-			if _, ok := s["additionalProperties"]; !ok {
-				out["additionalProperties"] = false
-			}
-		default:
-			out[key] = value
-		}
-	}
-	return out
 }

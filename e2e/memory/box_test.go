@@ -19,7 +19,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,15 +35,15 @@ const patience = 3 * time.Minute
 type box struct {
 	*testing.T
 	*proxytest.Proxy
-	group  string
-	url    string
-	health string // address of its own endpoints
-	held   struct {
-		sync.Mutex
-		conns []net.Conn
-		over  bool
-	}
+	group string
+	held  context.Context // the life of the connections that are held
+	letGo func()          // ends it
 }
+
+const (
+	url    = "http://127.0.0.1:8080"
+	health = "127.0.0.1:8081" // the address of its own endpoints
+)
 
 // The API's paths.
 const (
@@ -60,13 +59,11 @@ const streamEvents = 120
 
 // newBox starts the proxy. Its log goes into the file, or, without one, where a test that fails shows it.
 func newBox(t *testing.T, log ...string) *box {
-	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name()), url: "http://127.0.0.1:8080", health: "127.0.0.1:8081"}
-	ca, err := testca.New()
-	b.must(err)
-	certificate, err := ca.Certificate(nil)
-	b.must(err)
-	up := httptest.NewUnstartedServer(http.HandlerFunc(b.api))
-	up.EnableHTTP2, up.TLS = true, &tls.Config{Certificates: []tls.Certificate{certificate}}
+	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name())}
+	b.held, b.letGo = context.WithCancel(context.Background())
+	ca := proxytest.Must(testca.New())(t)
+	up := httptest.NewUnstartedServer(http.HandlerFunc(api))
+	up.EnableHTTP2, up.TLS = true, &tls.Config{Certificates: []tls.Certificate{proxytest.Must(ca.Certificate(nil))(t)}}
 	up.StartTLS()
 	t.Cleanup(up.Close)
 
@@ -78,20 +75,19 @@ func newBox(t *testing.T, log ...string) *box {
 	for _, file := range log {
 		script += "export LOG_LEVEL=info; exec >" + file + "\n"
 	}
-	b.must(os.WriteFile(boxed, []byte(script+"exec proxy \"$@\"\n"), 0o700))
+	b.must(os.WriteFile(boxed, []byte(script+"exec "+os.Getenv(inVM)+" \"$@\"\n"), 0o700))
 	b.Proxy = proxytest.Launch(t, proxytest.Options{
 		Binary: boxed,
 		Args:   []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
-		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", b.health),     // on an emulated processor a handshake may take long
+		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", health),       // on an emulated processor a handshake may take long
 		Env:    []string{"PATH=/bin", "SSL_CERT_FILE=/tmp/ca.pem", "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL=warn"}, // but for the last as in k8s/deployment.yaml
 	})
 	b.must(b.WaitListening(patience))
-	most := b.sample()
 	t.Cleanup(func() {
 		b.letGo()
-		b.Logf("at most %d of 128 MiB; %s", b.memory("peak")/mib, most())
-		if stat, _ := os.ReadFile(b.group + "/memory.events"); !strings.Contains(string(stat), "oom_kill 0") {
-			b.Errorf("the kernel says %s", stat)
+		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
+		if events := proxytest.Must(os.ReadFile(b.group + "/memory.events"))(t); !strings.Contains(string(events), "oom_kill 0") {
+			b.Errorf("the kernel says %s", events)
 		}
 	})
 	return b
@@ -99,13 +95,11 @@ func newBox(t *testing.T, log ...string) *box {
 
 func (b *box) must(err error) {
 	b.Helper()
-	if err != nil {
-		b.Fatal(err)
-	}
+	proxytest.Check(b.T, err)
 }
 
 // api is the upstream.
-func (b *box) api(w http.ResponseWriter, r *http.Request) {
+func api(w http.ResponseWriter, r *http.Request) {
 	n, err := io.Copy(io.Discard, r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -136,72 +130,27 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // memory returns memory.NAME of the group in bytes.
-func (b *box) memory(name string) int64 {
-	text, err := os.ReadFile(b.group + "/memory." + name)
-	if err != nil {
-		return -1
-	}
-	n, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
-	return n
+func (b *box) memory(name string) int {
+	text := proxytest.Must(os.ReadFile(b.group + "/memory." + name))(b.T)
+	return proxytest.Must(strconv.Atoi(strings.TrimSpace(string(text))))(b.T)
 }
 
-// sample looks at the group's memory from now on. What it returns ends that, and tells what there was at the worst time.
-func (b *box) sample() (most func() string) {
-	stop, done := make(chan struct{}), make(chan struct{})
-	var worst int64
-	var stat []byte
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(100 * time.Millisecond):
-			}
-			if now := b.memory("current"); now > worst {
-				worst = now
-				stat, _ = os.ReadFile(b.group + "/memory.stat")
-			}
-		}
-	}()
-	return func() string {
-		close(stop)
-		<-done
-		text := fmt.Sprintf("at %d MiB:", worst/mib)
-		for line := range strings.Lines(string(stat)) {
-			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if n, _ := strconv.ParseInt(value, 10, 64); n > mib && slices.Contains([]string{"anon", "file", "kernel", "sock"}, name) {
-				text += fmt.Sprintf(" %s %d", name, n/mib)
-			}
-		}
-		return text
-	}
-}
-
-// dial connects, with a small send buffer: the VM's memory is not without end.
-func (b *box) dial() (net.Conn, error) {
+// dial connects, with a small send buffer: the VM's memory is not without end. It sends text.
+func (b *box) dial(text string) (net.Conn, error) {
 	conn, err := net.DialTimeout("tcp", "127.0.0.1:8080", patience)
 	if err == nil {
 		conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
-	}
-	return conn, err
-}
-
-// dialSend connects and sends text.
-func (b *box) dialSend(text string) (net.Conn, error) {
-	conn, err := b.dial()
-	if err == nil {
 		_, err = io.WriteString(conn, text)
 	}
 	return conn, err
 }
 
-// hold opens n connections that send text, and keeps them. It does not wait for them.
+// hold opens n connections that send text, and keeps them until letGo. It does not wait for them.
 func (b *box) hold(n int, text string) {
 	for range n {
 		go func() {
-			if conn, err := b.dialSend(text); err == nil {
-				b.keep(conn)
+			if conn, err := b.dial(text); err == nil {
+				context.AfterFunc(b.held, func() { conn.Close() })
 			}
 		}()
 	}
@@ -210,44 +159,22 @@ func (b *box) hold(n int, text string) {
 // stillReader asks for a large answer and reads nothing of it.
 func (b *box) stillReader() net.Conn {
 	b.Helper()
-	conn, err := b.dialSend("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n")
-	b.must(err)
+	conn := proxytest.Must(b.dial("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n"))(b.T)
 	conn.(*net.TCPConn).SetReadBuffer(16 << 10)
-	b.keep(conn)
+	context.AfterFunc(b.held, func() { conn.Close() })
 	return conn
-}
-
-// keep closes conn when the connections that are held are let go.
-func (b *box) keep(conn net.Conn) {
-	b.held.Lock()
-	defer b.held.Unlock()
-	if b.held.over {
-		conn.Close()
-	}
-	b.held.conns = append(b.held.conns, conn)
-}
-
-// letGo closes the connections that are held.
-func (b *box) letGo() {
-	b.held.Lock()
-	defer b.held.Unlock()
-	b.held.over = true
-	for _, conn := range b.held.conns {
-		conn.Close()
-	}
-	b.held.conns = nil
 }
 
 // client returns a client that keeps its connections.
 func (b *box) client() *http.Client {
-	transport := &http.Transport{DisableCompression: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return b.dial() }}
+	transport := &http.Transport{DisableCompression: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return b.dial("") }}
 	b.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 10 * time.Minute}
 }
 
 // post uploads n bytes and checks the answer.
 func (b *box) post(client *http.Client, path string, n int) error {
-	resp, err := client.Post(b.url+path, "application/json", bytes.NewReader(make([]byte, n)))
+	resp, err := client.Post(url+path, "application/json", bytes.NewReader(make([]byte, n)))
 	if err != nil {
 		return err
 	}
@@ -255,6 +182,14 @@ func (b *box) post(client *http.Client, path string, n int) error {
 	text, err := io.ReadAll(resp.Body)
 	if err == nil && (resp.StatusCode != 200 || string(text) != strconv.Itoa(n)) {
 		err = fmt.Errorf("%d, %.200q; want 200, %d", resp.StatusCode, text, n)
+	}
+	return err
+}
+
+// posts is post so many times, one after the other.
+func (b *box) posts(times int, client *http.Client, path string, n int) (err error) {
+	for i := 0; i < times && err == nil; i++ {
+		err = b.post(client, path, n)
 	}
 	return err
 }
@@ -275,7 +210,7 @@ func (b *box) get(client *http.Client, url string, events int) error {
 
 // slowUpload brings 10 MiB at 10 KiB/s, until it is refused.
 func (b *box) slowUpload() {
-	conn, err := b.dialSend("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
+	conn, err := b.dial("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
 	for ; err == nil; time.Sleep(time.Second) {
 		_, err = conn.Write(make([]byte, 10<<10))
 	}
@@ -285,7 +220,7 @@ func (b *box) slowUpload() {
 // requests have a line, and how many lines were dropped by their own account.
 func (b *box) readAgain(log io.Reader) (completed, told int) {
 	b.Helper()
-	time.AfterFunc(time.Second, func() { b.get(b.client(), b.url+last, 0) }) // once the buffer has room
+	time.AfterFunc(time.Second, func() { b.get(b.client(), url+last, 0) }) // once the buffer has room
 	for r := bufio.NewScanner(log); r.Scan(); {
 		var line struct {
 			Message, Path string
@@ -303,31 +238,17 @@ func (b *box) readAgain(log io.Reader) (completed, told int) {
 	return completed, told
 }
 
-// served returns how many requests have been proxied.
-func (b *box) served() int {
-	_, text, err := b.Health()
-	b.must(err)
-	var health struct {
-		Served int `json:"requests_served"`
-	}
-	b.must(json.Unmarshal(text, &health))
-	return health.Served
-}
-
-// all runs n clients at once to their end. A few of their errors are shown.
+// all runs n clients at once to their end.
 func (b *box) all(n int, run func(i int) error) {
 	b.Helper()
-	var failed atomic.Int32
 	var wg sync.WaitGroup
+	errs := make([]error, n)
 	for i := range n {
-		wg.Go(func() {
-			if err := run(i); err != nil && failed.Add(1) <= 5 {
-				b.Errorf("client %d: %v", i, err)
-			}
-		})
+		wg.Go(func() { errs[i] = run(i) })
 	}
 	wg.Wait()
-	if failed.Load() > 0 {
-		b.Errorf("%d of %d clients failed", failed.Load(), n)
+	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(failed) > 0 {
+		b.Errorf("%d of %d clients failed, such as with %v", len(failed), n, failed[:min(5, len(failed))])
 	}
 }

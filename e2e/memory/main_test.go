@@ -10,9 +10,12 @@
 package memory
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -25,56 +28,35 @@ const lab = "../../../shared/lab/vm/run"
 // vmSeconds is how long the VM may run.
 const vmSeconds = "900"
 
-// inVM is set in the environment of the tests that run in the VM.
+// inVM is set, to the name of the program, in the environment of the tests that run in the VM.
 const inVM = "MEMORY_TEST_IN_VM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(inVM) != "" {
 		os.Exit(m.Run())
 	}
-	os.Exit(boot())
+	if err := boot(); err != nil {
+		fmt.Fprintln(os.Stderr, "in the VM:", err)
+		os.Exit(1)
+	}
 }
 
 // boot runs this very program in the VM, with the same flags.
-func boot() (code int) {
-	proxy := os.Getenv("MEMORY_TEST_PROXY") // another program to put to the test
-	if proxy == "" {
-		defer proxytest.Cleanup()
-		var err error
-		if proxy, err = proxytest.Build(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
+func boot() error {
+	defer proxytest.Cleanup()
+	built, err := proxytest.Build()
+	proxy := cmp.Or(os.Getenv("MEMORY_TEST_PROXY"), built) // another program to put to the test
+	self, selfErr := os.Executable()
+	if err := errors.Join(err, selfErr); err != nil {
+		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	dir, err := os.MkdirTemp("", "memory-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	var flags []string
+	command := fmt.Sprintf("%s=%s exec %s -test.timeout=%ss", inVM, filepath.Base(proxy), filepath.Base(self), vmSeconds)
 	for _, arg := range os.Args[1:] {
 		if !strings.HasPrefix(arg, "-test.testlogfile") && !strings.HasPrefix(arg, "-test.timeout") {
-			flags = append(flags, "'"+arg+"'")
+			command += " '" + arg + "'"
 		}
 	}
-	command := fmt.Sprintf("%s=1 exec memory.test -test.timeout=%ss %s", inVM, vmSeconds, strings.Join(flags, " "))
-	for name, path := range map[string]string{"memory.test": self, "proxy": proxy} {
-		if err := os.Symlink(path, dir+"/"+name); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	vm := exec.Command(lab, vmSeconds, command, dir+"/memory.test", dir+"/proxy")
+	vm := exec.Command(lab, vmSeconds, command, self, proxy)
 	vm.Stdout, vm.Stderr = os.Stdout, os.Stderr
-	if err := vm.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "in the VM:", err)
-		return 1
-	}
-	return 0
+	return vm.Run()
 }

@@ -38,15 +38,7 @@ var heldBack = "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:"+strings.Rep
 // TestClosedLoop: 1,000 clients with bodies of 50 KB, three each, one after the other.
 func TestClosedLoop(t *testing.T) {
 	b := newBox(t)
-	b.all(1000, func(int) error {
-		client := b.client()
-		for range 3 {
-			if err := b.post(client, count, 50_000); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	b.all(1000, func(int) error { return b.posts(3, b.client(), count, 50_000) })
 }
 
 // TestUploads: 1,000 at once, of an eighth of a MiB, and some of the largest.
@@ -65,7 +57,7 @@ func TestUploads(t *testing.T) {
 func TestManyFields(t *testing.T) {
 	b := newBox(t)
 	b.all(600, func(int) error {
-		conn, err := b.dialSend("GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n")
+		conn, err := b.dial("GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n")
 		if conn == nil {
 			return err
 		}
@@ -82,7 +74,7 @@ func TestQueued(t *testing.T) {
 	var late atomic.Int32                 // those that were so all the same, and were closed for it
 	request := func() error {
 		connecting <- struct{}{}
-		conn, err := b.dialSend("POST " + slow + " HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n" + body)
+		conn, err := b.dial("POST " + slow + " HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n" + body)
 		<-connecting
 		if conn == nil {
 			return err
@@ -144,13 +136,8 @@ func TestLargeResponseHeaders(t *testing.T) {
 // streams and uploads.
 func TestMixed(t *testing.T) {
 	const pipe = "/tmp/log"
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.OpenFile(pipe, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	proxytest.Check(t, syscall.Mkfifo(pipe, 0o600))
+	log := proxytest.Must(os.OpenFile(pipe, os.O_RDWR, 0))(t)
 	b := newBox(t, pipe)
 	for range 50 {
 		b.stillReader()
@@ -160,15 +147,8 @@ func TestMixed(t *testing.T) {
 	for range 5 {
 		go b.slowUpload()
 	}
-	b.all(30, func(int) error { // lines of more than 1 MiB
-		client := b.client()
-		for range 60 {
-			if err := b.post(client, count+strings.Repeat("/", 300), 10); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	long := count + strings.Repeat("/", 300) // the lines are more than 1 MiB
+	b.all(30, func(int) error { return b.posts(60, b.client(), long, 10) })
 	start := time.Now()
 	during := func(what string, do func() error) func() error {
 		return func() error {
@@ -187,7 +167,7 @@ func TestMixed(t *testing.T) {
 			time.Sleep(time.Second)
 			asked := time.Now()
 			defer func() { worst = max(worst, time.Since(asked)) }()
-			return b.get(probe, "http://"+b.health+"/health", 0)
+			return b.get(probe, "http://"+health+"/health", 0)
 		}),
 	}
 	for range 10 {
@@ -195,7 +175,7 @@ func TestMixed(t *testing.T) {
 		clients = append(clients, during("an upload", func() error { return b.post(client, count, mib) }))
 	}
 	for range 20 {
-		clients = append(clients, func() error { return b.get(b.client(), b.url+stream, streamEvents) })
+		clients = append(clients, func() error { return b.get(b.client(), url+stream, streamEvents) })
 	}
 	b.all(len(clients), func(i int) error { return clients[i]() })
 	b.Logf("/health took %v at most", worst)
@@ -207,7 +187,7 @@ func TestMixed(t *testing.T) {
 
 	completed, told := b.readAgain(log)
 	m := proxytest.Scrape(t, b.Proxy)
-	served, dropped := b.served(), int(m.Value("proxy_log_lines_dropped_total"))
+	served, dropped := int(m.Value("proxy_requests_total")), int(m.Value("proxy_log_lines_dropped_total"))
 	b.Logf("%d requests: %d lines, %d dropped", served, completed, dropped)
 	if told != dropped || dropped == 0 || completed+told < served {
 		b.Errorf("%d requests, %d lines, %d dropped, of which %d were told", served, completed, dropped, told)

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -17,22 +16,43 @@ import (
 	"time"
 )
 
-// Rules are the groups of a PrometheusRule's spec, with the times before alerts fire cut short.
-type Rules []map[string]any
+// Rules are the groups of a PrometheusRule's spec.
+type Rules []struct {
+	Name  string `json:"name"`
+	Rules []Rule `json:"rules"`
+}
+
+// A Rule records something or alerts.
+type Rule struct {
+	Record      string            `json:"record,omitempty"`
+	Alert       string            `json:"alert,omitempty"`
+	Expr        string            `json:"expr"`
+	For         string            `json:"for,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
 
 // Hurry makes every alert fire after two seconds, and returns the names of what is recorded.
 func (r Rules) Hurry() (records []string) {
 	for _, group := range r {
-		for _, rule := range group["rules"].([]any) {
-			rule := rule.(map[string]any)
-			if record, ok := rule["record"].(string); ok {
-				records = append(records, record)
+		for i, rule := range group.Rules {
+			if rule.Record != "" {
+				records = append(records, rule.Record)
 			} else {
-				rule["for"] = "2s"
+				group.Rules[i].For = "2s"
 			}
 		}
 	}
 	return records
+}
+
+// Write writes the rules to a file that Prometheus and promtool read.
+func (r Rules) Write(file string) error {
+	text, err := json.Marshal(map[string]any{"groups": r}) // JSON is YAML
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, text, 0o644)
 }
 
 // A Server scrapes every second.
@@ -44,14 +64,8 @@ type Server struct {
 // Start runs Prometheus with its files in dir. discovery is the URL of an HTTP service discovery, which also gives the label
 // job: Prometheus' own discovery in Kubernetes is not in every build, nor in Debian's.
 func Start(dir, discovery string, rules Rules) (*Server, error) {
-	text, err := json.Marshal(map[string]any{"groups": rules}) // JSON is YAML
-	if err != nil {
-		return nil, err
-	}
 	config := filepath.Join(dir, "prometheus.yaml")
-	err = errors.Join(
-		os.WriteFile(filepath.Join(dir, "rules.json"), text, 0o644),
-		os.WriteFile(config, fmt.Appendf(nil, `
+	err := errors.Join(rules.Write(filepath.Join(dir, "rules.json")), os.WriteFile(config, fmt.Appendf(nil, `
 global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [rules.json]
 scrape_configs:
@@ -84,11 +98,9 @@ scrape_configs:
 
 // Close ends it.
 func (s *Server) Close() error {
-	if err := s.cmd.Process.Kill(); err != nil {
-		return err
-	}
+	err := s.cmd.Process.Kill()
 	_ = s.cmd.Wait() // it was killed
-	return nil
+	return err
 }
 
 // Query returns how many series an expression has now, and the first as text.
@@ -102,20 +114,17 @@ func (s *Server) Query(ctx context.Context, expr string) (series int, first stri
 		return 0, "", err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, "", err
-	}
 	var answer struct {
-		Data struct{ Result []json.RawMessage }
+		Error string
+		Data  struct{ Result []json.RawMessage }
 	}
-	if err := json.Unmarshal(body, &answer); err != nil || resp.StatusCode != http.StatusOK {
-		return 0, "", fmt.Errorf("%s: status %d: %s", expr, resp.StatusCode, body)
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != http.StatusOK {
+		return 0, "", fmt.Errorf("%s: status %d: %s, %v", expr, resp.StatusCode, answer.Error, err)
 	}
-	if len(answer.Data.Result) == 0 {
-		return 0, "", nil
+	if len(answer.Data.Result) > 0 {
+		first = string(answer.Data.Result[0])
 	}
-	return len(answer.Data.Result), string(answer.Data.Result[0]), nil
+	return len(answer.Data.Result), first, nil
 }
 
 // Await polls until an expression has a result. Errors count as none, as Prometheus takes a moment to start.

@@ -9,10 +9,11 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"log"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,116 +24,80 @@ import (
 	yaml11 "sigs.k8s.io/yaml"
 )
 
+// formats are the files in nix/, and the parsers that have to understand what their function render makes.
+var formats = []struct {
+	file    string
+	config  bool // is all that it can hold
+	parsers map[string]func([]byte, any) error
+}{
+	{"yaml.nix", false, map[string]func([]byte, any) error{"YAML 1.1": unmarshalYAML11, "YAML 1.2": yaml12.Unmarshal}},
+	{"toml.nix", true, map[string]func([]byte, any) error{"TOML": toml.Unmarshal}},
+}
+
+// unmarshalYAML11 keeps integers exact.
+func unmarshalYAML11(text []byte, v any) error {
+	return yaml11.Unmarshal(text, v, func(d *json.Decoder) *json.Decoder {
+		d.UseNumber()
+		return d
+	})
+}
+
 func main() {
+	log.SetFlags(0)
+	log.SetPrefix("render: ")
 	nix := flag.String("nix", "nix", "the nix `program`")
 	n := flag.Int("n", 3000, "how many `values` of each format")
 	seed := flag.Uint64("seed", 1, "the `seed` of the values")
 	flag.Parse()
-	if err := run(*nix, *n, *seed); err != nil {
-		fmt.Fprintln(os.Stderr, "render:", err)
-		os.Exit(1)
-	}
-}
-
-// A format is a file in nix/ and the parsers that have to understand what its
-// function render makes.
-type format struct {
-	file    string
-	value   func(*generator) any
-	parsers map[string]func([]byte) (any, error)
-}
-
-var formats = []format{
-	{
-		file:  "yaml.nix",
-		value: func(g *generator) any { return g.value(4) },
-		parsers: map[string]func([]byte) (any, error){
-			"YAML 1.1": func(text []byte) (v any, err error) { return v, yaml11.Unmarshal(text, &v, number) },
-			"YAML 1.2": func(text []byte) (v any, err error) { return v, yaml12.Unmarshal(text, &v) },
-		},
-	},
-	{
-		file:  "toml.nix",
-		value: func(g *generator) any { return g.table(3) },
-		parsers: map[string]func([]byte) (any, error){
-			"TOML": func(text []byte) (any, error) {
-				v := map[string]any{}
-				_, err := toml.NewDecoder(bytes.NewReader(text)).Decode(&v)
-				return v, err
-			},
-		},
-	},
-}
-
-// number keeps integers exact.
-func number(d *json.Decoder) *json.Decoder {
-	d.UseNumber()
-	return d
-}
-
-func run(nix string, n int, seed uint64) error {
 	for _, f := range formats {
-		g := newGenerator(seed)
-		values := make([]any, n)
-		for i := range values {
-			values[i] = f.value(g)
-		}
-		texts, err := render(nix, f.file, values)
-		if err != nil {
-			return err
+		g := &generator{rand.New(rand.NewPCG(*seed, 0)), f.config}
+		values := g.list(*n, func() any {
+			if f.config {
+				return g.table(3)
+			}
+			return g.value(4)
+		})
+		texts, err := render(*nix, f.file, values)
+		if err != nil || len(texts) != len(values) {
+			log.Fatalf("nix rendered %d of %d values: %v", len(texts), len(values), err)
 		}
 		for i, value := range values {
 			for parser, parse := range f.parsers {
-				got, err := parse([]byte(texts[i]))
-				if err != nil {
-					return fmt.Errorf("%s, value %d: %s: %w\n%s", f.file, i, parser, err, texts[i])
-				}
-				if got, want := canonical(got), canonical(value); got != want {
-					return fmt.Errorf("%s, value %d: %s reads\n%s\nas\n%s\ninstead of\n%s", f.file, i, parser, texts[i], got, want)
+				var got any
+				err := parse([]byte(texts[i]), &got)
+				if got, want := canonical(got), canonical(value); err != nil || got != want {
+					log.Fatalf("%s, value %d: %s reads\n%s\nas\n%s\ninstead of\n%s\n%v", f.file, i, parser, texts[i], got, want, err)
 				}
 			}
 		}
-		fmt.Printf("render: nix/%s: %d values, %d bytes, parsed back as they were\n", f.file, n, len(strings.Join(texts, "")))
+		fmt.Printf("render: nix/%s: %d values, %d bytes, parsed back as they were\n", f.file, *n, len(strings.Join(texts, "")))
 	}
-	return nil
 }
 
 // render lets Nix render values with a file of nix/.
-func render(nix, file string, values []any) ([]string, error) {
-	root, err := filepath.Abs("..")
+func render(nix, file string, values []any) (texts []string, err error) {
+	program, err := filepath.Abs(filepath.Join("../nix", file))
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "render-")
+	input, err := os.CreateTemp("", "values-*.json")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	input := filepath.Join(dir, "values.json")
-	text, err := json.Marshal(values)
-	if err != nil {
+	defer os.Remove(input.Name())
+	defer input.Close()
+	if err := json.NewEncoder(input).Encode(values); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(input, text, 0o600); err != nil {
-		return nil, err
-	}
-
-	expression := fmt.Sprintf("map (import %s).render (builtins.fromJSON (builtins.readFile %s))",
-		filepath.Join(root, "nix", file), input)
+	expression := fmt.Sprintf("map (import %s).render (builtins.fromJSON (builtins.readFile %s))", program, input.Name())
 	cmd := exec.Command(nix, "--extra-experimental-features", "nix-command", "eval", "--impure", "--json", "--expr", expression)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cmd, err)
 	}
-	var texts []string
-	if err := json.Unmarshal(out, &texts); err != nil {
-		return nil, err
-	}
-	if len(texts) != len(values) {
-		return nil, fmt.Errorf("nix rendered %d of %d values", len(texts), len(values))
-	}
-	return texts, nil
+	err = json.Unmarshal(out, &texts)
+	return texts, err
 }
 
 // canonical writes a value so that equal values of any parser are equal texts.
