@@ -6,15 +6,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,8 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
-	"anthropic-oauth-proxy/e2e/testca"
 )
 
 const mib = 1 << 20
@@ -35,7 +32,6 @@ const patience = 3 * time.Minute
 type box struct {
 	*testing.T
 	*proxytest.Proxy
-	group string
 	held  context.Context // the life of the connections that are held
 	letGo func()          // ends it
 }
@@ -59,34 +55,28 @@ const streamEvents = 120
 
 // newBox starts the proxy. Its log goes into the file, or, without one, where a test that fails shows it.
 func newBox(t *testing.T, log ...string) *box {
-	b := &box{T: t, group: filepath.Join("/sys/fs/cgroup", t.Name())}
+	b := &box{T: t}
 	b.held, b.letGo = context.WithCancel(context.Background())
-	ca := proxytest.Must(testca.New())(t)
-	up := httptest.NewUnstartedServer(http.HandlerFunc(api))
-	up.EnableHTTP2, up.TLS = true, &tls.Config{Certificates: []tls.Certificate{proxytest.Must(ca.Certificate(nil))(t)}}
-	up.StartTLS()
-	t.Cleanup(up.Close)
-
-	b.must(os.Mkdir(b.group, 0o755))
-	b.must(os.WriteFile(b.group+"/memory.max", []byte("128M"), 0))
-	b.must(os.WriteFile("/tmp/ca.pem", ca.PEM, 0o600))
-	const boxed = "/tmp/boxed"
-	script := fmt.Sprintf("#!/bin/sh\necho $$ >%s/cgroup.procs\n", b.group)
+	up := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, http.HandlerFunc(api)))(t)
+	up.Forget()
+	t.Cleanup(func() { up.Close() })
+	level, redirect := "warn", ""
 	for _, file := range log {
-		script += "export LOG_LEVEL=info; exec >" + file + "\n"
+		level, redirect = "info", ">"+file
 	}
-	b.must(os.WriteFile(boxed, []byte(script+"exec "+os.Getenv(inVM)+" \"$@\"\n"), 0o700))
 	b.Proxy = proxytest.Launch(t, proxytest.Options{
-		Binary: boxed,
-		Args:   []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
-		Config: fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", health),       // on an emulated processor a handshake may take long
-		Env:    []string{"PATH=/bin", "SSL_CERT_FILE=/tmp/ca.pem", "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL=warn"}, // but for the last as in k8s/deployment.yaml
+		Binary:    "/bin/" + os.Getenv(inVM),
+		MemoryMiB: 128,
+		Redirect:  redirect,
+		Args:      []string{"-local", "-listen", "127.0.0.1:8080", "-upstream", up.URL},
+		Config:    fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", health), // on an emulated processor a handshake may take long
+		Env:       append(up.Env(), "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL="+level),                           // but for the last as in k8s/deployment.yaml
 	})
 	b.must(b.WaitListening(patience))
 	t.Cleanup(func() {
 		b.letGo()
 		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
-		if events := proxytest.Must(os.ReadFile(b.group + "/memory.events"))(t); !strings.Contains(string(events), "oom_kill 0") {
+		if events := proxytest.Must(os.ReadFile(b.Group + "/memory.events"))(t); !strings.Contains(string(events), "oom_kill 0") {
 			b.Errorf("the kernel says %s", events)
 		}
 	})
@@ -131,7 +121,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // memory returns memory.NAME of the group in bytes.
 func (b *box) memory(name string) int {
-	text := proxytest.Must(os.ReadFile(b.group + "/memory." + name))(b.T)
+	text := proxytest.Must(os.ReadFile(b.Group + "/memory." + name))(b.T)
 	return proxytest.Must(strconv.Atoi(strings.TrimSpace(string(text))))(b.T)
 }
 

@@ -57,7 +57,7 @@ func (p *Proxy) PeakMiB() (int64, error) {
 	var text []byte
 	var err error
 	for _, name := range []string{"memory.max_usage_in_bytes", "memory.peak"} {
-		if text, err = os.ReadFile(filepath.Join(p.group, name)); err == nil {
+		if text, err = os.ReadFile(filepath.Join(p.Group, name)); err == nil {
 			break
 		}
 	}

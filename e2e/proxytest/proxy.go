@@ -61,9 +61,10 @@ type Proxy struct {
 	Started time.Time
 	// ConfigFile is the file that Options.Config was written to.
 	ConfigFile string
+	// Group is the folder of its control group, if it has a limit.
+	Group string
 
 	dir    string
-	group  string // the control group's folder, if there is one
 	stdout *logs
 	stderr *logs
 	done   chan struct{} // closed once the process has ended and its output is read
@@ -96,10 +97,10 @@ func Start(o Options) (*Proxy, error) {
 		err = os.WriteFile(p.ConfigFile, []byte(o.Config), 0o600)
 	}
 	if err == nil && (o.CPUs > 0 || o.MemoryMiB > 0) {
-		p.group, err = o.makeGroup()
+		p.Group, err = o.makeGroup()
 	}
 	if err == nil {
-		err = p.spawn(o.confined(p.group, binary, args), o)
+		err = p.spawn(o.confined(p.Group, binary, args), o)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the proxy: %w", err), p.removeFolders())
@@ -181,9 +182,9 @@ func (p *Proxy) Stop() error {
 
 func (p *Proxy) removeFolders() error {
 	err := os.RemoveAll(p.dir)
-	if p.group != "" {
-		err = errors.Join(err, os.Remove(p.group))
-		p.group = ""
+	if p.Group != "" {
+		err = errors.Join(err, os.Remove(p.Group))
+		p.Group = ""
 	}
 	return err
 }
