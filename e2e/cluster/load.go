@@ -74,8 +74,6 @@ func meeting(streams int64) http.HandlerFunc {
 	}
 }
 
-type object = map[string]any
-
 // manyUploads sends many times what body_memory_mb holds at once; the others
 // wait in line and are served too.
 func manyUploads(t *test) {

@@ -40,13 +40,15 @@ func edit(old, new string) func(*test, *overlay) {
 //go:embed testdata/*.yaml
 var testdata embed.FS
 
-var templates = template.Must(template.New("").Funcs(template.FuncMap{"json": func(s string) (string, error) {
+var templates = template.Must(template.New("").Option("missingkey=error").Funcs(template.FuncMap{"json": func(s string) (string, error) {
 	text, err := json.Marshal(s) // JSON is YAML
 	return string(text), err
 }}).ParseFS(testdata, "testdata/*.yaml"))
 
+type object = map[string]any
+
 // render fills a template of testdata in.
-func (t *test) render(file string, data any) []byte {
+func (t *test) render(file string, data object) []byte {
 	var text bytes.Buffer
 	t.check(templates.ExecuteTemplate(&text, file, data))
 	return text.Bytes()
@@ -58,18 +60,14 @@ func (t *test) write(o overlay) (dir string) {
 	t.check(err)
 	base, err := filepath.Rel(dir, o.base()) // kustomize refuses absolute paths
 	t.check(err)
-	data := struct {
-		Base, Kind, Workload, UpArgs, Config, ProxyImage, SidecarImage string
-		Monitoring                                                     bool
-	}{base, "Deployment", name, "--login-server=" + o.loginServer, t.config(o), t.proxyImage, t.sidecarImage, o.monitoring}
-	if o.oneName {
-		data.Kind, data.Workload = "StatefulSet", replica
-		data.UpArgs += " --advertise-tags=tag:claude" // the test's control server gives no tags with an auth key
-	}
+	kustomization := t.render("kustomization.yaml", object{
+		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": t.config(o),
+		"LoginServer": o.loginServer, "ProxyImage": t.proxyImage, "SidecarImage": t.sidecarImage,
+	})
 	authority, err := os.ReadFile(o.caFile)
 	t.check(err)
 	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), authority, 0o644))
-	t.check(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), t.render("kustomization.yaml", data), 0o644))
+	t.check(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), kustomization, 0o644))
 	return dir
 }
 
