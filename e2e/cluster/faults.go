@@ -16,7 +16,7 @@ func doctorPasses(t *test) {
 	if code != 0 || !strings.Contains(lines, "\nhttp ") {
 		t.errorf("exit code %d:\n%s", code, lines)
 	}
-	t.report("%s", strings.ReplaceAll(strings.TrimSpace(lines), "\n", "\n      "))
+	t.report("%s", lines)
 }
 
 // doctorFails alters the deployment, and wants the doctor to fail at that step.

@@ -50,7 +50,10 @@ func (t *test) cleanUp() {
 // check gives up if there is an error.
 func (t *test) check(err error) {
 	if err != nil {
-		t.errs = append(t.errs, err, t.ctx.Err())
+		if late := t.ctx.Err(); late != nil && !errors.Is(err, late) {
+			err = fmt.Errorf("%w (%w)", err, late)
+		}
+		t.errs = append(t.errs, err)
 		runtime.Goexit()
 	}
 }

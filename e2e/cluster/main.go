@@ -24,6 +24,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -118,16 +119,13 @@ func (t *test) holds(c criterion, out io.Writer) bool {
 	start := time.Now()
 	measured, err := t.try(ctx, c.prove)
 	t.upstream.Handle(nil)
-	verdict := "PASS"
+	verdict, lines := "PASS", measured
 	if err != nil {
-		verdict = "FAIL"
+		verdict, lines = "FAIL", fmt.Sprintf("%v\n%s", err, measured)
 	}
 	fmt.Fprintf(out, "%s  %s (%v)\n", verdict, c.name, time.Since(start).Round(100*time.Millisecond))
-	if err != nil {
-		fmt.Fprintf(out, "      %v\n", err)
-	}
-	if measured != "" {
-		fmt.Fprintf(out, "      %s\n", measured)
+	for line := range strings.Lines(strings.TrimSpace(lines)) {
+		fmt.Fprintf(out, "      %s\n", strings.TrimRight(line, "\n"))
 	}
 	return err == nil
 }
