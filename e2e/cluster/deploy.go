@@ -1,156 +1,123 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"os/exec"
+	"maps"
 	"path/filepath"
 	"strings"
 	"time"
 )
 
 // deployment follows the runbook's section Deploy, on a cluster without the namespace.
-func deployment(ctx context.Context, w *world) (string, error) {
-	if _, err := w.kube.run(ctx, "create", "namespace", name); err != nil {
-		return "", err
-	}
-	if err := w.createSecret(ctx, authKey); err != nil {
-		return "", err
-	}
-	start := time.Now()
-	said, err := w.apply(ctx, w.overlay)
-	if err != nil {
-		return "", err
-	}
-	if line, found := findLine(said, "would violate"); found {
-		return "", errors.New(line)
-	}
-	p, err := w.kube.awaitReady(ctx)
-	if err != nil {
-		return "", err
-	}
-	ready := time.Since(start).Round(10 * time.Millisecond)
-	for _, container := range []string{"proxy", "tailscaled"} {
-		if n := p.status(container).RestartCount; n > 0 {
-			return "", fmt.Errorf("%s was restarted %d times", container, n)
+func deployment(t *test) {
+	start := t.install(t.overlay)
+	p := t.awaitReady()
+	t.report("Ready %.2f s after the apply", time.Since(start).Seconds())
+	for _, c := range containers {
+		if n := p.container(c).RestartCount; n > 0 {
+			t.errorf("%s was restarted %d times", c, n)
 		}
 	}
-	return fmt.Sprintf("apply to Ready %v", ready), nil
 }
 
 // released has the manifests of the latest release: of 0.1.0, before this program had a tag. With each release come its own (k8s.tar.gz).
 const released = "e2e/cluster/testdata/released/k8s"
 
 // upgrade applies the manifests over those of the release: the pod is replaced, and nothing of before is left without an owner.
-func upgrade(ctx context.Context, w *world) (string, error) {
-	after := w.overlay
+func upgrade(t *test) {
+	after := t.overlay
 	after.monitoring = false // an upgrade of the base alone
 	before := after
 	before.manifests = filepath.Join(filepath.Dir(after.manifests), released)
-	if _, err := w.kube.run(ctx, "create", "namespace", name); err != nil {
-		return "", err
-	}
-	if err := w.createSecret(ctx, authKey); err != nil {
-		return "", err
-	}
-	if _, err := w.apply(ctx, before); err != nil {
-		return "", err
-	}
-	old, err := w.kube.awaitReady(ctx)
-	if err != nil {
-		return "", err
-	}
+	t.install(before)
+	old := t.awaitReady()
 	start := time.Now()
-	if _, err := w.apply(ctx, after); err != nil {
-		return "", err
+	t.apply(after)
+	t.awaitGone(old)
+	if now := t.awaitReady(); now.Labels["app.kubernetes.io/instance"] == "" {
+		t.fatalf("the new pod has the labels %v", now.Labels)
 	}
-	if err := w.kube.awaitGone(ctx, old.Name); err != nil {
-		return "", err
-	}
-	now, err := w.kube.awaitReady(ctx)
-	if err != nil {
-		return "", err
-	}
-	took := time.Since(start)
-	if now.Labels["app.kubernetes.io/instance"] == "" {
-		return "", fmt.Errorf("the new pod has the labels %v", now.Labels)
-	}
-	kinds := map[string]int{}
-	var all struct{ Items []struct{ Kind string } }
-	if err := w.kube.json(ctx, &all, "-n", name, "get", "deployments,configmaps,serviceaccounts,networkpolicies,secrets,services,pods", "-l", "app.kubernetes.io/name="+name); err != nil {
-		return "", err
-	}
-	for _, item := range all.Items {
-		kinds[item.Kind]++
-	}
-	for kind, n := range kinds {
-		if n != 1 {
-			return "", fmt.Errorf("%d objects of kind %s: %v", n, kind, kinds)
-		}
-	}
-	if len(kinds) != 5 { // the Secret is the user's
-		return "", fmt.Errorf("the objects are %v", kinds)
-	}
-	return fmt.Sprintf("the new pod is Ready %.1f s after the apply", took.Seconds()), nil
-}
+	t.report("the new pod is Ready %.1f s after the apply", time.Since(start).Seconds())
 
-// createSecret is the runbook's command.
-func (w *world) createSecret(ctx context.Context, key string) error {
-	_, err := w.kube.run(ctx, "create", "secret", "generic", "tailscale-authkey", "--namespace="+name, "--from-literal=TS_AUTHKEY="+key)
-	return err
+	one := map[string]int{"Deployment": 1, "ConfigMap": 1, "ServiceAccount": 1, "NetworkPolicy": 1, "Pod": 1} // the Secret is the user's
+	kinds := map[string]int{}
+	for _, object := range get[struct{ Items []struct{ Kind string } }](t,
+		"deployments,configmaps,serviceaccounts,networkpolicies,secrets,services,pods", "-l", "app.kubernetes.io/name="+name).Items {
+		kinds[object.Kind]++
+	}
+	if !maps.Equal(kinds, one) {
+		t.errorf("the objects are %v, not %v", kinds, one)
+	}
 }
 
 // clean asks the API server what an unchanged apply would change.
-func clean(ctx context.Context, w *world) (string, error) {
-	dir, err := w.overlay.write(w.dir)
-	if err != nil {
-		return "", err
-	}
-	said, err := w.kube.run(ctx, "apply", "--dry-run=server", "-k", dir)
-	if err != nil {
-		return "", err
-	}
-	objects := 0
+func clean(t *test) {
+	said := t.apply(t.overlay, "--dry-run=server")
 	for line := range strings.Lines(said) {
-		if !strings.HasSuffix(strings.TrimSpace(line), "unchanged (server dry run)") {
-			return "", fmt.Errorf("the dry run says: %s", line)
+		if !strings.HasSuffix(line, "unchanged (server dry run)\n") {
+			t.errorf("the dry run says: %s", line)
 		}
-		objects++
 	}
-	diff := w.kube.command(ctx, "diff", "-k", dir)
-	out, err := diff.CombinedOutput()
-	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.ExitCode() == 1 {
-		return "", fmt.Errorf("diff -k finds a difference:\n%s", out)
+	if difference, code := t.run(t.kubectlCommand("diff", "-k", t.write(t.overlay))); code != 0 {
+		t.errorf("diff -k finds a difference:\n%s", difference)
 	}
-	return fmt.Sprintf("%d objects", objects), err
+	t.report("%d objects", strings.Count(said, "\n"))
+}
+
+// configEdit changes one key, applies and restarts, as the runbook says.
+func configEdit(t *test) {
+	t.alter(edit("timeout_secs = 60", "timeout_secs = 61"))
+	t.awaitLog(t.awaitReady(), "proxy", `"configuration loaded"`, `"timeout_secs":61`)
+}
+
+// configBroken misspells a key. The line and column are those of config.toml.
+func configBroken(t *test) {
+	const mistake = "timeout_sec = 60"
+	var at string
+	t.alter(func(t *test, o *overlay) {
+		edit("timeout_secs = 60", mistake)(t, o)
+		before, _, _ := strings.Cut(t.config(*o), mistake)
+		at = fmt.Sprintf("config.toml:%d:%d:", strings.Count(before, "\n")+1, len(before)-strings.LastIndex(before, "\n"))
+	})
+	p := t.awaitPod(theOnly, "the proxy to exit with 2", func(p *pod) bool {
+		s := p.container("proxy")
+		return exitCode(s.State) == 2 || exitCode(s.LastTerminationState) == 2
+	})
+	t.report("%s", t.awaitLog(p, "proxy", "configuration refused", at, "timeout_sec"))
+}
+
+// rolloutKeepsName restarts the Deployment. The test control server neither
+// renames a second node nor forgets the first, so what counts is that the old
+// daemon has told it, before its end, to log the node out.
+func rolloutKeepsName(t *test) {
+	follow := t.kubectlCommand("logs", "-f", theOnly(t).Name, "-c", "tailscaled")
+	log := make(chan string, 1)
+	go func() {
+		out, _ := follow.CombinedOutput() // what was said counts, however it ended
+		log <- string(out)
+	}()
+	start := time.Now()
+	t.heal()
+	t.report("restart to Ready %.1f s, the name is still %s", time.Since(start).Seconds(), name)
+	t.tailnetURL() // it checks the name
+	t.find(<-log, "logged out")
 }
 
 // nodeDrain drains the pod's node, which nothing may hinder, and lets pods back.
-func nodeDrain(ctx context.Context, w *world) (string, error) {
-	p, err := w.kube.pod(ctx)
-	if err != nil {
-		return "", err
-	}
+func nodeDrain(t *test) {
+	node := theOnly(t).Spec.NodeName
+	t.cleanup(func() {
+		t.kubectl("uncordon", node)
+		t.awaitReady()
+	})
 	start := time.Now()
-	_, err = w.kube.run(ctx, "drain", p.Spec.NodeName, "--ignore-daemonsets", "--delete-emptydir-data",
-		"--pod-selector=app.kubernetes.io/name="+name, "--timeout=60s")
-	took := time.Since(start)
-	_, uncordonErr := w.kube.run(ctx, "uncordon", p.Spec.NodeName)
-	if err := errors.Join(err, uncordonErr); err != nil {
-		return "", err
-	}
-	if _, err := w.kube.awaitReady(ctx); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("drained in %v", took.Round(10*time.Millisecond)), nil
+	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/name="+name, "--timeout=60s")
+	t.report("drained in %.1f s", time.Since(start).Seconds())
 }
 
 // namespaceDeleted deletes everything with the namespace.
-func namespaceDeleted(ctx context.Context, w *world) (string, error) {
+func namespaceDeleted(t *test) {
 	start := time.Now()
-	if _, err := w.kube.run(ctx, "delete", "namespace", name, "--timeout=120s"); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("deleted in %v", time.Since(start).Round(100*time.Millisecond)), nil
+	t.kubectl("delete", "namespace", name, "--timeout=120s")
+	t.report("deleted in %.1f s", time.Since(start).Seconds())
 }

@@ -1,56 +1,62 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/prometheus/procfs"
 	corev1 "k8s.io/api/core/v1"
 )
 
-// kube runs kubectl against the cluster.
-type kube struct{ config string }
-
-func (k *kube) command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "kubectl", append([]string{"--kubeconfig", k.config}, args...)...)
-}
-
-// run returns what kubectl wrote, to stdout and stderr.
-func (k *kube) run(ctx context.Context, args ...string) (string, error) {
-	out, err := k.command(ctx, args...).CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), errors.Join(err, ctx.Err()), strings.TrimSpace(string(out)))
+// kubectl returns what kubectl says, to stdout and stderr, in the proxy's namespace. It must succeed.
+func (t *test) kubectl(args ...string) string {
+	said, code := t.run(t.kubectlCommand(args...))
+	if code != 0 {
+		t.fatalf("kubectl %s: exit code %d: %s", strings.Join(args, " "), code, strings.TrimSpace(said))
 	}
-	return string(out), err
+	return said
 }
 
-func (k *kube) inNamespace(ctx context.Context, args ...string) (string, error) {
-	return k.run(ctx, append([]string{"-n", name}, args...)...)
+func (t *test) kubectlCommand(args ...string) *exec.Cmd {
+	return exec.CommandContext(t.ctx, "kubectl", append([]string{"--kubeconfig", t.kubeconfig, "--namespace", name}, args...)...)
 }
 
-// json decodes what kubectl writes to stdout.
-func (k *kube) json(ctx context.Context, into any, args ...string) error {
-	var stderr bytes.Buffer
-	cmd := k.command(ctx, append(args, "-o", "json")...)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+// run runs a program to its end.
+func (t *test) run(cmd *exec.Cmd) (said string, code int) {
+	out, err := cmd.CombinedOutput()
+	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.Exited() {
+		return string(out), exit.ExitCode()
 	}
-	return json.Unmarshal(out, into)
+	t.check(err)
+	return string(out), 0
 }
 
-// pod is a pod of the Deployment as the cluster knows it.
+// get is `kubectl get`.
+func get[T any](t *test, args ...string) (object T) {
+	out, err := t.kubectlCommand(append([]string{"get", "-o", "json"}, args...)...).Output()
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		t.fatalf("kubectl get %s: %w: %s", strings.Join(args, " "), err, exit.Stderr)
+	}
+	t.check(err)
+	t.check(json.Unmarshal(out, &object))
+	return object
+}
+
+// pod is a pod as the cluster knows it.
 type pod struct{ corev1.Pod }
 
-// status returns the state of the container `proxy` or `tailscaled`.
-func (p *pod) status(container string) corev1.ContainerStatus {
-	for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+// containers are those of every pod.
+var containers = []string{"proxy", "tailscaled"}
+
+func (p *pod) container(container string) corev1.ContainerStatus {
+	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		if s.Name == container {
 			return s
 		}
@@ -59,121 +65,147 @@ func (p *pod) status(container string) corev1.ContainerStatus {
 }
 
 func (p *pod) ready() bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil
-		}
-	}
-	return false
+	return p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func (p *pod) String() string {
+	return fmt.Sprintf("%s: proxy %+v, tailscaled %+v", p.Name, p.container("proxy").State, p.container("tailscaled").State)
 }
 
 // url is the way past the tailnet: the pod's own address in the cluster.
-func (p *pod) url(path string) string { return "http://" + p.Status.PodIP + ":8080" + path }
+func (p *pod) url() string { return "http://" + p.Status.PodIP + ":8080" }
 
 // own is the way to the proxy's own endpoints, as probes and scrapes take it.
-func (p *pod) own(path string) string { return "http://" + p.Status.PodIP + ":8081" + path }
+func (p *pod) own() string { return "http://" + p.Status.PodIP + ":8081" }
 
 // pods returns the Deployment's pods, those that end included.
-func (k *kube) pods(ctx context.Context) ([]pod, error) {
-	var list struct{ Items []pod }
-	err := k.json(ctx, &list, "-n", name, "get", "pods", "-l", "app.kubernetes.io/name="+name)
-	return list.Items, err
+func (t *test) pods() []*pod {
+	return get[struct{ Items []*pod }](t, "pods", "-l", "app.kubernetes.io/name="+name).Items
 }
 
-// pod returns the only pod that is not ending.
-func (k *kube) pod(ctx context.Context) (*pod, error) {
-	all, err := k.pods(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var alive []pod
-	for _, p := range all {
-		if p.DeletionTimestamp == nil {
-			alive = append(alive, p)
-		}
-	}
+// which is a way to find a pod.
+type which func(*test) *pod
+
+// theOnly is the only pod that is not ending.
+func theOnly(t *test) *pod {
+	alive := slices.DeleteFunc(t.pods(), func(p *pod) bool { return p.DeletionTimestamp != nil })
 	if len(alive) != 1 {
-		return nil, fmt.Errorf("the Deployment has %d pods, not one", len(alive))
+		t.fatalf("the Deployment has %d pods, not one", len(alive))
 	}
-	return &alive[0], nil
+	return alive[0]
 }
 
-// await polls until ok is true of the pod. It keeps the last state in its error.
-func (k *kube) await(ctx context.Context, what string, ok func(*pod) bool) (*pod, error) {
-	var last string
-	for {
-		p, err := k.pod(ctx)
-		if err == nil && ok(p) {
-			return p, nil
+// named is the pod of that name.
+func named(podName string) which {
+	return func(t *test) *pod { return get[*pod](t, "pod", podName) }
+}
+
+// awaitPod polls a pod until ok is true of it.
+func (t *test) awaitPod(which which, what string, ok func(*pod) bool) (p *pod) {
+	t.await(what, func(t *test) {
+		if p = which(t); !ok(p) {
+			t.fatalf("%v", p)
 		}
-		if err != nil {
-			last = err.Error()
-		} else {
-			last = fmt.Sprintf("proxy %+v, tailscaled %+v", p.status("proxy").State, p.status("tailscaled").State)
+	})
+	return p
+}
+
+func (t *test) awaitReady() *pod { return t.awaitPod(theOnly, "a Ready pod", (*pod).ready) }
+
+// awaitGone returns when none of these pods is left.
+func (t *test) awaitGone(old ...*pod) {
+	t.await("the old pods' end", func(t *test) {
+		for _, p := range t.pods() {
+			if slices.ContainsFunc(old, func(o *pod) bool { return o.UID == p.UID }) {
+				t.fatalf("%v", p)
+			}
 		}
-		if !pause(ctx, 200*time.Millisecond) {
-			return nil, fmt.Errorf("waiting for %s: %w; last: %s", what, ctx.Err(), last)
+	})
+}
+
+// wantRestarts holds that it is the same pod still, of which these containers have been restarted and no other.
+func (t *test) wantRestarts(before, after *pod, want ...string) {
+	if after.UID != before.UID {
+		t.fatalf("the pod was replaced")
+	}
+	for _, c := range containers {
+		was, now := before.container(c), after.container(c)
+		if restarted := now.RestartCount > was.RestartCount; restarted != slices.Contains(want, c) {
+			t.fatalf("%s: %d restarts, then %d: %+v", c, was.RestartCount, now.RestartCount, now.LastTerminationState.Terminated)
 		}
 	}
 }
 
-func (k *kube) awaitReady(ctx context.Context) (*pod, error) {
-	return k.await(ctx, "a Ready pod", (*pod).ready)
-}
-
-// awaitGone returns when no pod of that name is left.
-func (k *kube) awaitGone(ctx context.Context, podName string) error {
-	_, err := k.inNamespace(ctx, "wait", "--for=delete", "pod/"+podName, "--timeout=60s")
-	if err != nil && strings.Contains(err.Error(), "not found") {
-		return nil
+// exitCode is -1 while a container has not ended.
+func exitCode(s corev1.ContainerState) int {
+	if s.Terminated == nil {
+		return -1
 	}
-	return err
+	return int(s.Terminated.ExitCode)
 }
 
-// logs returns a container's log; of its previous run if it was restarted.
-func (k *kube) logs(ctx context.Context, p *pod, container string, previous bool) (string, error) {
-	return k.inNamespace(ctx, "logs", p.Name, "-c", container, fmt.Sprintf("--previous=%v", previous))
+// logs returns the log of a container since its last start.
+func (t *test) logs(p *pod, container string) string {
+	return t.kubectl("logs", p.Name, "-c", container)
 }
 
 // awaitLog polls until the container's log holds all texts in one line.
-func (k *kube) awaitLog(ctx context.Context, p *pod, container string, texts ...string) (line string, err error) {
-	for {
-		log, _ := k.logs(ctx, p, container, false) // the container may not have started
-		if line, ok := findLine(log, texts...); ok {
-			return line, nil
-		}
-		if !pause(ctx, 200*time.Millisecond) {
-			return "", fmt.Errorf("waiting for %q in the log of %s: %w; it is:\n%s", texts, container, ctx.Err(), tail(log))
-		}
-	}
+func (t *test) awaitLog(p *pod, container string, texts ...string) (line string) {
+	t.await("a line in the log of "+container, func(t *test) { line = t.find(t.logs(p, container), texts...) })
+	return line
 }
 
-// findLine returns the first line that holds all texts.
-func findLine(log string, texts ...string) (string, bool) {
-lines:
+// find returns the first line that holds all texts. There must be one.
+func (t *test) find(log string, texts ...string) string {
+	line := findLine(log, texts...)
+	if line == "" {
+		lines := strings.Split(strings.TrimSpace(log), "\n")
+		t.fatalf("no line has %q; the last are:\n%s", texts, strings.Join(lines[max(0, len(lines)-10):], "\n"))
+	}
+	return line
+}
+
+// findLine returns the first line that holds all texts, "" if there is none.
+func findLine(log string, texts ...string) string {
 	for line := range strings.Lines(log) {
-		for _, text := range texts {
-			if !strings.Contains(line, text) {
-				continue lines
-			}
+		if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+			return strings.TrimSpace(line)
 		}
-		return strings.TrimSpace(line), true
 	}
-	return "", false
+	return ""
 }
 
-// tail is the end of a log, short enough for an error.
-func tail(log string) string {
-	lines := strings.Split(strings.TrimSpace(log), "\n")
-	return strings.Join(lines[max(0, len(lines)-10):], "\n")
+// process finds the process of that program in a container, in this machine's /proc.
+func (t *test) process(p *pod, container, program string) procfs.Proc {
+	_, id, _ := strings.Cut(p.container(container).ContainerID, "://")
+	if id == "" {
+		t.fatalf("%s has no container", container)
+	}
+	all, err := procfs.AllProcs()
+	t.check(err)
+	for _, process := range all {
+		groups, _ := process.Cgroups() // it may have ended
+		path, _ := process.Executable()
+		inside := slices.ContainsFunc(groups, func(c procfs.Cgroup) bool { return strings.Contains(c.Path, id) })
+		if inside && filepath.Base(path) == program {
+			return process
+		}
+	}
+	t.fatalf("no process %s of container %s in /proc: this program has to run on the pod's node", program, id)
+	panic("unreachable")
 }
 
-// pause waits, and reports whether there is time left.
-func pause(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
+// end ends a program in a pod's container and waits until that container, and no other, has been restarted and the pod is Ready.
+func (t *test) end(which which, container, program string, sig syscall.Signal) (start time.Time) {
+	before := t.awaitPod(which, "a Ready pod", (*pod).ready)
+	process := t.process(before, container, program)
+	start = time.Now()
+	t.check(syscall.Kill(process.PID, sig))
+	after := t.awaitPod(which, "the restart of "+container, func(p *pod) bool {
+		return p.container(container).RestartCount > before.container(container).RestartCount && p.ready()
+	})
+	t.wantRestarts(before, after, container)
+	return start
 }

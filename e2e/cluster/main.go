@@ -18,13 +18,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
+	"syscall"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/tailnet"
@@ -89,29 +90,51 @@ func run(ctx context.Context, o options, out io.Writer) (failed int, err error) 
 	if err != nil {
 		return 0, fmt.Errorf("-run: %w", err)
 	}
-	w, err := newWorld(ctx, o)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, w.close()) }()
-	r := &report{out: out}
-	for i, c := range criteria {
-		if i > 0 && !only.MatchString(c.name) {
-			continue
+	passed := 0
+	w := &world{options: o}
+	_, err = w.try(ctx, func(t *test) {
+		t.setUp()
+		for i, c := range criteria {
+			if ctx.Err() != nil || i > 0 && !only.MatchString(c.name) {
+				continue
+			}
+			if t.holds(c, out) {
+				passed++
+			} else {
+				failed++
+			}
 		}
-		if r.check(ctx, w, c); ctx.Err() != nil {
-			break
-		}
-	}
-	fmt.Fprintf(out, "%d passed, %d failed\n", r.passed, r.failed)
-	return r.failed, nil
+		fmt.Fprintf(out, "%d passed, %d failed\n", passed, failed)
+	})
+	return failed, err
 }
 
-// criterion is one promise: prove returns what was measured, or why it does not
-// hold. Each may rely on a pod that is Ready, and leaves one behind.
+// patience bounds every criterion, with slack for slow machines.
+const patience = 4 * time.Minute
+
+// holds proves a criterion and tells about it.
+func (t *test) holds(c criterion, out io.Writer) bool {
+	ctx, cancel := context.WithTimeout(t.ctx, patience)
+	defer cancel()
+	start := time.Now()
+	measured, err := t.try(ctx, c.prove)
+	t.upstream.Handle(nil)
+	verdict, lines := "PASS", measured
+	if err != nil {
+		verdict, lines = "FAIL", fmt.Sprintf("%v\n%s", err, measured)
+	}
+	fmt.Fprintf(out, "%s  %s (%v)\n", verdict, c.name, time.Since(start).Round(100*time.Millisecond))
+	for line := range strings.Lines(strings.TrimSpace(lines)) {
+		fmt.Fprintf(out, "      %s\n", strings.TrimRight(line, "\n"))
+	}
+	return err == nil
+}
+
+// criterion is one promise: prove fails if it does not hold. Each may rely on a pod that is Ready, and leaves one behind, with
+// the upstream's own answers.
 type criterion struct {
 	name  string
-	prove func(context.Context, *world) (measured string, err error)
+	prove func(*test)
 }
 
 // criteria are in the order of a deployment's life.
@@ -124,14 +147,14 @@ var criteria = []criterion{
 	{"a caller inside the cluster is refused, but for /health and /metrics", insideCaller},
 	{"the pod asks for the API's name first, and again after 2 s", resolver},
 	{"-check passes in the pod", doctorPasses},
-	{"-check fails at tcp when the upstream is down", doctorUpstreamDown},
-	{"-check fails at tls when the authority is wrong", doctorWrongCA},
+	{"-check fails at tcp when the upstream is down", doctorFails("tcp", upstreamGone)},
+	{"-check fails at tls when the authority is wrong", doctorFails("tls", anotherAuthority)},
 	{"a configuration edit and a restart take effect", configEdit},
 	{"a broken configuration is refused with line and column", configBroken},
 	{"deleting the pod: a stream that ends in time arrives complete, an endless one is cut at 5 s", podDeleted},
 	{"a rollout keeps the tailnet name, and logs the old node out", rolloutKeepsName},
-	{"SIGKILL of tailscaled: the sidecar restarts, the proxy stays", tailscaledKilled},
-	{"SIGKILL of the proxy: the proxy restarts, the sidecar stays", proxyKilled},
+	{"SIGKILL of tailscaled: the sidecar restarts, the proxy stays", killed("tailscaled", "tailscaled")},
+	{"SIGKILL of the proxy: the proxy restarts, the sidecar stays", killed("proxy", name)},
 	{"-check fails at tailscaled when the socket is gone", doctorNoSocket},
 	{"a wrong auth key: CrashLoopBackOff, named TailnetAuth", wrongAuthKey},
 	{"rotating the auth key as in the runbook heals it", rotatedAuthKey},
@@ -144,12 +167,12 @@ var criteria = []criterion{
 	{"monitoring: promtool finds nothing in /metrics", metricsLint},
 	{"monitoring: Prometheus scrapes the pod and records the quantiles", scraped},
 	{"monitoring: every expression of the dashboard has data", dashboardExpressions},
-	{"monitoring: TailnetDisconnected, with a daemon that hangs", tailnetAlert},
-	{"monitoring: KeyExpires, with a key that ends in three days", keyAlert},
-	{"monitoring: UpstreamErrors, with an upstream that refuses", errorsAlert},
-	{"monitoring: Slow, with an answer of 32 s", slowAlert},
-	{"monitoring: Queue, with one place and two requests", queueAlert},
-	{"monitoring: ScrapeMissing, without a pod", scrapeAlert},
+	{"monitoring: TailnetDisconnected, with a daemon that hangs", raises("TailnetDisconnected", nothing, freeze)},
+	{"monitoring: KeyExpires, with a key that ends in three days", raises("KeyExpires", nothing, keyEnds)},
+	{"monitoring: UpstreamErrors, with an upstream that refuses", raises("UpstreamErrors", withoutUpstream, failingRequests)},
+	{"monitoring: Slow, with an answer of 32 s", raises("Slow", (*test).traffic, slowAnswer)},
+	{"monitoring: Queue, with one place and two requests", raises("Queue", full, waitingRequest)},
+	{"monitoring: ScrapeMissing, without a pod", raises("ScrapeMissing", nothing, noPod)},
 	{"the node drains", nodeDrain},
 	{"the namespace is deleted", namespaceDeleted},
 	{"an upgrade from 0.1.0 by apply alone: the pod is replaced, nothing is orphaned", upgrade},
@@ -157,35 +180,8 @@ var criteria = []criterion{
 	{"one-name: two pods host one service", oneName},
 	{"one-name: the caller's identity is in the log", serviceIdentity},
 	{"one-name: another user in the pod can't claim to be somebody", otherUser},
-	{"one-name: SIGKILL of the serving tailscaled: its sidecar restarts, and is a host again", hostKilled},
-	{"one-name: SIGTERM of the serving containerboot: likewise, though it has withdrawn the service", hostStopped},
+	{"one-name: SIGKILL of the serving tailscaled: its sidecar restarts, and is a host again", hostEnds("tailscaled", syscall.SIGKILL)},
+	{"one-name: SIGTERM of the serving containerboot: likewise, though it has withdrawn the service", hostEnds("containerboot", syscall.SIGTERM)},
 	{"one-name: an update under 50 requests/s, of which none fails: the same nodes, one by one", rolledOut},
 	{"one-name: the namespace is deleted", oneNameDeleted},
-}
-
-// patience bounds every criterion, with slack for slow machines.
-const patience = 4 * time.Minute
-
-// report prints a line for each criterion.
-type report struct {
-	out            io.Writer
-	passed, failed int
-}
-
-func (r *report) check(ctx context.Context, w *world, c criterion) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	start := time.Now()
-	measured, err := c.prove(ctx, w)
-	took := time.Since(start).Round(100 * time.Millisecond)
-	if err != nil {
-		r.failed++
-		fmt.Fprintf(r.out, "FAIL  %s (%v)\n      %v\n", c.name, took, err)
-		return
-	}
-	r.passed++
-	fmt.Fprintf(r.out, "PASS  %s (%v)\n", c.name, took)
-	if measured != "" {
-		fmt.Fprintf(r.out, "      %s\n", measured)
-	}
 }

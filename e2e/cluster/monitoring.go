@@ -1,11 +1,8 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -13,30 +10,28 @@ import (
 	"syscall"
 	"time"
 
-	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/prometheus"
 	corev1 "k8s.io/api/core/v1"
 )
 
-// discovery answers as the Prometheus operator would have the PodMonitor of
+// discover answers as the Prometheus operator would have the PodMonitor of
 // k8s/components/monitoring read: the running pods, with the labels that their
 // series get.
-type discovery struct{ kube *kube }
-
-func (d discovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	pods, err := d.kube.pods(r.Context())
+func (t *test) discover(w http.ResponseWriter, r *http.Request) {
+	targets := []object{}
+	_, err := t.try(r.Context(), func(t *test) {
+		for _, p := range t.pods() {
+			if p.Status.Phase == corev1.PodRunning && p.Status.PodIP != "" {
+				targets = append(targets, object{
+					"targets": []string{p.Status.PodIP + ":8081"},
+					"labels":  object{"namespace": p.Namespace, "pod": p.Name, "container": "proxy", "job": p.Labels["app.kubernetes.io/name"]},
+				})
+			}
+		}
+	})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway) // Prometheus keeps what it has
 		return
-	}
-	targets := []object{}
-	for _, p := range pods {
-		if p.Status.Phase == corev1.PodRunning && p.Status.PodIP != "" {
-			targets = append(targets, object{
-				"targets": []string{p.Status.PodIP + ":8081"},
-				"labels":  object{"namespace": p.Namespace, "pod": p.Name, "container": "proxy", "job": p.Labels["app.kubernetes.io/name"]},
-			})
-		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(targets)
@@ -44,265 +39,156 @@ func (d discovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // monitoringApplied installs the operator's CRDs and applies the component, which
 // the API server then holds against them, unknown fields included.
-func monitoringApplied(ctx context.Context, w *world) (string, error) {
-	if _, err := w.kube.run(ctx, "apply", "--server-side", "-f", w.crds+"/monitoring.coreos.com_podmonitors.yaml",
-		"-f", w.crds+"/monitoring.coreos.com_prometheusrules.yaml"); err != nil {
-		return "", err
+func monitoringApplied(t *test) {
+	t.kubectl("apply", "--server-side", "-f", t.crds+"/monitoring.coreos.com_podmonitors.yaml", "-f", t.crds+"/monitoring.coreos.com_prometheusrules.yaml")
+	t.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/podmonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com")
+	t.overlay.monitoring = true
+	if line := findLine(t.apply(t.overlay, "--validate=strict"), "Warning"); line != "" {
+		t.errorf("%s", line)
 	}
-	if _, err := w.kube.run(ctx, "wait", "--for=condition=Established", "--timeout=30s", "crd/podmonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com"); err != nil {
-		return "", err
-	}
-	w.overlay.monitoring = true
-	dir, err := w.overlay.write(w.dir)
-	if err != nil {
-		return "", err
-	}
-	said, err := w.kube.run(ctx, "apply", "--validate=strict", "-k", dir)
-	if err != nil {
-		return "", err
-	}
-	if line, found := findLine(said, "Warning"); found {
-		return "", errors.New(line)
-	}
-	_, err = w.redeploy(ctx, w.overlay)
-	return "", err
+	t.heal()
 }
 
 // metricsLint holds the pod's metrics against Prometheus' own rules.
-func metricsLint(ctx context.Context, w *world) (string, error) {
-	p, err := w.kube.awaitReady(ctx)
-	if err != nil {
-		return "", err
+func metricsLint(t *test) {
+	metrics := t.ask(http.DefaultClient, t.awaitReady().own()+"/metrics", "")
+	promtool := exec.CommandContext(t.ctx, "promtool", "check", "metrics")
+	promtool.Stdin = strings.NewReader(metrics)
+	if said, code := t.run(promtool); code != 0 || said != "" {
+		t.errorf("promtool check metrics: exit code %d\n%s", code, said)
 	}
-	_, metrics, err := get(ctx, p.own("/metrics"))
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, "promtool", "check", "metrics")
-	cmd.Stdin = strings.NewReader(metrics)
-	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-		return "", fmt.Errorf("promtool check metrics: %v\n%s", err, out)
-	}
-	return fmt.Sprintf("%d lines", strings.Count(metrics, "\n")), nil
+	t.report("%d lines", strings.Count(metrics, "\n"))
 }
 
 // scraped starts Prometheus, with short times before alerts fire, and waits until it has the pod's figures and every
 // recorded one.
-func scraped(ctx context.Context, w *world) (string, error) {
-	var rule struct {
+func scraped(t *test) {
+	rules := get[struct {
 		Spec struct{ Groups prometheus.Rules }
-	}
-	if err := w.kube.json(ctx, &rule, "-n", name, "get", "prometheusrule", name); err != nil {
-		return "", err
-	}
-	records := rule.Spec.Groups.Hurry()
-	w.discovery = httptest.NewServer(discovery{w.kube})
+	}](t, "prometheusrule", name).Spec.Groups
+	records := rules.Hurry()
+	discovery := httptest.NewServer(http.HandlerFunc(t.whole.discover))
+	t.whole.cleanup(discovery.Close)
 	var err error
-	if w.prometheus, err = prometheus.Start(w.dir, w.discovery.URL, rule.Spec.Groups); err != nil {
-		return "", err
-	}
-	if err := w.prometheus.Await(ctx, "up{"+job+"} == 1"); err != nil {
-		return "", err
-	}
-	if err := w.traffic(ctx); err != nil {
-		return "", err
-	}
+	t.prometheus, err = prometheus.Start(t.dir, discovery.URL, rules)
+	t.check(err)
+	t.whole.cleanup(func() { t.whole.check(t.prometheus.Close()) })
+	t.check(t.prometheus.Await(t.ctx, "up{"+job+"} == 1"))
+	t.traffic()
 	for _, record := range records {
-		if err := w.prometheus.Await(ctx, record+" >= 0"); err != nil { // NaN is not
-			return "", err
-		}
+		t.check(t.prometheus.Await(t.ctx, record+" >= 0")) // NaN is not
 	}
-	return fmt.Sprintf("the target is up, %d recording rules have figures", len(records)), nil
+	t.report("the target is up, %d recording rules have figures", len(records))
 }
 
 // traffic makes some requests, seen by at least two scrapes, so that rates exist.
-func (w *world) traffic(ctx context.Context) error {
+func (t *test) traffic() {
 	for range 2 {
-		if _, _, err := w.askTailnet(ctx, plainBody); err != nil {
-			return err
-		}
-		if err := w.prometheus.AwaitScrape(ctx, job); err != nil {
-			return err
-		}
+		url := t.tailnetURL() + messages
+		t.ask(t.client, url, plainBody)
+		t.ask(t.client, url, plainBody)
+		t.awaitScrape()
 	}
-	return nil
 }
 
 // job is the label of the pod's series.
 const job = `job="` + name + `"`
 
+// awaitScrape waits until the present pod has been scraped.
+func (t *test) awaitScrape() { t.check(t.prometheus.AwaitScrape(t.ctx, job)) }
+
 // dashboardExpressions wants a result of every expression that Grafana would ask.
-func dashboardExpressions(ctx context.Context, w *world) (string, error) {
-	var configMap struct{ Data map[string]string }
-	if err := w.kube.json(ctx, &configMap, "-n", name, "get", "configmap", name+"-dashboard"); err != nil {
-		return "", err
-	}
+func dashboardExpressions(t *test) {
 	var dashboard struct {
 		Panels []struct {
 			Title   string
 			Targets []struct{ Expr string }
 		}
 	}
-	if err := json.Unmarshal([]byte(configMap.Data["dashboard.json"]), &dashboard); err != nil {
-		return "", err
-	}
-	if err := w.traffic(ctx); err != nil {
-		return "", err
-	}
+	t.check(json.Unmarshal([]byte(get[corev1.ConfigMap](t, "configmap", name+"-dashboard").Data["dashboard.json"]), &dashboard))
+	t.traffic()
 	variables := strings.NewReplacer("$__rate_interval", "1m", "$namespace", name)
 	expressions := 0
 	for _, panel := range dashboard.Panels {
 		for _, target := range panel.Targets {
-			expr := variables.Replace(target.Expr)
-			n, _, err := w.prometheus.Query(ctx, expr)
-			if err != nil {
-				return "", err
-			}
-			if n == 0 {
-				return "", fmt.Errorf("panel %q: no data: %s", panel.Title, expr)
-			}
 			expressions++
+			expr := variables.Replace(target.Expr)
+			if series, _, err := t.prometheus.Query(t.ctx, expr); err != nil || series == 0 {
+				t.errorf("panel %q: no data: %s: %v", panel.Title, expr, err)
+			}
 		}
 	}
 	if expressions == 0 {
-		return "", errors.New("the dashboard has no expressions")
+		t.errorf("the dashboard has no expressions")
 	}
-	return fmt.Sprintf("%d panels, %d expressions", len(dashboard.Panels), expressions), nil
+	t.report("%d panels, %d expressions", len(dashboard.Panels), expressions)
 }
 
-// raises waits until an alert is not even pending, makes a fault, and waits until
-// it fires.
-func (w *world) raises(ctx context.Context, alert string, fault func() error) (string, error) {
-	if err := w.prometheus.AwaitScrape(ctx, job); err != nil { // of the present pod
-		return "", err
-	}
-	name := "AnthropicProxy" + alert
-	firing := fmt.Sprintf(`ALERTS{alertname=%q, alertstate="firing"}`, name)
-	if err := w.prometheus.Await(ctx, fmt.Sprintf(`absent(ALERTS{alertname=%q})`, name)); err != nil {
-		return "", fmt.Errorf("it is pending or fires without the fault: %w", err)
-	}
-	start := time.Now()
-	if err := fault(); err != nil {
-		return "", err
-	}
-	err := w.prometheus.Await(ctx, firing)
-	return fmt.Sprintf("fires %.1f s after the fault began", time.Since(start).Seconds()), err
-}
-
-// tailnetAlert freezes the daemon.
-func tailnetAlert(ctx context.Context, w *world) (measured string, err error) {
-	p, err := w.kube.awaitReady(ctx)
-	if err != nil {
-		return "", err
-	}
-	pid, err := process(p, "tailscaled", "tailscaled")
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, syscall.Kill(pid, syscall.SIGCONT)) }()
-	return w.raises(ctx, "TailnetDisconnected", func() error { return syscall.Kill(pid, syscall.SIGSTOP) })
-}
-
-// errorsAlert lets requests go where nobody listens.
-func errorsAlert(ctx context.Context, w *world) (string, error) {
-	gone, err := fakeanthropic.StartAt(net.JoinHostPort(w.host, "0"), fakeanthropic.HTTP2, nil)
-	if err != nil {
-		return "", err
-	}
-	if err := gone.Close(); err != nil {
-		return "", err
-	}
-	o := w.overlay
-	o.upstream = gone.URL
-	if _, err := w.redeploy(ctx, o); err != nil {
-		return "", err
-	}
-	measured, err := w.failing(ctx)
-	return measured, w.healed(ctx, err)
-}
-
-func (w *world) failing(ctx context.Context) (string, error) {
-	base, err := w.tailnetURL(ctx)
-	if err != nil {
-		return "", err
-	}
-	if err := w.prometheus.AwaitScrape(ctx, job); err != nil { // the zeros, from which a rate begins
-		return "", err
-	}
-	return w.raises(ctx, "UpstreamErrors", func() error {
-		for range 60 { // 0.2 a second over five minutes
-			resp, err := post(ctx, w.client, base, plainBody)
-			if err != nil {
-				return err
-			}
-			resp.Body.Close()
-			if resp.StatusCode != http.StatusBadGateway {
-				return fmt.Errorf("status %d, not 502", resp.StatusCode)
-			}
+// raises makes an alert a criterion: prepare has the pod such that the fault can be done, and is not it: the alert is not
+// even pending then. When the fault has been done, the alert fires.
+func raises(alert string, prepare func(*test), fault func(*test)) func(*test) {
+	return func(t *test) {
+		prepare(t)
+		t.awaitScrape() // the zeros, from which rates begin
+		alerts := fmt.Sprintf(`ALERTS{alertname="AnthropicProxy%s"`, alert)
+		if err := t.prometheus.Await(t.ctx, "absent("+alerts+"})"); err != nil {
+			t.fatalf("it is pending or fires without the fault: %w", err)
 		}
-		return nil
-	})
+		start := time.Now()
+		fault(t)
+		t.check(t.prometheus.Await(t.ctx, alerts+`, alertstate="firing"}`))
+		t.report("fires %.1f s after the fault began", time.Since(start).Seconds())
+	}
 }
 
-// slowAlert has one answer among a few that takes longer than the alert allows.
-func slowAlert(ctx context.Context, w *world) (string, error) {
-	if err := w.traffic(ctx); err != nil {
-		return "", err
-	}
-	base, err := w.tailnetURL(ctx)
-	if err != nil {
-		return "", err
-	}
-	w.upstream.Handle(fakeanthropic.API{Deltas: 320, Interval: 100 * time.Millisecond})
-	defer w.upstream.Handle(nil)
-	return w.raises(ctx, "Slow", func() error {
-		_, err := ask(ctx, w.client, base, streamedBody)
-		return err
-	})
+// freeze stops the daemon until the end.
+func freeze(t *test) {
+	daemon := t.process(t.awaitReady(), "tailscaled", "tailscaled").PID
+	t.cleanup(func() { t.check(syscall.Kill(daemon, syscall.SIGCONT)) })
+	t.check(syscall.Kill(daemon, syscall.SIGSTOP))
 }
 
-// keyAlert shortens the life of the node's key at the control server.
-func keyAlert(ctx context.Context, w *world) (string, error) {
-	return w.raises(ctx, "KeyExpires", func() error {
-		return w.tailnet.Control.SetMemberExpiry(name, time.Now().Add(3*24*time.Hour))
-	})
+// keyEnds shortens the life of the node's key at the control server.
+func keyEnds(t *test) { t.check(t.open.Control.SetMemberExpiry(name, time.Now().Add(3*24*time.Hour))) }
+
+func withoutUpstream(t *test) { t.alter(upstreamGone) }
+
+func failingRequests(t *test) {
+	url := t.tailnetURL() + messages
+	for range 60 { // 0.2 a second over five minutes
+		if status, answer := t.exchange(t.client, url, plainBody); status != http.StatusBadGateway {
+			t.fatalf("status %d, not 502: %s", status, answer)
+		}
+	}
 }
 
-// queueAlert has more streams than places.
-func queueAlert(ctx context.Context, w *world) (string, error) {
-	if _, err := w.redeploy(ctx, w.overlay.with("max_connections = 1000", "max_connections = 1")); err != nil {
-		return "", err
+// slowAnswer is one among a few that takes longer than the alert allows.
+func slowAnswer(t *test) {
+	if end := <-t.openStream(t.tailnetURL(), 320); end.err != nil {
+		t.check(end.err)
 	}
-	measured, err := w.queued(ctx)
-	return measured, w.healed(ctx, err)
 }
 
-func (w *world) queued(ctx context.Context) (string, error) {
-	base, err := w.tailnetURL(ctx)
-	if err != nil {
-		return "", err
-	}
-	streams, end := context.WithCancel(ctx)
-	defer end()
-	defer w.upstream.Handle(nil)
-	if _, err := w.openStream(streams, base, fakeanthropic.API{Deltas: 1e5, Interval: 100 * time.Millisecond}); err != nil {
-		return "", err
-	}
-	return w.raises(ctx, "Queue", func() error {
-		go ask(streams, w.client, base, plainBody) // it waits until the end
-		return nil
-	})
+// full leaves no place for a request: one stream takes the only one.
+func full(t *test) {
+	t.alter(edit("max_connections = 1000", "max_connections = 1"))
+	t.openStream(t.tailnetURL(), endless)
 }
 
-// scrapeAlert takes the pod away.
-func scrapeAlert(ctx context.Context, w *world) (string, error) {
-	measured, err := w.raises(ctx, "ScrapeMissing", func() error {
-		_, err := w.kube.inNamespace(ctx, "scale", "deployment/"+name, "--replicas=0")
-		return err
-	})
-	if _, scaleErr := w.kube.inNamespace(ctx, "scale", "deployment/"+name, "--replicas=1"); scaleErr != nil {
-		return "", errors.Join(err, scaleErr)
-	}
-	_, readyErr := w.kube.awaitReady(ctx)
-	return measured, errors.Join(err, readyErr)
+// waitingRequest waits until the criterion's end.
+func waitingRequest(t *test) {
+	url := t.tailnetURL() + messages
+	go t.try(t.ctx, func(t *test) { t.ask(t.client, url, plainBody) })
 }
+
+// noPod takes the pod away until the end.
+func noPod(t *test) {
+	t.cleanup(func() {
+		t.kubectl("scale", "deployment/"+name, "--replicas=1")
+		t.awaitReady()
+	})
+	t.kubectl("scale", "deployment/"+name, "--replicas=0")
+}
+
+// nothing is all that there is to prepare for most faults.
+func nothing(*test) {}

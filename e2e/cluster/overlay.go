@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"embed"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"text/template"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
@@ -15,78 +18,57 @@ import (
 // and the tailnet node.
 const name = "anthropic-oauth-proxy"
 
-// overlay is what differs from k8s/ here: where the control server and the
-// upstream are, whom to trust, and the images. The rest of a criterion's need
-// goes through the configuration file.
-type overlay struct {
-	manifests    string // absolute path of k8s/
-	proxyImage   string
-	sidecarImage string
-	loginServer  string
-	upstream     string
-	authority    string            // PEM
-	oneName      bool              // on top of the overlay of that name instead of k8s/
-	monitoring   bool              // with the component of that name
-	config       map[string]string // replaced text of config.toml, old to new
-}
-
-// with returns a copy whose configuration file has new instead of old.
-func (o overlay) with(old, new string) overlay {
-	config := map[string]string{old: new}
-	for k, v := range o.config {
-		config[k] = v
-	}
-	o.config = config
-	return o
-}
-
 // replica is the name of the StatefulSet, whose pods have a number behind it.
 const replica = name + "-replica"
 
+// overlay is what a deployment lies on and what it changes; testdata/kustomization.yaml has the rest.
+type overlay struct {
+	manifests   string // absolute path of k8s/
+	loginServer string
+	upstream    string
+	caFile      string   // PEM of whom the proxy trusts
+	oneName     bool     // on top of the overlay of that name instead of k8s/
+	monitoring  bool     // with the component of that name
+	config      []string // texts of config.toml, each followed by its replacement
+}
+
+// edit changes a text in config.toml.
+func edit(old, new string) func(*test, *overlay) {
+	return func(_ *test, o *overlay) { o.config = []string{old, new} }
+}
+
+//go:embed testdata/*.yaml
+var testdata embed.FS
+
+var templates = template.Must(template.New("").Option("missingkey=error").Funcs(template.FuncMap{"json": func(s string) (string, error) {
+	text, err := json.Marshal(s) // JSON is YAML
+	return string(text), err
+}}).ParseFS(testdata, "testdata/*.yaml"))
+
 type object = map[string]any
 
-// authorityDir is where the pod finds the upstream's authority.
-const authorityDir = "/etc/upstream-ca"
+// render fills a template of testdata in.
+func (t *test) render(file string, data object) []byte {
+	var text bytes.Buffer
+	t.check(templates.ExecuteTemplate(&text, file, data))
+	return text.Bytes()
+}
 
-// write makes the overlay's kustomization below dir and returns its folder.
-func (o overlay) write(dir string) (string, error) {
-	dir, err := os.MkdirTemp(dir, "overlay-")
-	if err != nil {
-		return "", err
-	}
+// write makes the overlay's folder.
+func (t *test) write(o overlay) (dir string) {
+	dir, err := os.MkdirTemp(t.dir, "overlay-")
+	t.check(err)
 	base, err := filepath.Rel(dir, o.base()) // kustomize refuses absolute paths
-	if err != nil {
-		return "", err
-	}
-	configMap, err := o.configMap()
-	if err != nil {
-		return "", err
-	}
-	kustomization := object{
-		"apiVersion": "kustomize.config.k8s.io/v1beta1",
-		"kind":       "Kustomization",
-		"resources":  []string{base, "authority.yaml"},
-		"patches":    []object{{"path": "configmap.yaml"}, {"path": "workload.yaml"}},
-	}
-	if o.monitoring {
-		kustomization["components"] = []string{filepath.Join(base, "components/monitoring")}
-	}
-	files := map[string]any{
-		"authority.yaml":     object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": "upstream-ca", "namespace": name}, "data": object{"ca.pem": o.authority}},
-		"configmap.yaml":     configMap,
-		"workload.yaml":      o.workload(),
-		"kustomization.yaml": kustomization,
-	}
-	for file, content := range files {
-		text, err := json.Marshal(content) // JSON is YAML
-		if err != nil {
-			return "", err
-		}
-		if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
+	t.check(err)
+	kustomization := t.render("kustomization.yaml", object{
+		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": t.config(o),
+		"LoginServer": o.loginServer, "ProxyImage": t.proxyImage, "SidecarImage": t.sidecarImage,
+	})
+	authority, err := os.ReadFile(o.caFile)
+	t.check(err)
+	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), authority, 0o644))
+	t.check(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), kustomization, 0o644))
+	return dir
 }
 
 // base is the folder that the overlay lies on.
@@ -97,53 +79,19 @@ func (o overlay) base() string {
 	return o.manifests
 }
 
-// workload is the patch of what makes the pods.
-func (o overlay) workload() object {
-	kind, workload, upArgs := "Deployment", name, "--login-server="+o.loginServer
-	if o.oneName {
-		// The test's control server gives no tags with an auth key.
-		kind, workload, upArgs = "StatefulSet", replica, upArgs+" --advertise-tags=tag:claude"
-	}
-	spec := object{
-		"initContainers": []object{{
-			"name":  "tailscaled",
-			"image": o.sidecarImage,
-			"env":   []object{{"name": "TS_EXTRA_ARGS", "value": upArgs}},
-		}},
-		"containers": []object{{
-			"name":         "proxy",
-			"image":        o.proxyImage,
-			"env":          []object{{"name": "SSL_CERT_FILE", "value": authorityDir + "/ca.pem"}},
-			"volumeMounts": []object{{"name": "upstream-ca", "mountPath": authorityDir, "readOnly": true}},
-		}},
-		"volumes": []object{{"name": "upstream-ca", "configMap": object{"name": "upstream-ca"}}},
-	}
-	return object{
-		"apiVersion": "apps/v1",
-		"kind":       kind,
-		"metadata":   object{"name": workload, "namespace": name},
-		"spec":       object{"template": object{"spec": spec}},
-	}
-}
-
-// configMap is the manifests' own with the upstream and o.config exchanged.
-func (o overlay) configMap() (*corev1.ConfigMap, error) {
+// config is the manifests' own config.toml with the changes.
+func (t *test) config(o overlay) string {
 	text, err := os.ReadFile(filepath.Join(o.base(), "configmap.yaml"))
-	if err != nil {
-		return nil, err
-	}
+	t.check(err)
 	var m corev1.ConfigMap
-	if err := yaml.UnmarshalStrict(text, &m); err != nil {
-		return nil, fmt.Errorf("reading configmap.yaml: %w", err)
-	}
-	changes := o.with("https://api.anthropic.com", o.upstream).config
+	t.check(yaml.UnmarshalStrict(text, &m))
 	config := m.Data["config.toml"]
-	for old, new := range changes {
-		if strings.Count(config, old) != 1 {
-			return nil, fmt.Errorf("config.toml does not hold %q once:\n%s", old, config)
+	changes := append([]string{"https://api.anthropic.com", o.upstream}, o.config...)
+	for change := range slices.Chunk(changes, 2) {
+		if strings.Count(config, change[0]) != 1 {
+			t.fatalf("config.toml does not hold %q once:\n%s", change[0], config)
 		}
-		config = strings.Replace(config, old, new, 1)
+		config = strings.Replace(config, change[0], change[1], 1)
 	}
-	m.Data["config.toml"] = config
-	return &m, nil
+	return config
 }

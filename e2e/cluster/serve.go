@@ -1,15 +1,13 @@
 package main
 
 import (
-	"context"
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,192 +17,144 @@ import (
 const (
 	plainBody    = `{"model":"claude-fake-1","max_tokens":64,"messages":[{"role":"user","content":"hello"}]}`
 	streamedBody = `{"model":"claude-fake-1","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"hello"}]}`
+	// messages is where both go.
+	messages = "/v1/messages"
 )
 
-// tailnetURL waits for the pod and returns its tailnet address.
-func (w *world) tailnetURL(ctx context.Context) (string, error) {
-	p, err := w.kube.awaitReady(ctx)
-	if err != nil {
-		return "", err
+// send sends a request as an OAuth client does: a POST if it has a body.
+func (t *test) send(client *http.Client, url, body string) *http.Response {
+	method := http.MethodGet
+	if body != "" {
+		method = http.MethodPost
 	}
-	return tailnetURL(ctx, p, name)
+	req, err := http.NewRequestWithContext(t.ctx, method, url, strings.NewReader(body))
+	t.check(err)
+	req.Header.Set("Authorization", "Bearer sk-ant-oat-testonly")
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	t.check(err)
+	t.cleanup(func() { resp.Body.Close() })
+	return resp
 }
 
-// tailnetURL asks a pod for its tailnet address, and wants its node to have that name.
-func tailnetURL(ctx context.Context, p *pod, wantName string) (string, error) {
-	_, body, err := get(ctx, p.own("/health"))
-	if err != nil {
-		return "", err
+// exchange is send, with the whole answer.
+func (t *test) exchange(client *http.Client, url, body string) (status int, answer string) {
+	resp := t.send(client, url, body)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	t.check(err)
+	return resp.StatusCode, string(text)
+}
+
+// ask is exchange, with a 200 or else a failure.
+func (t *test) ask(client *http.Client, url, body string) (answer string) {
+	status, answer := t.exchange(client, url, body)
+	if status != http.StatusOK {
+		t.fatalf("%s: status %d: %s", url, status, answer)
 	}
+	return answer
+}
+
+// address asks a pod for its tailnet address, and wants its node to have that name.
+func (t *test) address(p *pod, wantName string) string {
 	var health struct {
 		IP       string `json:"tailnet_ip"`
 		Hostname string `json:"tailnet_hostname"`
 	}
-	if err := json.Unmarshal([]byte(body), &health); err != nil {
-		return "", fmt.Errorf("reading /health: %w: %s", err, body)
-	}
+	t.check(json.Unmarshal([]byte(t.ask(http.DefaultClient, p.own()+"/health", "")), &health))
 	if health.Hostname != wantName {
-		return "", fmt.Errorf("the node is called %q, not %q", health.Hostname, wantName)
+		t.fatalf("the node is called %q, not %q", health.Hostname, wantName)
 	}
-	return "http://" + health.IP + ":8080", nil
+	return "http://" + health.IP + ":8080"
 }
 
-// get asks past the tailnet.
-func get(ctx context.Context, url string) (status int, body string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text), err
+// tailnetURL waits for the Deployment's pod and returns its tailnet address.
+func (t *test) tailnetURL() string { return t.address(t.awaitReady(), name) }
+
+// awaitFlow returns when a request of the laptop is answered.
+func (t *test) awaitFlow(base func(*test) string) {
+	t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
 }
 
-// post sends a Messages request as an OAuth client does.
-func post(ctx context.Context, client *http.Client, base, body string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/messages", strings.NewReader(body))
-	if err != nil {
-		return nil, err
+// events reads a stream of server-sent events to its end, and returns when each delta arrived. io.ErrUnexpectedEOF means that it
+// ended without message_stop.
+func events(r io.Reader) (deltas []time.Time, err error) {
+	complete := false
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		if kind, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
+			complete = kind == "message_stop"
+			if kind == "content_block_delta" {
+				deltas = append(deltas, time.Now())
+			}
+		}
 	}
-	req.Header.Set("Authorization", "Bearer sk-ant-oat-testonly")
-	req.Header.Set("Content-Type", "application/json")
-	return client.Do(req)
+	if lines.Err() == nil && !complete {
+		return deltas, io.ErrUnexpectedEOF
+	}
+	return deltas, lines.Err()
 }
 
-// ask is post, with the whole answer, which must be a 200.
-func ask(ctx context.Context, client *http.Client, base, body string) (string, error) {
-	resp, err := post(ctx, client, base, body)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d: %s", resp.StatusCode, text)
-	}
-	return string(text), err
-}
-
-// askTailnet is ask from the laptop, after awaiting the pod. A first packet on a
-// path that has just been found may be lost, so the time is the second's.
-func (w *world) askTailnet(ctx context.Context, body string) (answer string, took time.Duration, err error) {
-	base, err := w.tailnetURL(ctx)
-	if err != nil {
-		return "", 0, err
-	}
-	if _, err := ask(ctx, w.client, base, body); err != nil {
-		return "", 0, err
-	}
+// plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.
+func plainRequest(t *test) {
+	url := t.tailnetURL() + messages
+	t.ask(t.client, url, plainBody)
 	start := time.Now()
-	answer, err = ask(ctx, w.client, base, body)
-	return answer, time.Since(start).Round(100 * time.Microsecond), err
-}
-
-func plainRequest(ctx context.Context, w *world) (string, error) {
-	answer, took, err := w.askTailnet(ctx, plainBody)
-	if err != nil {
-		return "", err
-	}
+	answer := t.ask(t.client, url, plainBody)
+	t.report("%v", time.Since(start).Round(100*time.Microsecond))
 	if !strings.Contains(answer, `"end_turn"`) {
-		return "", fmt.Errorf("the answer is no message: %s", answer)
+		t.fatalf("the answer is no message: %s", answer)
 	}
-	return fmt.Sprintf("%v", took), nil
 }
 
 // streamedRequest wants each event at its time, not all at the end.
-func streamedRequest(ctx context.Context, w *world) (string, error) {
+func streamedRequest(t *test) {
 	const interval = 100 * time.Millisecond
-	w.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: interval})
-	defer w.upstream.Handle(nil)
-	base, err := w.tailnetURL(ctx)
-	if err != nil {
-		return "", err
-	}
-	resp, err := post(ctx, w.client, base, streamedBody)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	var arrived []time.Time
-	err = events(resp.Body, func(kind string) {
-		if kind == "content_block_delta" {
-			arrived = append(arrived, time.Now())
-		}
-	})
-	if err != nil {
-		return "", err
-	}
+	t.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: interval})
+	arrived, err := events(t.send(t.client, t.tailnetURL()+messages, streamedBody).Body)
+	t.check(err)
 	if len(arrived) != 10 {
-		return "", fmt.Errorf("%d of 10 deltas arrived", len(arrived))
+		t.fatalf("%d of 10 deltas arrived", len(arrived))
 	}
 	spread := arrived[9].Sub(arrived[0])
+	t.report("10 deltas sent over %v arrived over %v", 9*interval, spread.Round(time.Millisecond))
 	if spread < 5*interval {
-		return "", fmt.Errorf("10 deltas sent over %v arrived within %v: they were held back", 9*interval, spread)
+		t.fatalf("10 deltas sent over %v arrived within %v: they were held back", 9*interval, spread)
 	}
-	return fmt.Sprintf("10 deltas sent over %v arrived over %v", 9*interval, spread.Round(time.Millisecond)), nil
 }
 
 // identity looks for the laptop and its owner in the lines of its requests.
-func identity(ctx context.Context, w *world) (string, error) {
-	p, err := w.kube.pod(ctx)
-	if err != nil {
-		return "", err
-	}
-	user, err := w.laptop.User(ctx)
-	if err != nil {
-		return "", err
-	}
-	_, err = w.kube.awaitLog(ctx, p, "proxy", `"request completed"`, `"tailnet_node":"laptop`, `"tailnet_user":"`+user+`"`)
-	return user, err
+func identity(t *test) {
+	user, err := t.laptop.User(t.ctx)
+	t.check(err)
+	t.awaitLog(theOnly(t), "proxy", `"request completed"`, `"tailnet_node":"laptop`, `"tailnet_user":"`+user+`"`)
+	t.report("%s", user)
 }
 
 // insideCaller comes to the pod's own address, as any pod of the cluster can
 // where no NetworkPolicy is enforced.
-func insideCaller(ctx context.Context, w *world) (string, error) {
-	p, err := w.kube.pod(ctx)
-	if err != nil {
-		return "", err
-	}
+func insideCaller(t *test) {
+	p := theOnly(t)
 	for path, want := range map[string]int{
 		"/v1/models": http.StatusForbidden,
 		"/health":    http.StatusOK,
 		"/metrics":   http.StatusOK,
 	} {
-		status, body, err := get(ctx, p.url(path))
-		if err != nil {
-			return "", err
-		}
-		if status != want {
-			return "", fmt.Errorf("%s: status %d, not %d: %s", path, status, want, body)
+		if status, body := t.exchange(http.DefaultClient, p.url()+path, ""); status != want {
+			t.errorf("%s: status %d, not %d: %s", path, status, want, body)
 		}
 	}
-	return "", nil
 }
 
 // resolver reads the pod's /etc/resolv.conf.
-func resolver(ctx context.Context, w *world) (string, error) {
-	p, err := w.kube.pod(ctx)
-	if err != nil {
-		return "", err
-	}
-	pid, err := process(p, "proxy", name)
-	if err != nil {
-		return "", err
-	}
-	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "root", "etc", "resolv.conf"))
-	if err != nil {
-		return "", err
-	}
-	options, _ := findLine(string(text), "options")
-	got := strings.Fields(options)
+func resolver(t *test) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID))
+	t.check(err)
+	options := t.find(string(text), "options")
 	for _, want := range []string{"ndots:1", "timeout:2", "attempts:3"} {
-		if !slices.Contains(got, want) {
-			return "", fmt.Errorf("no %s in %s", want, text)
+		if !slices.Contains(strings.Fields(options), want) {
+			t.errorf("no %s in %s", want, text)
 		}
 	}
-	return options, nil
+	t.report("%s", options)
 }
