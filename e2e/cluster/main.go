@@ -121,7 +121,7 @@ func (t *test) holds(c criterion, out io.Writer) bool {
 	t.upstream.Handle(nil)
 	verdict, lines := "PASS", measured
 	if err != nil {
-		verdict, lines = "FAIL", fmt.Sprintf("%v\n%s", err, measured)
+		verdict, lines = "FAIL", fmt.Sprintf("%v\n%s\nalone: %s", err, measured, c.alone())
 	}
 	fmt.Fprintf(out, "%s  %s (%v)\n", verdict, c.name, time.Since(start).Round(100*time.Millisecond))
 	for line := range strings.Lines(strings.TrimSpace(lines)) {
@@ -135,6 +135,21 @@ func (t *test) holds(c criterion, out io.Writer) bool {
 type criterion struct {
 	name  string
 	prove func(*test)
+}
+
+// alone is the command that holds it by itself, behind those that it relies on.
+func (c criterion) alone() string {
+	pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(c.name), "'", ".") + "$"
+	for group, basis := range map[string]string{
+		"monitoring: ": "|^monitoring: (.*CRDs|Prometheus scrapes)",
+		"one-name: ":   "|^the namespace is deleted$|^one-name: (two pods|.*deleted)",
+		"an upgrade ":  "|^the namespace is deleted",
+	} {
+		if strings.HasPrefix(c.name, group) {
+			pattern += basis
+		}
+	}
+	return ".ci/cluster '" + pattern + "'"
 }
 
 // criteria are in the order of a deployment's life.
