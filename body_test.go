@@ -40,18 +40,17 @@ func TestSlowUpload(t *testing.T) {
 		other    string        // another request, which waits for all of the memory, for some, or for a place
 		at       time.Duration // when it comes
 		served   time.Duration // and when it is answered
-		status   int
-		took     time.Duration // to the answer
+		want     string        // the answer
 	}{
-		{name: "nobody waits", perSec: 1, seconds: 10, every: 59 * time.Second, status: 200, took: 590 * time.Second},
-		{name: "someone waits from the start", perSec: 1, seconds: 35, other: all, served: 10 * time.Second, status: 408, took: 10 * time.Second},
-		{name: "someone waits in the second window", perSec: 1, seconds: 35, other: all, at: 13 * time.Second, served: 20 * time.Second, status: 408, took: 20 * time.Second},
-		{name: "someone waits, done within the window", perSec: 1, seconds: 9, other: all, served: 9 * time.Second, status: 200, took: 9 * time.Second},
-		{name: "just below the pace", perSec: 8<<10 - 1, seconds: 35, other: all, served: 10 * time.Second, status: 408, took: 10 * time.Second},
-		{name: "at the pace", perSec: 8 << 10, seconds: 35, other: all, served: 35 * time.Second, status: 200, took: 35 * time.Second},
-		{name: "someone waits for some of the memory", perSec: 1, seconds: 35, other: small, served: time.Second, status: 200, took: 35 * time.Second},
-		{name: "fast enough for what may come", perSec: 60 << 10, seconds: 10, other: small, served: 10 * time.Second, status: 200, took: 10 * time.Second},
-		{name: "someone waits for a place", settings: onePlace, perSec: 1, seconds: 35, other: small, at: 9500 * time.Millisecond, served: 10 * time.Second, status: 200, took: 35 * time.Second},
+		{name: "nobody waits", perSec: 1, seconds: 10, every: 59 * time.Second, want: "200 after 9m50s, last"},
+		{name: "someone waits from the start", perSec: 1, seconds: 35, other: all, served: 10 * time.Second, want: "408 after 10s, last"},
+		{name: "someone waits in the second window", perSec: 1, seconds: 35, other: all, at: 13 * time.Second, served: 20 * time.Second, want: "408 after 20s, last"},
+		{name: "someone waits, done within the window", perSec: 1, seconds: 9, other: all, served: 9 * time.Second, want: "200 after 9s, last"},
+		{name: "just below the pace", perSec: 8<<10 - 1, seconds: 35, other: all, served: 10 * time.Second, want: "408 after 10s, last"},
+		{name: "at the pace", perSec: 8 << 10, seconds: 35, other: all, served: 35 * time.Second, want: "200 after 35s, last"},
+		{name: "someone waits for some of the memory", perSec: 1, seconds: 35, other: small, served: time.Second, want: "200 after 35s, last"},
+		{name: "fast enough for what may come", perSec: 60 << 10, seconds: 10, other: small, served: 10 * time.Second, want: "200 after 10s, last"},
+		{name: "someone waits for a place", settings: onePlace, perSec: 1, seconds: 35, other: small, at: 9500 * time.Millisecond, served: 10 * time.Second, want: "200 after 35s, last"},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
 			r := newRig(t, cmp.Or(row.settings, tight), echo)
@@ -71,18 +70,13 @@ func TestSlowUpload(t *testing.T) {
 			if row.other != "" {
 				wg.Go(func() {
 					time.Sleep(row.at + time.Nanosecond)
-					c := r.dialRaw()
-					go c.send(row.other)
-					if got := c.answer(); got.status != 200 || got.took != row.served-row.at-time.Nanosecond {
-						t.Errorf("the other request: %d after %v, want it served after %v", got.status, got.took, row.served-row.at)
-					}
-					c.Close()
+					got := r.ask(row.other)
+					equal(t, "the other request", fmt.Sprint(got.status, " after ", got.took), fmt.Sprint("200 after ", row.served-row.at-time.Nanosecond))
 				})
 			}
 			got := slow.answer()
-			if got.status != row.status || got.took != row.took || !got.last || (row.status == 408) != strings.Contains(got.body, `"code":"request_timeout"`) {
-				t.Errorf("%d after %v, want %d after %v", got.status, got.took, row.status, row.took)
-			}
+			got.expect(t, row.want)
+			equal(t, "it says so", strings.Contains(got.body, `"code":"request_timeout"`), got.status == 408)
 			slow.Close()
 			wg.Wait()
 			r.expectErrors()
@@ -96,26 +90,22 @@ func TestSlowUploadsHoldHalf(t *testing.T) {
 		const fit, size = 1 << 20 / 2 / segmentSize, 2 * segmentSize
 		const second, last = (1 << 20 / 2) / size, 1 // those who come in when the first have given back what they can
 		r := newRig(t, tight, echo)
-		var wg sync.WaitGroup
 		var passed, refused atomic.Int32
-		for range fit + second + last {
-			wg.Go(func() {
-				c := r.dialRaw()
-				defer c.Close()
-				go func() {
-					c.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", size))
-					time.Sleep(5 * time.Second)
-					c.send(strings.Repeat("x", size))
-				}()
-				switch c.answer().status {
-				case 200:
-					passed.Add(1)
-				case 408:
-					refused.Add(1)
-				}
-			})
-		}
-		wg.Wait()
+		together(fit+second+last, func(int) {
+			c := r.dialRaw()
+			defer c.Close()
+			go func() {
+				c.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", size))
+				time.Sleep(5 * time.Second)
+				c.send(strings.Repeat("x", size))
+			}()
+			switch c.answer().status {
+			case 200:
+				passed.Add(1)
+			case 408:
+				refused.Add(1)
+			}
+		})
 		if passed.Load()+refused.Load() != fit+second+last || passed.Load() < fit || refused.Load() == 0 {
 			t.Errorf("%d uploads are answered and %d refused, want %d at least and some", passed.Load(), refused.Load(), fit)
 		}
@@ -128,9 +118,7 @@ func TestSilentUpload(t *testing.T) {
 	for name, sent := range map[string]string{"declared": declared + "x", "nothing comes": declared, "chunked": chunkedPost + chunk("x"), "within a chunk": chunkedPost + "ff\r\nx"} {
 		inBubble(t, name, func(t *testing.T) {
 			r := newRig(t, "", echo)
-			c := r.dialRaw()
-			go c.send(sent)
-			got := c.answer()
+			got := r.ask(sent)
 			if got.status != 408 || got.took < 60*time.Second || got.took > 67500*time.Millisecond || !got.last || r.dials.Load() > 0 {
 				t.Errorf("%d after %v and %d dials, want 408 after 60 to 67.5s", got.status, got.took, r.dials.Load())
 			}
@@ -141,31 +129,30 @@ func TestSilentUpload(t *testing.T) {
 // TestBodyRefused: too large, or no HTTP: 400, and nothing reaches the upstream.
 func TestBodyRefused(t *testing.T) {
 	const mib = 1 << 20
-	invalid := []errorType{typeInvalidRequest}
+	const refused = "400 after 0s, last"
 	declared := func(n int) string { return fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", n) }
 	for _, row := range []struct {
 		name    string
 		request string
-		status  int
-		errors  []errorType
+		want    string
 	}{
-		{name: "exactly the limit, declared", request: declared(mib) + strings.Repeat("x", mib), status: 200},
-		{name: "exactly the limit, chunked", request: chunkedPost + chunk(strings.Repeat("x", mib)) + "0\r\n\r\n", status: 200},
-		{name: "one byte more, declared, before it is sent", request: declared(mib + 1), status: 400, errors: invalid},
-		{name: "one byte more, chunked, before the chunk ends", request: chunkedPost + "200000\r\n" + strings.Repeat("x", mib+1), status: 400, errors: invalid},
-		{name: "one byte more, in small chunks", request: chunkedPost + strings.Repeat(chunk(strings.Repeat("x", 1<<10)), 1<<10) + chunk("x"), status: 400, errors: invalid},
-		{name: "broken chunks", request: chunkedPost + "zz\r\n", status: 400, errors: invalid},
-		{name: "empty, chunked", request: chunkedPost + "0\r\n\r\n", status: 200},
+		{name: "exactly the limit, declared", request: declared(mib) + strings.Repeat("x", mib), want: "200 after 0s"},
+		{name: "exactly the limit, chunked", request: chunkedPost + chunk(strings.Repeat("x", mib)) + "0\r\n\r\n", want: "200 after 0s, last"},
+		{name: "one byte more, declared, before it is sent", request: declared(mib + 1), want: refused},
+		{name: "one byte more, chunked, before the chunk ends", request: chunkedPost + "200000\r\n" + strings.Repeat("x", mib+1), want: refused},
+		{name: "one byte more, in small chunks", request: chunkedPost + strings.Repeat(chunk(strings.Repeat("x", 1<<10)), 1<<10) + chunk("x"), want: refused},
+		{name: "broken chunks", request: chunkedPost + "zz\r\n", want: refused},
+		{name: "empty, chunked", request: chunkedPost + "0\r\n\r\n", want: "200 after 0s, last"},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
 			r := newRig(t, tight, echo)
-			c := r.dialRaw()
-			go c.send(row.request)
-			got := c.answer()
-			if refused := row.status == 400; got.status != row.status || got.took != 0 || refused && (!got.last || r.dials.Load() > 0) {
-				t.Errorf("%+v and %d dials, want %d at once", got, r.dials.Load(), row.status)
+			r.ask(row.request).expect(t, row.want)
+			if row.want == refused {
+				equal(t, "dials", r.dials.Load(), 0)
+				r.expectErrors(typeInvalidRequest)
+			} else {
+				r.expectErrors()
 			}
-			r.expectErrors(row.errors...)
 		})
 	}
 }
@@ -178,9 +165,7 @@ func TestUploadBroken(t *testing.T) {
 			c := r.dialRaw()
 			c.send(sent)
 			c.Close()
-			if line := r.completed(); line["status"] != 499.0 || line["attempts"] != 0.0 || line["bytes_in"] != 1.0 {
-				t.Errorf("%v", line)
-			}
+			r.completed().expect(t, "status", 499.0, "attempts", 0.0, "bytes_in", 1.0)
 			r.expectErrors()
 		})
 	}
@@ -200,9 +185,8 @@ func TestBodyMemory(t *testing.T) {
 			reserved := func(when string, want int64) {
 				t.Helper()
 				synctest.Wait()
-				if taken, _ := r.proxy.bodies.budget.load(); taken != want {
-					t.Errorf("%s: %d bytes are reserved, want %d", when, taken, want)
-				}
+				taken, _ := r.proxy.bodies.budget.load()
+				equal(t, "reserved "+when, taken, want)
 			}
 			c := r.dialRaw()
 			c.send(request)
@@ -214,9 +198,7 @@ func TestBodyMemory(t *testing.T) {
 			reserved("while waiting for headers", 1000)
 			time.Sleep(1500 * time.Millisecond)
 			reserved("while streaming", 0)
-			if got := c.answer(); got.status != 200 {
-				t.Errorf("%+v", got)
-			}
+			equal(t, "the status", c.answer().status, 200)
 		})
 	}
 }
@@ -233,30 +215,29 @@ func TestUploadAnyPieces(t *testing.T) {
 			"whole": func(r io.Reader) io.Reader { return r }, "half": iotest.HalfReader, "end with the last byte": iotest.DataErrReader,
 		} {
 			for _, declared := range []int64{int64(size), -1} {
+				what := fmt.Sprintf("%d bytes, %s, declared %d", size, name, declared)
 				r := httptest.NewRequest("POST", "/", pieces(bytes.NewReader(content)))
 				r.ContentLength = declared
 				reader := &bodyReader{budget: newGate(1 << 20), largest: 1 << 20, timeout: time.Minute, crowded: func() bool { return false }}
 				reader.budget.tryAcquire(reader.reservation(r))
 				b, err := reader.read(bodySource{Request: r})
 				if err != nil || b.size != int64(size) {
-					t.Fatalf("%d bytes, %s: %d were read, %v", size, name, b.size, err)
+					t.Fatalf("%s: %d were read, %v", what, b.size, err)
 				}
 				held := 0
 				for _, segment := range b.content {
 					held += cap(segment)
 				}
 				if held > size+size/4+512 { // size classes round up
-					t.Errorf("%d bytes, %s, declared %d: %d bytes are held", size, name, declared, held)
+					t.Errorf("%s: %d bytes are held", what, held)
 				}
 				for range 2 { // attempts
 					if size < 5000 { // it reads byte by byte, among others
-						if err := iotest.TestReader(b.open(), content); err != nil {
-							t.Errorf("%d bytes, %s: %v", size, name, err)
-						}
+						equal(t, what, iotest.TestReader(b.open(), content), nil)
 					}
 					got, err := io.ReadAll(iotest.HalfReader(b.open()))
 					if err != nil || !bytes.Equal(got, content) {
-						t.Errorf("%d bytes, %s: another attempt reads %d, %v", size, name, len(got), err)
+						t.Errorf("%s: another attempt reads %d, %v", what, len(got), err)
 					}
 				}
 			}
@@ -295,9 +276,9 @@ func TestRequestBodyReleases(t *testing.T) {
 		for _, step := range row.steps {
 			step(b, older, newest)
 		}
-		if taken, _ := g.load(); taken != row.want || (b.content == nil) != (row.want == 0) {
-			t.Errorf("%s: %d bytes are reserved in the end, want %d; the memory is still held: %t", row.name, taken, row.want, b.content != nil)
-		}
+		taken, _ := g.load()
+		equal(t, row.name+": reserved in the end", taken, row.want)
+		equal(t, row.name+": the memory is still held", b.content != nil, row.want > 0)
 		if n, _ := newest.Read(make([]byte, 8)); row.want == 0 && n > 0 {
 			t.Errorf("%s: memory that may be another request's by now is still read", row.name)
 		}

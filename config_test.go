@@ -5,8 +5,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,9 +31,7 @@ func TestConfig(t *testing.T) {
 			headers: []header{{"Anthropic-Beta", []string{"a", "b"}}, {"X-Thing", []string{"1, 2"}}},
 		},
 	} {
-		if cfg := testConfig(t, text, overrides{}); !reflect.DeepEqual(cfg, want) {
-			t.Errorf("got  %+v\nwant %+v", cfg, want)
-		}
+		equal(t, text, testConfig(t, text, overrides{}), want)
 	}
 }
 
@@ -61,9 +57,7 @@ func TestRanges(t *testing.T) {
 			"9223372036854775807": refusal, "-9223372036854775808": refusal, `"1"`: refusal, "true": refusal,
 		} {
 			_, err := parseConfig("c.toml", fmt.Appendf(nil, "[proxy]\n%s\n%s = %s\n", row.other, row.key, value), overrides{})
-			if got := errorText(err); got != want {
-				t.Errorf("%s = %s: %q, want %q", row.key, value, got, want)
-			}
+			equal(t, row.key+" = "+value, errorText(err), want)
 		}
 	}
 }
@@ -155,9 +149,8 @@ func TestConfigRefused(t *testing.T) {
 		for i := range problems {
 			problems[i] = strings.TrimPrefix(problems[i], "c.toml:")
 		}
-		if !slices.Equal(problems, row.want) || cfg != nil {
-			t.Errorf("problems in\n%s\n\ngot\n%s\n\nwant\n%s", row.text, errorText(err), strings.Join(row.want, "\n"))
-		}
+		equal(t, "the problems in\n"+row.text, strings.Join(problems, "\n"), strings.Join(row.want, "\n"))
+		equal(t, "the configuration", cfg, nil)
 	}
 }
 
@@ -182,9 +175,7 @@ func TestConfigWarnings(t *testing.T) {
 		{overrides: overrides{upstream: "http://127.1.2.3:1"}}, {overrides: overrides{upstream: "http://[::1]:1"}}, {overrides: overrides{upstream: "http://localhost"}},
 		{text: "[[headers]]\nname = 'a'\nvalue = ''", want: []string{"c.toml:1:3: " + noBeta}},
 	} {
-		if cfg := testConfig(t, row.text, row.overrides); !slices.Equal(cfg.warnings, row.want) {
-			t.Errorf("got\n%s\nwant\n%s", strings.Join(cfg.warnings, "\n"), strings.Join(row.want, "\n"))
-		}
+		equal(t, "the warnings about\n"+row.text, testConfig(t, row.text, row.overrides).warnings, row.want)
 	}
 }
 
@@ -193,22 +184,21 @@ func TestConfigWarnings(t *testing.T) {
 func TestOverrides(t *testing.T) {
 	const file = "[tailscale]\nsocket = '/file'\n[proxy]\nlisten_addr = 'file:1'\nupstream_url = 'https://file'"
 	for _, row := range []struct {
-		name                     string
-		text                     string
-		overrides                overrides
-		listen, upstream, socket string
+		name      string
+		text      string
+		overrides overrides
+		want      string // listen_addr, upstream_url and socket
 	}{
-		{name: "defaults", listen: defaultListen, upstream: defaultUpstream, socket: defaultSocket},
-		{name: "file", text: file, listen: "file:1", upstream: "https://file", socket: "/file"},
-		{name: "-listen", text: file, overrides: overrides{listen: "flag:2"}, listen: "flag:2", upstream: "https://file", socket: "/file"},
-		{name: "-upstream and TAILSCALE_SOCKET", text: file, overrides: overrides{upstream: "https://flag", socket: "/env"}, listen: "file:1", upstream: "https://flag", socket: "/env"},
-		{name: "-local", text: file, overrides: overrides{local: true}, listen: "127.0.0.1:8080", upstream: "https://file", socket: "/file"},
-		{name: "-listen over -local", text: file, overrides: overrides{local: true, listen: "flag:2"}, listen: "flag:2", upstream: "https://file", socket: "/file"},
+		{name: "defaults", want: defaultListen + " " + defaultUpstream + " " + defaultSocket},
+		{name: "file", text: file, want: "file:1 https://file /file"},
+		{name: "-listen", text: file, overrides: overrides{listen: "flag:2"}, want: "flag:2 https://file /file"},
+		{name: "-upstream and TAILSCALE_SOCKET", text: file, overrides: overrides{upstream: "https://flag", socket: "/env"}, want: "file:1 https://flag /env"},
+		{name: "-local", text: file, overrides: overrides{local: true}, want: "127.0.0.1:8080 https://file /file"},
+		{name: "-listen over -local", text: file, overrides: overrides{local: true, listen: "flag:2"}, want: "flag:2 https://file /file"},
 	} {
 		cfg := testConfig(t, row.text, row.overrides)
-		if cfg.listenAddr != row.listen || cfg.upstream.String() != row.upstream || cfg.socket != row.socket || cfg.local != row.overrides.local {
-			t.Errorf("%s: listen %s, upstream %s, socket %s, local %t", row.name, cfg.listenAddr, cfg.upstream, cfg.socket, cfg.local)
-		}
+		equal(t, row.name, fmt.Sprintf("%s %v %s", cfg.listenAddr, cfg.upstream, cfg.socket), row.want)
+		equal(t, row.name+": without a tailnet", cfg.local, row.overrides.local)
 	}
 }
 
@@ -231,9 +221,7 @@ func TestLoadConfig(t *testing.T) {
 	} {
 		path := filepath.Join(dir, row.name)
 		if row.text != "" {
-			if err := os.WriteFile(path, []byte(row.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			equal(t, path, os.WriteFile(path, []byte(row.text), 0o600), nil)
 		}
 		cfg, found, err := loadConfig(overrides{path: path})
 		switch {
@@ -248,25 +236,22 @@ func TestLoadConfig(t *testing.T) {
 // TestConfigRoundTrip: what -check-config prints is read back as the same configuration.
 func TestConfigRoundTrip(t *testing.T) {
 	texts := []string{"", settings}
-	for _, text := range []string{"x", `a"b\c`, "tab\tnl\n", "é\x7f😀", "'''", "# not a comment"} {
-		texts = append(texts, "tailscale.hostname = "+quoteTOML(text))
-	}
-	for _, value := range []string{"", `"\`, "é\tx", "x, y"} {
-		texts = append(texts, "[[headers]]\nname = 'X-a'\nvalue = "+quoteTOML(value))
-	}
-	for _, addr := range []string{":0", "[::]:65535", "host:1", "[fe80::1%eth0]:80"} {
-		texts = append(texts, "[proxy]\nlisten_addr = "+quoteTOML(addr))
-	}
-	for _, url := range []string{"https://h", "HTTPS://H/", "http://[::1]:8/a/", "https://h/a%2Fb//", "https://h/a b", "https://h/é|*",
-		"https://h//x", "https://h/a%3Fb%23", "https://h/;x=1", "http://[fe80::1%25eth0]:80/"} {
-		texts = append(texts, "[proxy]\nupstream_url = "+quoteTOML(url))
+	for key, values := range map[string][]string{
+		"tailscale.hostname":               {"x", `a"b\c`, "tab\tnl\n", "é\x7f😀", "'''", "# not a comment"},
+		"[[headers]]\nname = 'X-a'\nvalue": {"", `"\`, "é\tx", "x, y"},
+		"proxy.listen_addr":                {":0", "[::]:65535", "host:1", "[fe80::1%eth0]:80"},
+		"proxy.upstream_url": {"https://h", "HTTPS://H/", "http://[::1]:8/a/", "https://h/a%2Fb//", "https://h/a b", "https://h/é|*",
+			"https://h//x", "https://h/a%3Fb%23", "https://h/;x=1", "http://[fe80::1%25eth0]:80/"},
+	} {
+		for _, value := range values {
+			texts = append(texts, key+" = "+quoteTOML(value))
+		}
 	}
 	for _, text := range texts {
 		first := testConfig(t, text, overrides{})
 		second := testConfig(t, first.toml(), overrides{})
 		first.warnings, second.warnings = nil, nil
-		if !reflect.DeepEqual(first, second) || second.toml() != first.toml() {
-			t.Errorf("%s\nbecame\n%+v\nthrough\n%s\nwant\n%+v", text, second, first.toml(), first)
-		}
+		equal(t, text, second, first)
+		equal(t, text, second.toml(), first.toml())
 	}
 }

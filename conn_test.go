@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -56,13 +55,10 @@ func TestRequireCaller(t *testing.T) {
 				t.Error("there is an answer before tailscaled gave one")
 			}
 			took := min(time.Second, row.leaves)
-			if err := l.require(ctx, row.capability); fmt.Sprint(err) != fmt.Sprint(row.want) || time.Since(start) != took {
-				t.Errorf("%v after %v, want %v after %v", err, time.Since(start), row.want, took)
-			}
+			equal(t, "the error", fmt.Sprint(l.require(ctx, row.capability)), fmt.Sprint(row.want))
+			equal(t, "took", time.Since(start), took)
 			<-l.done
-			if l.answer() != row.who {
-				t.Errorf("it is %+v, want %+v", l.answer(), row.who)
-			}
+			equal(t, "who it is", l.answer(), row.who)
 		})
 	}
 }
@@ -84,18 +80,12 @@ func TestOneLookupPerConnection(t *testing.T) {
 			if round == 3 {
 				time.Sleep(time.Minute)
 			}
-			var wg sync.WaitGroup
-			for range 10 {
-				wg.Go(func() {
-					if err := conn.caller(time.Minute, whoIs).require(t.Context(), ""); (err == nil) != (round > 0) {
-						t.Errorf("round %d: %v", round, err)
-					}
-				})
-			}
-			wg.Wait()
-			if n := lookups.Load(); n != want {
-				t.Errorf("round %d: %d look-ups so far, want %d", round, n, want)
-			}
+			together(10, func(int) {
+				if err := conn.caller(time.Minute, whoIs).require(t.Context(), ""); (err == nil) != (round > 0) {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+			equal(t, fmt.Sprint("look-ups up to round ", round), lookups.Load(), want)
 		}
 	})
 }
@@ -113,50 +103,32 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		time.Sleep(idleGrace)
 		idle[0].send(get)
-		if got := idle[0].answer(); got.status != 200 {
-			t.Fatalf("%+v", got)
-		}
+		equal(t, "the status", idle[0].answer().status, 200)
 		idle[1].send(get[:10])
 		synctest.Wait()
 		newest := r.dialRaw()
 		go newest.send(get)
-		if got := newest.answer(); got.status != 200 || got.took != 0 {
-			t.Errorf("a new client got %d after %v, want 200 at once", got.status, got.took)
-		}
+		newest.answer().expect(t, "200 after 0s")
 		if err := idle[2].send(get); err == nil {
 			t.Error("the connection that was idle longest is still open")
 		}
 		idle[1].send(get[10:])
-		if got := idle[1].answer(); got.status != 200 {
-			t.Errorf("a client that had begun a request got %+v", got)
-		}
-		if err := idle[3].send(get); err != nil {
-			t.Errorf("another one is closed: %v", err)
-		}
-		if n := r.clients.connections(); n != rigConnections {
-			t.Errorf("%d connections are open, want %d", n, rigConnections)
-		}
+		equal(t, "the status, for who had begun a request", idle[1].answer().status, 200)
+		equal(t, "sending on another one", idle[3].send(get), nil)
+		equal(t, "open connections", r.clients.connections(), rigConnections)
 	})
 	inBubble(t, "busy ones do not", func(t *testing.T) {
 		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { time.Sleep(50 * time.Second) })
-		var wg sync.WaitGroup
 		var late atomic.Int32
-		for range 2 * rigConnections {
-			wg.Go(func() {
-				c := r.dialRaw()
-				defer c.Close()
-				go c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-				if got := c.answer(); got.status != 200 {
-					t.Errorf("%+v", got)
-				} else if got.took > 50*time.Second {
-					late.Add(1)
-					if got.took > 100*time.Second+idleGrace {
-						t.Errorf("an answer took %v", got.took)
-					}
-				}
-			})
-		}
-		wg.Wait()
+		together(2*rigConnections, func(int) {
+			got := r.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			if got.status != 200 || got.took > 100*time.Second+idleGrace {
+				t.Errorf("%+v", got)
+			}
+			if got.took > 50*time.Second {
+				late.Add(1)
+			}
+		})
 		if late.Load() > rigConnections {
 			t.Errorf("%d clients waited, want %d", late.Load(), rigConnections)
 		}
@@ -165,7 +137,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 
 // TestStillReaders: those who have read nothing for the longest time are cut when there are too many, and nobody else is.
 func TestStillReaders(t *testing.T) {
-	inBubble(t, "", func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 4*bulkBuffer)) })
 		var still []*rawConnection
 		for range rigConnections/stillShare + 2 {
@@ -182,9 +154,7 @@ func TestStillReaders(t *testing.T) {
 		}
 		r.expectNothingLeft()
 		for _, line := range r.log.lines(t, "request completed")[:2] {
-			if line["status"] != 499.0 || line["error"] != errSlowReader.Error() {
-				t.Errorf("%v", line)
-			}
+			line.expect(t, "status", 499.0, "error", errSlowReader.Error())
 		}
 	})
 }
@@ -226,14 +196,11 @@ func TestHeaderBounds(t *testing.T) {
 					time.Sleep(row.pause)
 				}
 			}()
-			if got := c.answer(); got.status != row.status {
-				t.Errorf("%+v, want %d", got, row.status)
-			}
+			equal(t, "the status", c.answer().status, row.status)
 			c.Close()
 			synctest.Wait()
-			if taken, _ := r.clients.headers.load(); taken != 0 {
-				t.Errorf("%d bytes are still charged for headers", taken)
-			}
+			taken, _ := r.clients.headers.load()
+			equal(t, "still charged for headers", taken, 0)
 		})
 	}
 }

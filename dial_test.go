@@ -74,14 +74,11 @@ func TestEarlyAnswerConn(t *testing.T) {
 
 // TestDialTLSTimeout: connect_timeout_secs also ends a handshake with a peer that accepts and says nothing.
 func TestDialTLSTimeout(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer l.Close()
 	u := newUpstream(testConfig(t, "proxy.upstream_url = \"https://"+l.Addr().String()+"\"", overrides{}))
 	u.pool.timeout = 50 * time.Millisecond
-	_, err = u.pool.reserve(t.Context())
+	_, err := u.pool.reserve(t.Context())
 	if dial, ok := errors.AsType[*dialError](err); !ok || !dial.Timeout() {
 		t.Errorf("the error is %v, want a timeout", err)
 	}
@@ -180,9 +177,8 @@ func TestGatheredClose(t *testing.T) {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				time.Sleep(row.reads)
-				if got, _ := io.ReadAll(there); string(got) != row.got {
-					t.Errorf("the peer got %q, want %q", got, row.got)
-				}
+				got, _ := io.ReadAll(there)
+				equal(t, "the peer got", string(got), row.got)
 			})
 			start := time.Now()
 			if row.again {
@@ -190,9 +186,7 @@ func TestGatheredClose(t *testing.T) {
 				synctest.Wait()
 			}
 			conn.Close()
-			if took := time.Since(start); took != row.took {
-				t.Errorf("Close took %v, want %v", took, row.took)
-			}
+			equal(t, "Close took", time.Since(start), row.took)
 			wg.Wait()
 		})
 	}

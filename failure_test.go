@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -23,29 +22,21 @@ func checkErrorBody(t *testing.T, f *failure, id string) http.Header {
 	w := httptest.NewRecorder()
 	f.writeTo(w, id)
 	var wire bytes.Buffer
-	if err := w.Result().Write(&wire); err != nil {
-		t.Fatal(err)
-	}
-	a, err := http.ReadResponse(bufio.NewReader(&wire), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(a.Body)
-	isJSON := a.Header.Get("Content-Type") == "application/json"
-	if err != nil || a.StatusCode != f.status || a.ContentLength != int64(len(body)) || !isJSON {
-		t.Errorf("status %d, %d bytes, header %v: %v", a.StatusCode, len(body), a.Header, err)
+	equal(t, "writing it", w.Result().Write(&wire), nil)
+	a := must(http.ReadResponse(bufio.NewReader(&wire), nil))
+	body := must(io.ReadAll(a.Body))
+	if a.StatusCode != f.status || a.ContentLength != int64(len(body)) || a.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("status %d, %d bytes, header %v", a.StatusCode, len(body), a.Header)
 	}
 	line, rest, ok := strings.Cut(string(body), "\n")
 	if !ok || rest != "" || !utf8.ValidString(line) {
 		t.Errorf("not one line of text: %q", body)
 	}
-	valid := func(s string) string { return string([]rune(s)) } // what is not UTF-8 is replaced, byte by byte
 	want := map[string]any{"type": "error", "request_id": valid(id), "error": map[string]any{
 		"type": "proxy_error", "code": valid(f.code), "message": valid(f.message), "request_id": valid(id)}}
-	var got any
-	if err := json.Unmarshal(body, &got); err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("the body %s says %v, want %v: %v", body, got, want, err)
-	}
+	var got map[string]any
+	equal(t, "reading the body", json.Unmarshal(body, &got), nil)
+	equal(t, "the body", got, want)
 	return w.Header()
 }
 
@@ -85,9 +76,7 @@ func TestFailureAnswers(t *testing.T) {
 			}
 		}
 		slices.Sort(header)
-		if got := strings.Join(header, ", "); got != row.header {
-			t.Errorf("%s: the header is %s, want %s", row.code, got, row.header)
-		}
+		equal(t, row.code+": the header", strings.Join(header, ", "), row.header)
 	}
 }
 

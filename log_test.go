@@ -69,26 +69,23 @@ func FuzzLogLine(f *testing.F) {
 		if err := json.Unmarshal([]byte(line), &got); err != nil {
 			t.Fatalf("%v: %s", err, line)
 		}
-		valid := func(s string) string { return string([]rune(s)) } // what is not UTF-8 is replaced, byte by byte
 		for key, want := range map[string]any{"message": valid(message), "with": valid(value), "." + valid(key): valid(value), "count": 7.0, "yes": true} {
-			if got[key] != want {
-				t.Errorf("%q is %q, want %q: %s", key, got[key], want, line)
-			}
+			equal(t, key, got[key], want)
 		}
 	})
 }
 
 // TestParseLevel: the words in any case; what is unknown is info, and said to be unknown.
 func TestParseLevel(t *testing.T) {
-	for word, want := range map[string]slog.Level{"error": slog.LevelError, "warn": slog.LevelWarn, "info": slog.LevelInfo, "debug": slog.LevelDebug, "trace": levelTrace, "ERROR": slog.LevelError, "Trace": levelTrace, "": slog.LevelInfo} {
-		if level, ok := parseLevel(word); level != want || !ok {
-			t.Errorf("parseLevel(%q) = %v, %t; want %v", word, level, ok, want)
+	const unknown = slog.Level(99)
+	for word, want := range map[string]slog.Level{"error": slog.LevelError, "warn": slog.LevelWarn, "info": slog.LevelInfo, "debug": slog.LevelDebug, "trace": levelTrace, "ERROR": slog.LevelError, "Trace": levelTrace, "": slog.LevelInfo,
+		"warning": unknown, "off": unknown, " info": unknown, "-8": unknown} {
+		level, ok := parseLevel(word)
+		equal(t, word+" is known", ok, want != unknown)
+		if want == unknown {
+			want = slog.LevelInfo
 		}
-	}
-	for _, word := range []string{"warning", "off", " info", "-8"} {
-		if level, ok := parseLevel(word); level != slog.LevelInfo || ok {
-			t.Errorf("parseLevel(%q) = %v, %t; want info, false", word, level, ok)
-		}
+		equal(t, word, level, want)
 	}
 }
 
@@ -106,9 +103,8 @@ func TestLogReaderHangs(t *testing.T) {
 			}
 		}
 		start := time.Now()
-		if lines.flush(time.Second); time.Since(start) != time.Second {
-			t.Errorf("the end waits %v for it, want 1s", time.Since(start))
-		}
+		lines.flush(time.Second)
+		equal(t, "the end waits for it", time.Since(start), time.Second)
 		dropped := int(lines.dropped.Load())
 		var out bytes.Buffer
 		go io.Copy(&out, reader)
@@ -151,8 +147,6 @@ func TestShorten(t *testing.T) {
 		strings.Repeat("x", 257): strings.Repeat("x", 253) + "…",
 		strings.Repeat("é", 129): strings.Repeat("é", 126) + "…",
 	} {
-		if got := shorten(in); got != want {
-			t.Errorf("%d bytes become %q", len(in), got)
-		}
+		equal(t, fmt.Sprint(len(in), " bytes"), shorten(in), want)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -54,14 +53,9 @@ func TestRun(t *testing.T) {
 	dir := t.TempDir()
 	bad, warned := filepath.Join(dir, "bad.toml"), filepath.Join(dir, "warned.toml")
 	for path, text := range map[string]string{bad: "[proxy]\ntimeout_secs = 0\nmax_connections = 0\n", warned: "tailscale.state_dir = 'x'"} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		equal(t, path, os.WriteFile(path, []byte(text), 0o600), nil)
 	}
-	busy, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	busy := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer busy.Close()
 	problems := bad + ":2:16: proxy.timeout_secs must be a whole number from 1 to 3600\n" + bad + ":3:19: proxy.max_connections must be a whole number from 1 to 100000\n"
 	for _, row := range []struct {
@@ -85,15 +79,13 @@ func TestRun(t *testing.T) {
 	} {
 		var stdout, stderr bytes.Buffer
 		getenv := func(name string) string { return map[string]string{"CONFIG_PATH": row.configPath}[name] }
-		err := run(t.Context(), row.args, getenv, &stdout, &stderr)
-		if exitCode(err) != row.code {
-			t.Errorf("%s: exit code %d (%v), want %d", row.name, exitCode(err), err, row.code)
-		}
+		equal(t, row.name+": the exit code", exitCode(run(t.Context(), row.args, getenv, &stdout, &stderr)), row.code)
 		for name, pair := range map[string][2]string{"stdout": {stdout.String(), row.stdout}, "stderr": {stderr.String(), row.stderr}} {
-			rest, partly := strings.CutPrefix(pair[1], "…")
-			if partly && !strings.HasSuffix(pair[0], rest) || !partly && pair[0] != pair[1] {
-				t.Errorf("%s: %s is\n%swant\n%s", row.name, name, pair[0], pair[1])
+			got, want := pair[0], pair[1]
+			if rest, partly := strings.CutPrefix(want, "…"); partly {
+				got, want = got[max(0, len(got)-len(rest)):], rest
 			}
+			equal(t, row.name+": "+name, got, want)
 		}
 	}
 }
@@ -122,9 +114,7 @@ func TestRunServes(t *testing.T) {
 	}
 	want := "starting anthropic-oauth-proxy|LOG_LEVEL is not one of error, warn, info, debug, trace; using info|loading configuration|no configuration file, using defaults|" +
 		"configuration loaded|state: Starting|state: Running — accepting requests|told to stop, shutting down|all in-flight requests drained|shutdown complete"
-	if got := strings.Join(messages, "|"); got != want {
-		t.Errorf("logged\n%s\nwant\n%s", got, want)
-	}
+	equal(t, "logged", strings.Join(messages, "|"), want)
 	running := stdout.one(t, "state: Running — accepting requests")
 	if addr := fmt.Sprint(running["addr"]); !strings.HasPrefix(addr, "127.0.0.1:") || strings.HasSuffix(addr, ":0") {
 		t.Errorf("addr is %s, want the bound one", addr)
@@ -134,15 +124,10 @@ func TestRunServes(t *testing.T) {
 // TestListen: an IPv4 address stays one.
 func TestListen(t *testing.T) {
 	for addr, want := range map[string]string{"0.0.0.0:0": "0.0.0.0", "127.0.0.1:0": "127.0.0.1", ":0": "::"} {
-		ports, err := listen(addr)
-		if err != nil || len(ports) != 1 {
-			t.Fatal(ports, err)
+		for _, l := range must(listen(addr)) {
+			equal(t, addr, l.Addr().(*net.TCPAddr).IP.String(), want)
+			l.Close()
 		}
-		l := ports[0]
-		if got := l.Addr().(*net.TCPAddr).IP.String(); got != want {
-			t.Errorf("%s is bound as %s, want %s", addr, got, want)
-		}
-		l.Close()
 	}
 }
 
@@ -192,16 +177,16 @@ func TestShutDown(t *testing.T) {
 		began    bool           // their answers begin at once
 		ends     time.Duration  // the drain, after the signal
 		says     string         // and why
-		answers  []string       // status after the signal, in the order of requests
+		answers  []string       // in the order of requests
 	}{
 		{name: "idle", says: drained}, {name: "closed terminal", signal: syscall.SIGHUP, says: drained},
-		{name: "drained", requests: []string{"3s", "4s"}, ends: 4 * time.Second, says: drained, answers: []string{"200 after 3s", "200 after 4s"}},
-		{name: "exceeded", requests: []string{"3s", "1h", "1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"200 after 3s", "503 after 5s", "503 after 5s"}},
+		{name: "drained", requests: []string{"3s", "4s"}, ends: 4 * time.Second, says: drained, answers: []string{"200 after 3s, last", "200 after 4s, last"}},
+		{name: "exceeded", requests: []string{"3s", "1h", "1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"200 after 3s, last", "503 after 5s, last", "503 after 5s, last"}},
 		{name: "exceeded while streaming", began: true, requests: []string{"1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"cut after 5s"}},
 		{name: "configured", settings: "drain_timeout_secs = 3600\ntimeout_secs = 3600", requests: []string{"59m"}, began: true, ends: 59 * time.Minute, says: drained, answers: []string{"200 after 59m0s"}},
-		{name: "no drain at all", settings: "drain_timeout_secs = 0", requests: []string{"1s"}, says: exceeded, answers: []string{"503 after 0s"}},
-		{name: "queued requests are sent away at once", settings: "max_connections = 1", requests: []string{"2s", "1s", "1s"}, ends: 2 * time.Second, says: drained, answers: []string{"200 after 2s", "503 after 0s", "503 after 0s"}},
-		{name: "second signal", requests: []string{"1h"}, ends: 2 * time.Second, says: again, answers: []string{"503 after 2s"}},
+		{name: "no drain at all", settings: "drain_timeout_secs = 0", requests: []string{"1s"}, says: exceeded, answers: []string{"503 after 0s, last"}},
+		{name: "queued requests are sent away at once", settings: "max_connections = 1", requests: []string{"2s", "1s", "1s"}, ends: 2 * time.Second, says: drained, answers: []string{"200 after 2s, last", "503 after 0s, last", "503 after 0s, last"}},
+		{name: "second signal", requests: []string{"1h"}, ends: 2 * time.Second, says: again, answers: []string{"503 after 2s, last"}},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
 			r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
@@ -232,9 +217,9 @@ func TestShutDown(t *testing.T) {
 				want = append(want, complete)
 			}
 			<-r.done
-			if took := time.Since(start); r.err != nil || took < row.ends || took > row.ends+2*lastBytes {
-				t.Errorf("it ended with %v after %v, want %v", r.err, took, row.ends)
-			}
+			took := time.Since(start)
+			equal(t, "it ended with", r.err, nil)
+			equal(t, "in time", took >= row.ends && took <= row.ends+2*lastBytes, true)
 			wg.Wait()
 			var got []string
 			for _, line := range r.log.lines(t, "received SIGTERM, shutting down", "received SIGHUP, shutting down", drained, exceeded, complete, again) {
@@ -244,29 +229,20 @@ func TestShutDown(t *testing.T) {
 				}
 				got = append(got, text)
 			}
-			if !slices.Equal(got, want) {
-				t.Errorf("logged %q\nwant   %q", got, want)
-			}
+			equal(t, "logged", got, want)
 			left := 0.0
 			for i, a := range answers {
-				got := fmt.Sprintf("%d after %v", a.status, a.took)
-				if a.err != nil {
-					got = fmt.Sprintf("cut after %v", a.took)
-				}
-				if got != row.answers[i] || a.status == 503 && (!a.last || a.header.Get("X-Should-Retry") != "true") {
-					t.Errorf("request %d got %s (%v) with the header %v, want %s", i, got, a.err, a.header, row.answers[i])
-				}
-				if !strings.HasPrefix(got, "200") {
+				a.expect(t, row.answers[i])
+				if a.status != 200 || a.err != nil {
 					left++
 				}
+				equal(t, "it may be tried again", a.header.Get("X-Should-Retry") == "true", a.status == 503)
 			}
 			if row.says == exceeded {
-				if line := r.log.one(t, exceeded); line["remaining"] != left || line["drain_timeout_secs"] != row.ends.Seconds() {
-					t.Errorf("%v", line)
-				}
+				r.log.one(t, exceeded).expect(t, "remaining", left, "drain_timeout_secs", row.ends.Seconds())
 			}
-			if lines := r.log.lines(t, "request completed"); row.says != again && len(lines) != len(row.requests) {
-				t.Errorf("%d of %d requests have their line in the log", len(lines), len(row.requests))
+			if row.says != again {
+				equal(t, "requests with a line in the log", len(r.log.lines(t, "request completed")), len(row.requests))
 			}
 		})
 	}
@@ -284,9 +260,9 @@ func TestShutDownRefusesNewRequests(t *testing.T) {
 		r.signals <- syscall.SIGTERM
 		synctest.Wait()
 		go idle.send("Host: x\r\nContent-Length: 5\r\n\r\n") // and the body stays away
-		if got := idle.answer(); got.status != 503 || got.took != 0 || !got.last || !strings.Contains(got.body, `"code":"shutting_down"`) {
-			t.Errorf("%+v, want a 503 at once", got)
-		}
+		got := idle.answer()
+		got.expect(t, "503 after 0s, last")
+		equal(t, "it says why", strings.Contains(got.body, `"code":"shutting_down"`), true)
 		if _, err := r.front.dial(t.Context(), "", ""); err == nil {
 			t.Error("a new connection was accepted")
 		}

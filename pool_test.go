@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -53,19 +54,13 @@ func TestPoolColdStart(t *testing.T) {
 			r := newPoolRig(t, name == "HTTP/2", func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
 			r.wrap = slowly(300 * time.Millisecond)
 			start := time.Now()
-			var wg sync.WaitGroup
-			for range 300 {
-				wg.Go(func() {
-					if _, err := r.send(t.Context(), "/", nil); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
+			together(300, func(int) {
+				_, err := r.send(t.Context(), "/", nil)
+				equal(t, "the error", err, nil)
+			})
 			// One handshake to learn what the upstream speaks, one for the others, and a second for the answer.
-			if took := time.Since(start); took != 1600*time.Millisecond || r.dials.Load() != dials {
-				t.Errorf("%d dials, all answered after %v; want %d and 1.6s", r.dials.Load(), took, dials)
-			}
+			equal(t, "all answered after", time.Since(start), 1600*time.Millisecond)
+			equal(t, "dials", r.dials.Load(), dials)
 		})
 	}
 }
@@ -84,9 +79,7 @@ func TestPoolReuse(t *testing.T) {
 				if got, err := r.send(t.Context(), "/", strings.NewReader("x")); got != "x" || err != nil {
 					t.Fatalf("request %d: %q, %v", i, got, err)
 				}
-				if r.dials.Load() != row.dials {
-					t.Errorf("request %d: %d dials, want %d", i, r.dials.Load(), row.dials)
-				}
+				equal(t, fmt.Sprint("dials after request ", i), r.dials.Load(), row.dials)
 			}
 		})
 	}
@@ -100,27 +93,21 @@ func TestPoolDialFails(t *testing.T) {
 			time.Sleep(time.Second)
 			return failing(syscall.ECONNREFUSED, 1)(n, conn)
 		}
-		var wg sync.WaitGroup
 		start := time.Now()
-		for i := range 20 {
-			wg.Go(func() {
-				if i > 0 {
-					time.Sleep(time.Millisecond)
-				}
-				_, err := r.send(t.Context(), "/", nil)
-				_, dial := errors.AsType[*dialError](err)
-				switch took := time.Since(start); {
-				case i == 0 && (!dial || !errors.Is(err, syscall.ECONNREFUSED) || took != time.Second):
-					t.Errorf("at first: %v after %v", err, took)
-				case i > 0 && (err != nil || took != 2*time.Second):
-					t.Errorf("later: %v after %v", err, took)
-				}
-			})
-		}
-		wg.Wait()
-		if r.dials.Load() != 2 {
-			t.Errorf("%d dials, want 2", r.dials.Load())
-		}
+		together(20, func(i int) {
+			if i > 0 {
+				time.Sleep(time.Millisecond)
+			}
+			_, err := r.send(t.Context(), "/", nil)
+			_, dial := errors.AsType[*dialError](err)
+			switch took := time.Since(start); {
+			case i == 0 && (!dial || !errors.Is(err, syscall.ECONNREFUSED) || took != time.Second):
+				t.Errorf("at first: %v after %v", err, took)
+			case i > 0 && (err != nil || took != 2*time.Second):
+				t.Errorf("later: %v after %v", err, took)
+			}
+		})
+		equal(t, "dials", r.dials.Load(), 2)
 	})
 }
 
@@ -132,15 +119,11 @@ func TestPoolWaiterLeaves(t *testing.T) {
 			r.wrap = slowly(time.Second)
 			ctx, cancel := context.WithTimeout(t.Context(), leaves)
 			defer cancel()
-			var wg sync.WaitGroup
-			wg.Go(func() { r.send(ctx, "/", nil) })
-			wg.Go(func() {
-				time.Sleep(time.Millisecond)
-				if _, err := r.send(t.Context(), "/", nil); err != nil || r.dials.Load() > 2 {
-					t.Errorf("the other: %v, %d dials", err, r.dials.Load())
-				}
-			})
-			wg.Wait()
+			go r.send(ctx, "/", nil)
+			time.Sleep(time.Millisecond)
+			if _, err := r.send(t.Context(), "/", nil); err != nil || r.dials.Load() > 2 {
+				t.Errorf("the other: %v, %d dials", err, r.dials.Load())
+			}
 			synctest.Wait()
 			r.pool.mu.Lock()
 			defer r.pool.mu.Unlock()
@@ -176,9 +159,7 @@ func TestPoolCancelled(t *testing.T) {
 			r.send(ctx, "/", nil)
 			cancel()
 			synctest.Wait()
-			if want := int32(1 + i/cancelledAtMost); r.dials.Load() != want {
-				t.Fatalf("%d dials after %d departures, want %d", r.dials.Load(), i+1, want)
-			}
+			equal(t, fmt.Sprint("dials after departure ", i), r.dials.Load(), int32(1+i/cancelledAtMost))
 		}
 		r.pool.mu.Lock()
 		first := r.pool.conns[0]
@@ -205,29 +186,24 @@ func TestPoolStandstill(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 		})
 		var wg sync.WaitGroup
-		for range 6 {
-			wg.Go(func() {
-				if _, err := r.send(t.Context(), "/unread", strings.NewReader(strings.Repeat("x", 2<<20))); err != nil {
-					t.Error(err)
-				}
+		wg.Go(func() {
+			together(6, func(int) {
+				_, err := r.send(t.Context(), "/unread", strings.NewReader(strings.Repeat("x", 2<<20)))
+				equal(t, "the error of an unread one", err, nil)
 			})
-		}
+		})
 		time.Sleep(standstill + time.Millisecond)
 		start := time.Now()
 		if _, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20))); err != nil || time.Since(start) > time.Second {
 			t.Errorf("another upload: %v after %v", err, time.Since(start))
 		}
-		if r.dials.Load() != 2 {
-			t.Errorf("%d dials, want 2", r.dials.Load())
-		}
+		equal(t, "dials", r.dials.Load(), 2)
 		close(read)
 		wg.Wait()
 		r.pool.mu.Lock()
 		defer r.pool.mu.Unlock()
 		for _, c := range r.pool.conns {
-			if len(c.uploads) > 0 {
-				t.Errorf("%d uploads are still thought to be under way", len(c.uploads))
-			}
+			equal(t, "uploads that are thought to be under way", len(c.uploads), 0)
 		}
 	})
 }
@@ -237,7 +213,7 @@ func TestUnprocessed(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		frame string // the server's answer, after its settings
-		want  bool
+		want  bool   // it was not processed
 	}{
 		{name: "refused stream", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x07", want: true},
 		{name: "cancelled by the upstream", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x08"},

@@ -84,10 +84,7 @@ func TestProxyListener(t *testing.T) {
 		{name: "IPv6", addr: "[::1]:0", begin: hello, daemon: me, peer: alice, refusal: "it is a forgery"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			from, err := net.Listen("tcp", row.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
+			from := must(net.Listen("tcp", row.addr))
 			var log logRecorder
 			l := &proxyListener{
 				Listener: from, others: newClientListener(from, rigConnections), refused: &complaints{log: log.syncLogger()},
@@ -105,10 +102,7 @@ func TestProxyListener(t *testing.T) {
 			})}
 			go server.Serve(l)
 			defer server.Close()
-			conn, err := net.Dial("tcp", from.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := must(net.Dial("tcp", from.Addr().String()))
 			defer conn.Close()
 			fmt.Fprint(conn, row.begin, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -116,13 +110,10 @@ func TestProxyListener(t *testing.T) {
 				if err == nil || !strings.Contains(fmt.Sprint(log.lines(t)), row.refusal) {
 					t.Errorf("answered %v; want none, and a log line with %q:\n%s", resp, row.refusal, fmt.Sprint(log.lines(t)))
 				}
-				return
-			}
-			if err != nil {
-				t.Fatalf("%v\n%s", err, fmt.Sprint(log.lines(t)))
-			}
-			if body, _ := io.ReadAll(resp.Body); string(body) != "100.64.0.7:41000" {
-				t.Errorf("the client is %s", body)
+			} else if err != nil {
+				t.Errorf("%v\n%s", err, fmt.Sprint(log.lines(t)))
+			} else {
+				equal(t, "the client", string(must(io.ReadAll(resp.Body))), "100.64.0.7:41000")
 			}
 		})
 	}
@@ -136,10 +127,7 @@ func TestSilentProxyClient(t *testing.T) {
 		l := &proxyListener{Listener: from, others: newClientListener(from, 1), refused: &complaints{log: log.syncLogger()}}
 		server := &http.Server{ConnContext: withConn, ConnState: connState}
 		go server.Serve(l)
-		conn, err := from.dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := must(from.dial(t.Context(), "", ""))
 		start := time.Now()
 		if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF || time.Since(start) != proxyHeaderTime {
 			t.Errorf("it ended with %d bytes, %v, after %v", n, err, time.Since(start))

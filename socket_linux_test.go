@@ -11,24 +11,13 @@ import (
 func TestReceiveBuffers(t *testing.T) {
 	for limit, want := range map[string]struct{ accepted, widened int }{"96MiB": {receiveBuffer, largeReceiveBuffer}, "": {}} {
 		t.Setenv("GOMEMLIMIT", limit)
-		ports, err := listen("127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
 		const connections = 2 * wideShare
-		l := newClientListener(ports[0], connections)
+		l := newClientListener(must(listen("127.0.0.1:0"))[0], connections)
 		defer l.Close()
 		wide := 0
 		for range connections {
-			dialled, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer dialled.Close()
-			conn, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			defer must(net.Dial("tcp", l.Addr().String())).Close()
+			conn := must(l.Accept())
 			defer conn.Close()
 			before := receiveBufferOf(conn.(*clientConn).Conn)
 			conn.(*clientConn).widen()

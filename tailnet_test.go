@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,45 +34,37 @@ const (
 // seen builds an event; from is when a poll was begun, for those that are answers to one.
 type seen func(now time.Time) event
 
-// busJSON is a notice as it comes over the wire.
+// busJSON is a notice as it comes over the wire: bus of a state, busError of control's refusal of a login, busHealth a health report.
 func busJSON(format string, values ...any) seen {
-	return func(time.Time) event {
-		var n notice
-		if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
-			panic(err)
-		}
-		return event{notice: &n}
+	var n notice
+	if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
+		panic(err)
 	}
+	return func(time.Time) event { return event{notice: &n} }
 }
 
-// bus is a notice of a state, busError control's refusal of a login, busHealth a health report.
 func bus(s ipn.State) seen           { return busJSON(`{"State":%d}`, s) }
 func busError(message string) seen   { return busJSON(`{"ErrMessage":%q}`, message) }
 func busHealth(warnings string) seen { return busJSON(`{"Health":{"Warnings":%s}}`, warnings) }
+func busEnd(text string) seen        { return func(time.Time) event { return event{err: errors.New(text)} } }
 
-// busEnd is the end of the bus.
-func busEnd(text string) seen { return func(time.Time) event { return event{err: errors.New(text)} } }
+// polled is the answer to a poll that was begun age before; poll is one of a daemon in the given state, pollSelf of a running one
+// that says self of itself, pollFails a failure.
+func polled(age time.Duration, status *ipnstate.Status, err error) seen {
+	return func(now time.Time) event { return event{status: status, err: err, asked: now.Add(-age)} }
+}
 
-// poll is a status, asked for age before it came.
 func poll(age time.Duration, backend string) seen {
-	return func(now time.Time) event {
-		return event{status: daemonStatus(backend, "node-1.x.ts.net."), asked: now.Add(-age)}
-	}
+	return polled(age, daemonStatus(backend, "node-1.x.ts.net."), nil)
 }
 
-// pollSelf is the status of a running daemon, which says self of itself.
 func pollSelf(self ipnstate.PeerStatus) seen {
-	return func(now time.Time) event {
-		status := daemonStatus("Running", "")
-		status.Self = &self
-		return event{status: status, asked: now}
-	}
+	status := daemonStatus("Running", "")
+	status.Self = &self
+	return polled(0, status, nil)
 }
 
-// pollFails is a poll that failed, asked age before.
-func pollFails(age time.Duration, text string) seen {
-	return func(now time.Time) event { return event{err: errors.New(text), asked: now.Add(-age)} }
-}
+func pollFails(age time.Duration, text string) seen { return polled(age, nil, errors.New(text)) }
 
 // daemonStatus is what tailscaled says of itself.
 func daemonStatus(backend, dnsName string, health ...string) *ipnstate.Status {
@@ -176,7 +169,7 @@ func TestView(t *testing.T) {
 		{name: "a rename on the bus asks for a poll", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busJSON(`{"SelfChange":{"Name":"x"}}`), want: connected, again: true},
 			{see: pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), want: "connected as other 100.1.2.3"}}},
 		{name: "a state that is new to this client", steps: []step{{see: poll(0, "Hibernating"), want: "TailnetConnect: tailscaled is in state NoState"}}},
-		{name: "running, but without itself", steps: []step{{see: func(now time.Time) event { return event{status: &ipnstate.Status{BackendState: "Running"}, asked: now} }, want: "-"}}},
+		{name: "running, but without itself", steps: []step{{see: polled(0, &ipnstate.Status{BackendState: "Running"}, nil), want: "-"}}},
 		{name: "a notice of nothing that matters", steps: []step{{see: busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), want: "-"}}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -195,6 +188,13 @@ func TestView(t *testing.T) {
 	}
 }
 
+// connectedState and lacks are states of the tailnet.
+var connectedState = &tailnetState{hostname: "node-1", ip: "100.1.2.3"}
+
+func lacks(kind *problemKind, detail string) *tailnetState {
+	return &tailnetState{problem: &problem{kind, detail}}
+}
+
 // newTestTailnet returns a tailnet that nothing follows, and its log.
 func newTestTailnet() (*tailnet, *logRecorder) {
 	var log logRecorder
@@ -204,10 +204,6 @@ func newTestTailnet() (*tailnet, *logRecorder) {
 // TestConnect holds the retries to the clock: looks after 1, 2, 4, 8 and 16 s, an end at once when the
 // connection comes, and the right name when it does not.
 func TestConnect(t *testing.T) {
-	lacks := func(kind *problemKind, detail string) *tailnetState {
-		return &tailnetState{problem: &problem{kind, detail}}
-	}
-	connected := &tailnetState{hostname: "node-1", ip: "100.1.2.3"}
 	retries := []time.Duration{0, 1 * time.Second, 3 * time.Second, 7 * time.Second, 15 * time.Second}
 	type change struct {
 		at    time.Duration
@@ -221,10 +217,10 @@ func TestConnect(t *testing.T) {
 		took    time.Duration
 		want    string // the error
 	}{
-		{name: "at once", changes: []change{{0, connected}}},
-		{name: "wakes up at once", changes: []change{{0, lacks(tailnetConnect, "x")}, {1234 * time.Millisecond, connected}}, retries: retries[:2], took: 1234 * time.Millisecond},
-		{name: "in the last pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {31*time.Second - 1, connected}}, retries: retries, took: 31*time.Second - 1},
-		{name: "connected and lost again within a pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {2 * time.Second, connected}, {2 * time.Second, lacks(tailnetConnect, "y")}},
+		{name: "at once", changes: []change{{0, connectedState}}},
+		{name: "wakes up at once", changes: []change{{0, lacks(tailnetConnect, "x")}, {1234 * time.Millisecond, connectedState}}, retries: retries[:2], took: 1234 * time.Millisecond},
+		{name: "in the last pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {31*time.Second - 1, connectedState}}, retries: retries, took: 31*time.Second - 1},
+		{name: "connected and lost again within a pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {2 * time.Second, connectedState}, {2 * time.Second, lacks(tailnetConnect, "y")}},
 			retries: retries[:2], took: 2 * time.Second},
 		{name: "gives up", changes: []change{{0, lacks(tailnetConnect, "x")}}, retries: retries, took: 31 * time.Second, want: "TailnetConnect: x"},
 		{name: "gives up with the last cause", changes: []change{{0, lacks(tailnetConnect, "x")}, {30 * time.Second, lacks(tailnetMachineAuth, "y")}}, retries: retries, took: 31 * time.Second, want: "TailnetMachineAuth: y"},
@@ -235,35 +231,28 @@ func TestConnect(t *testing.T) {
 		{name: "told to stop before anything is seen", cancel: time.Second, took: time.Second, want: "context canceled"},
 		{name: "told to stop in a pause", changes: []change{{0, lacks(tailnetConnect, "x")}}, cancel: 5 * time.Second, retries: retries[:3], took: 5 * time.Second, want: "context canceled"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				tn, log := newTestTailnet()
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				start := time.Now()
-				go func() {
-					for _, c := range row.changes {
-						time.Sleep(c.at - time.Since(start))
-						tn.publish(c.state)
-					}
-				}()
-				if row.cancel > 0 {
-					time.AfterFunc(row.cancel, cancel)
+		inBubble(t, row.name, func(t *testing.T) {
+			tn, log := newTestTailnet()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			start := time.Now()
+			go func() {
+				for _, c := range row.changes {
+					time.Sleep(c.at - time.Since(start))
+					tn.publish(c.state)
 				}
-				err := tn.connect(ctx)
-				if took := time.Since(start); errorText(err) != row.want || took != row.took {
-					t.Errorf("%v after %v; want %s after %v", err, took, row.want, row.took)
-				}
-				lines := log.lines(t, "tailnet not connected yet, trying again")
-				if len(lines) != len(row.retries) {
-					t.Fatalf("%d retries, want %d", len(lines), len(row.retries))
-				}
-				for i, line := range lines {
-					if at := line.time(t).Sub(start); at != row.retries[i] || line["retry"] != float64(i+1) || line["retry_in_secs"] != connectBackoff[i].Seconds() {
-						t.Errorf("retry after %v: %v; want it after %v", at, line, row.retries[i])
-					}
-				}
-			})
+			}()
+			if row.cancel > 0 {
+				time.AfterFunc(row.cancel, cancel)
+			}
+			equal(t, "the error", errorText(tn.connect(ctx)), row.want)
+			equal(t, "took", time.Since(start), row.took)
+			var retries []time.Duration
+			for i, line := range log.lines(t, "tailnet not connected yet, trying again") {
+				retries = append(retries, line.time(t).Sub(start))
+				line.expect(t, "retry", float64(i+1), "retry_in_secs", connectBackoff[i].Seconds())
+			}
+			equal(t, "retries", retries, row.retries)
 		})
 	}
 }
@@ -272,7 +261,7 @@ func TestConnect(t *testing.T) {
 func TestTell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tn, log := newTestTailnet()
-		connected, lost := &tailnetState{hostname: "node-1", ip: "100.1.2.3"}, &tailnetState{problem: &problem{tailnetNotRunning, "first"}}
+		lost := lacks(tailnetNotRunning, "first")
 		see := func(s *tailnetState, want string) {
 			t.Helper()
 			tn.publish(s)
@@ -281,31 +270,28 @@ func TestTell(t *testing.T) {
 				got = append(got, fmt.Sprint(line["level"], " ", line["message"], " ", line["error"], " ", line["lost_for_ms"]))
 			}
 			log.buf.Reset()
-			if text := strings.Join(got, "\n"); text != want {
-				t.Errorf("after %v: logged %q, want %q", time.Now(), text, want)
-			}
+			equal(t, "logged", strings.Join(got, "\n"), want)
 		}
 		see(lost, "") // at start that is connect's to tell
 		time.Sleep(time.Minute)
 		see(lost, "")
-		see(connected, "")
+		see(connectedState, "")
 		see(lost, "")
 		time.Sleep(999 * time.Millisecond)
-		see(connected, "INFO tailnet connected again <nil> 999")
+		see(connectedState, "INFO tailnet connected again <nil> 999")
 		see(lost, "")
 		time.Sleep(time.Second)
-		cause := &tailnetState{problem: &problem{tailnetAuth, "real"}}
-		see(cause, "WARN tailnet connection lost; requests that still arrive are served TailnetAuth: real <nil>")
+		see(lacks(tailnetAuth, "real"), "WARN tailnet connection lost; requests that still arrive are served TailnetAuth: real <nil>")
 		time.Sleep(time.Hour)
 		see(lost, "")
-		see(connected, "INFO tailnet connected again <nil> 3.601e+06")
+		see(connectedState, "INFO tailnet connected again <nil> 3.601e+06")
 		see(lost, "")
 		time.Sleep(time.Second)
 		see(lost, "WARN tailnet connection lost; requests that still arrive are served TailnetNotRunning: first <nil>")
-		see(connected, "INFO tailnet connected again <nil> 1000")
+		see(connectedState, "INFO tailnet connected again <nil> 1000")
 		see(&tailnetState{hostname: "node-1-1"}, "WARN this node has another name than tailscale.hostname says; clients reach it under its actual name <nil> <nil>")
 		see(&tailnetState{hostname: "node-1-1"}, "")
-		see(connected, "")
+		see(connectedState, "")
 	})
 }
 
@@ -316,14 +302,14 @@ type daemon struct {
 	status *ipnstate.Status
 	hung   bool
 	whois  http.HandlerFunc
-	polls  []time.Time
 	dials  []time.Time // of the bus
 	bus    chan string // notices; closed to end the bus
 }
 
-// followed starts a tailnet that follows d.
+// followed starts a tailnet that follows d, which runs unless it says something else.
 func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
 	t.Helper()
+	d.bus, d.status = make(chan string), cmp.Or(d.status, daemonStatus("Running", "node-1."))
 	listener := newPipeListener()
 	server := &http.Server{Handler: d}
 	go server.Serve(listener)
@@ -351,10 +337,7 @@ func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	hung, bus := d.hung, d.bus
 	status, _ := json.Marshal(d.status)
-	switch r.URL.Path {
-	case "/localapi/v0/status":
-		d.polls = append(d.polls, time.Now())
-	case busPath:
+	if r.URL.Path == busPath {
 		d.dials = append(d.dials, time.Now())
 	}
 	d.mu.Unlock()
@@ -392,15 +375,13 @@ func (d *daemon) set(change func()) {
 // TestFollow follows a daemon through its life.
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &daemon{status: daemonStatus("NeedsLogin", ""), bus: make(chan string)}
+		d := &daemon{status: daemonStatus("NeedsLogin", "")}
 		tn, log := followed(t, d)
 		expect := func(what, want string) {
 			t.Helper()
 			synctest.Wait()
 			now := tn.current()
-			if got := verdict(&now); got != want {
-				t.Errorf("%s: %s, want %s", what, got, want)
-			}
+			equal(t, what, verdict(&now), want)
 		}
 		expect("at start", "TailnetConnect: tailscaled is not logged in")
 		d.bus <- `{"State":2}`
@@ -436,7 +417,7 @@ func TestRedial(t *testing.T) {
 		"Running":    {100 * ms, 200 * ms, 400 * ms, 500 * ms, 500 * ms},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &daemon{status: daemonStatus(backend, "node-1."), bus: make(chan string)}
+			d := &daemon{status: daemonStatus(backend, "node-1.")}
 			followed(t, d)
 			synctest.Wait()
 			close(d.bus)
@@ -446,9 +427,7 @@ func TestRedial(t *testing.T) {
 			defer d.mu.Unlock()
 			for i, pause := range pauses {
 				at = at.Add(pause)
-				if got := d.dials[i+1]; !got.Equal(at) {
-					t.Errorf("%s: dial %d at %v, want %v", backend, i+1, got, at)
-				}
+				equal(t, fmt.Sprint(backend, ": dial ", i+1), d.dials[i+1], at)
 			}
 		})
 	}
@@ -466,24 +445,20 @@ func TestTailnetTalksTooMuch(t *testing.T) {
 	}{
 		{name: "status", status: daemonStatus("Running", "node-1.", long), want: "TailnetNotRunning: " + errTooLarge.Error()},
 		{name: "status of almost that size", status: daemonStatus("Running", "node-1.", long[:len(long)-1000]), want: "connected as node-1 100.1.2.3"},
-		{name: "bus", status: daemonStatus("Running", "node-1."), bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
-		{name: "bus, in parts", status: daemonStatus("Running", "node-1."), bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
+		{name: "bus", bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
+		{name: "bus, in parts", bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				d := &daemon{status: row.status, bus: make(chan string)}
-				tn, _ := followed(t, d)
-				synctest.Wait()
-				time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
-				for _, text := range row.bus {
-					d.bus <- text
-				}
-				synctest.Wait()
-				now := tn.current()
-				if got := verdict(&now); got != row.want {
-					t.Errorf("%s, want %s", got, row.want)
-				}
-			})
+		inBubble(t, row.name, func(t *testing.T) {
+			d := &daemon{status: row.status}
+			tn, _ := followed(t, d)
+			synctest.Wait()
+			time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
+			for _, text := range row.bus {
+				d.bus <- text
+			}
+			synctest.Wait()
+			now := tn.current()
+			equal(t, "the state", verdict(&now), row.want)
 		})
 	}
 }
@@ -496,9 +471,7 @@ func TestSocketPath(t *testing.T) {
 	} {
 		path := "/" + strings.Repeat("s", size-1)
 		_, err := newTailnet(&config{socket: path, hostname: "x"}, slog.New(slog.DiscardHandler)).status(t.Context())
-		if got := strings.ReplaceAll(errorText(err), path, "PATH"); got != want {
-			t.Errorf("got  %s\nwant %s", got, want)
-		}
+		equal(t, "the error", strings.ReplaceAll(errorText(err), path, "PATH"), want)
 	}
 }
 
@@ -526,9 +499,7 @@ func TestTailnetGauges(t *testing.T) {
 				got = append(got, fmt.Sprint(strings.TrimPrefix(name, "tailnet_"), " ", int64(v)))
 			}
 		})
-		if text := strings.Join(got, ", "); text != row.want {
-			t.Errorf("%s: got %s, want %s", row.name, text, row.want)
-		}
+		equal(t, row.name, strings.Join(got, ", "), row.want)
 	}
 }
 
@@ -562,32 +533,27 @@ func TestWhoIs(t *testing.T) {
 		{name: "failure", status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
 		{name: "too much", answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, r *http.Request) {
-					if addr := r.FormValue("addr"); addr != "100.9.8.7:1234" {
-						t.Errorf("asked about %s", addr)
-					}
-					select {
-					case <-time.After(row.delay):
-					case <-r.Context().Done():
-					}
-					w.WriteHeader(max(200, row.status))
-					io.WriteString(w, row.answer)
-				}}
-				tn, _ := followed(t, d)
-				tn.required = "example.com/cap/claude"
-				ctx, leave := context.WithCancelCause(t.Context())
-				defer leave(nil)
-				if row.leaves > 0 {
-					time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
+		inBubble(t, row.name, func(t *testing.T) {
+			tn, _ := followed(t, &daemon{whois: func(w http.ResponseWriter, r *http.Request) {
+				equal(t, "asked about", r.FormValue("addr"), "100.9.8.7:1234")
+				select {
+				case <-time.After(row.delay):
+				case <-r.Context().Done():
 				}
-				start := time.Now()
-				who, err := tn.whoIs(ctx, "100.9.8.7:1234")
-				if took := time.Since(start); who != row.want || errorText(err) != row.err || took != row.took {
-					t.Errorf("%+v, %v after %v; want %+v, %s after %v", who, err, took, row.want, row.err, row.took)
-				}
-			})
+				w.WriteHeader(max(200, row.status))
+				io.WriteString(w, row.answer)
+			}})
+			tn.required = "example.com/cap/claude"
+			ctx, leave := context.WithCancelCause(t.Context())
+			defer leave(nil)
+			if row.leaves > 0 {
+				time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
+			}
+			start := time.Now()
+			who, err := tn.whoIs(ctx, "100.9.8.7:1234")
+			equal(t, "who", who, row.want)
+			equal(t, "the error", errorText(err), row.err)
+			equal(t, "took", time.Since(start), row.took)
 		})
 	}
 }
@@ -597,27 +563,22 @@ func TestWhoIs(t *testing.T) {
 func TestLookupsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most, answered atomic.Int32
-		d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, _ *http.Request) {
+		tn, _ := followed(t, &daemon{whois: func(w http.ResponseWriter, _ *http.Request) {
 			n := now.Add(1)
 			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 			}
 			time.Sleep(4 * time.Second)
 			now.Add(-1)
 			io.WriteString(w, whoisAlice)
-		}}
-		tn, _ := followed(t, d)
+		}})
 		start := time.Now()
-		var wg sync.WaitGroup
-		for range 3 * maxLookups {
-			wg.Go(func() {
-				if who, err := tn.whoIs(t.Context(), "100.9.8.7:1234"); err == nil && who.node != "" {
-					answered.Add(1)
-				}
-			})
-		}
-		wg.Wait()
-		if took := time.Since(start); most.Load() != maxLookups || answered.Load() != 2*maxLookups || took != lookupTimeout {
-			t.Errorf("%d at once, %d answered, %v; want %d, %d, %v", most.Load(), answered.Load(), took, maxLookups, 2*maxLookups, lookupTimeout)
-		}
+		together(3*maxLookups, func(int) {
+			if who, err := tn.whoIs(t.Context(), "100.9.8.7:1234"); err == nil && who.node != "" {
+				answered.Add(1)
+			}
+		})
+		equal(t, "at once", most.Load(), maxLookups)
+		equal(t, "answered", answered.Load(), 2*maxLookups)
+		equal(t, "took", time.Since(start), lookupTimeout)
 	})
 }

@@ -25,14 +25,13 @@ func TestHeaderTimeout(t *testing.T) {
 		name     string
 		settings string
 		delays   []time.Duration // of each attempt's headers
-		status   int
-		took     time.Duration
+		want     string
 	}{
-		{name: "never", delays: []time.Duration{time.Hour, time.Hour, time.Hour}, status: 504, took: 180200 * time.Millisecond},
-		{name: "no retries", settings: "timeout_retries = 0", delays: []time.Duration{time.Hour}, status: 504, took: time.Minute},
-		{name: "configured", settings: "timeout_secs = 1\ntimeout_retries = 1", delays: []time.Duration{2 * second, 2 * second}, status: 504, took: 2100 * time.Millisecond},
-		{name: "first attempt in time", delays: []time.Duration{time.Minute - 1}, status: 200, took: time.Minute - 1},
-		{name: "last attempt in time", delays: []time.Duration{time.Hour, time.Hour, 59 * second}, status: 200, took: 120200*time.Millisecond + 59*second},
+		{name: "never", delays: []time.Duration{time.Hour, time.Hour, time.Hour}, want: "504 after 3m0.2s"},
+		{name: "no retries", settings: "timeout_retries = 0", delays: []time.Duration{time.Hour}, want: "504 after 1m0s"},
+		{name: "configured", settings: "timeout_secs = 1\ntimeout_retries = 1", delays: []time.Duration{2 * second, 2 * second}, want: "504 after 2.1s"},
+		{name: "first attempt in time", delays: []time.Duration{time.Minute - 1}, want: "200 after 59.999999999s"},
+		{name: "last attempt in time", delays: []time.Duration{time.Hour, time.Hour, 59 * second}, want: "200 after 2m59.2s"},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
 			var attempts atomic.Int32
@@ -46,18 +45,16 @@ func TestHeaderTimeout(t *testing.T) {
 				}
 			})
 			got := r.post()
-			if got.status != row.status || got.took != row.took {
-				t.Errorf("%+v, want a %d after %v", got, row.status, row.took)
-			}
-			if row.status == 200 {
+			got.expect(t, row.want)
+			if got.status == 200 {
 				r.expectErrors()
 			} else if r.expectErrors(typeTimeout); got.header.Get("X-Should-Retry") != "false" || !strings.Contains(got.body, `"code":"timeout"`) {
 				t.Errorf("%+v", got)
 			}
 			tried := len(row.delays)
-			if n, line := r.proxy.metrics.retries.Load(), r.completed(); int(attempts.Load()) != tried || n != uint64(tried-1) || line["attempts"] != float64(tried) || line["status"] != float64(row.status) {
-				t.Errorf("%d attempts, %d retries counted; want %d; %v", attempts.Load(), n, tried, line)
-			}
+			equal(t, "attempts", int(attempts.Load()), tried)
+			equal(t, "retries counted", int(r.proxy.metrics.retries.Load()), tried-1)
+			r.completed().expect(t, "attempts", float64(tried), "status", float64(got.status))
 		})
 	}
 }
@@ -90,21 +87,14 @@ func TestPatience(t *testing.T) {
 				}
 				never(w, r)
 			})
-			got := r.post(row.header...)
-			if got.status != 504 || got.took != row.took {
-				t.Errorf("%d after %v, want 504 after %v", got.status, got.took, row.took)
-			}
+			r.post(row.header...).expect(t, fmt.Sprint("504 after ", row.took))
 			silence, attempts := row.took, 1.0
 			if row.took == contract {
 				silence, attempts = time.Minute, 3
 			}
-			if got := r.do("POST", "/stream", "x", row.header...); got.took != silence || got.err == nil {
-				t.Errorf("a silent stream: %+v, want a cut after %v", got, silence)
-			}
+			r.do("POST", "/stream", "x", row.header...).expect(t, fmt.Sprint("cut after ", silence))
 			synctest.Wait()
-			if line := r.log.lines(t, "request completed")[0]; line["attempts"] != attempts {
-				t.Errorf("%v attempts, want %v", line["attempts"], attempts)
-			}
+			r.log.lines(t, "request completed")[0].expect(t, "attempts", attempts)
 		})
 	}
 }
@@ -148,36 +138,34 @@ func TestConnectionFailure(t *testing.T) {
 		settings string
 		dial     func(n int, conn net.Conn) (net.Conn, error)
 		upstream http.HandlerFunc
-		status   int
 		dials    int32
-		took     time.Duration
+		want     string
 	}{
-		{name: "refused for ever", dial: failing(refused, 9), upstream: never, status: 502, dials: 2, took: 100 * time.Millisecond},
-		{name: "refused once", dial: failing(refused, 1), upstream: echo, status: 200, dials: 2, took: 100 * time.Millisecond},
-		{name: "name not found for ever", dial: failing(&net.DNSError{Err: "no such host", IsNotFound: true}, 9), upstream: never, status: 502, dials: 2, took: 100 * time.Millisecond},
-		{name: "dial timed out", dial: failing(context.DeadlineExceeded, 9), upstream: never, status: 502, dials: 1},
+		{name: "refused for ever", dial: failing(refused, 9), upstream: never, dials: 2, want: "502 after 100ms"},
+		{name: "refused once", dial: failing(refused, 1), upstream: echo, dials: 2, want: "200 after 100ms"},
+		{name: "name not found for ever", dial: failing(&net.DNSError{Err: "no such host", IsNotFound: true}, 9), upstream: never, dials: 2, want: "502 after 100ms"},
+		{name: "dial timed out", dial: failing(context.DeadlineExceeded, 9), upstream: never, dials: 1, want: "502 after 0s"},
 		{name: "dial hangs for longer than timeout_secs", settings: "timeout_secs = 2\ntimeout_retries = 1", dial: func(_ int, conn net.Conn) (net.Conn, error) {
 			conn.Close()
 			time.Sleep(5 * time.Second)
 			return nil, context.DeadlineExceeded
-		}, upstream: never, status: 504, dials: 1, took: 4100 * time.Millisecond},
-		{name: "bad certificate", dial: failing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, 9), upstream: never, status: 502, dials: 1},
-		{name: "lost after it was sent", upstream: says(""), status: 502, dials: 1},
-		{name: "an interim status at the end", upstream: says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), status: 502, dials: 1},
-		{name: "no HTTP", upstream: says("SSH-2.0-secret\r\n"), status: 502, dials: 1},
+		}, upstream: never, dials: 1, want: "504 after 4.1s"},
+		{name: "bad certificate", dial: failing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, 9), upstream: never, dials: 1, want: "502 after 0s"},
+		{name: "lost after it was sent", upstream: says(""), dials: 1, want: "502 after 0s"},
+		{name: "an interim status at the end", upstream: says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), dials: 1, want: "502 after 0s"},
+		{name: "no HTTP", upstream: says("SSH-2.0-secret\r\n"), dials: 1, want: "502 after 0s"},
 		{name: "headers beyond the limit", upstream: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Long", strings.Repeat("x", maxUpstreamHeader))
-		}, status: 502, dials: 1},
+		}, dials: 1, want: "502 after 0s"},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
 			r := newRig(t, row.settings, row.upstream)
 			r.wrap = row.dial
 			got := r.post()
-			if got.status != row.status || got.took != row.took || r.dials.Load() != row.dials {
-				t.Errorf("%d after %v and %d dials; want %d after %v and %d dials", got.status, got.took, r.dials.Load(), row.status, row.took, row.dials)
-			}
-			r.expectErrors(map[int][]errorType{502: {typeConnection}, 504: {typeTimeout}}[row.status]...)
-			if row.status == 502 && !strings.Contains(got.body, `"code":"connection"`) || strings.Contains(got.body, "secret") {
+			got.expect(t, row.want)
+			equal(t, "dials", r.dials.Load(), row.dials)
+			r.expectErrors(map[int][]errorType{502: {typeConnection}, 504: {typeTimeout}}[got.status]...)
+			if got.status == 502 && !strings.Contains(got.body, `"code":"connection"`) || strings.Contains(got.body, "secret") {
 				t.Errorf("the body is %s", got.body)
 			}
 		})
@@ -205,16 +193,15 @@ func TestStaleConnection(t *testing.T) {
 					return nil
 				}}, nil
 			}
-			for range 2 {
-				if got := r.do(row.method, "/", row.body); got.status != 200 || got.body != row.body {
-					t.Errorf("status %d and %d bytes, error %v; want 200 and %d bytes", got.status, len(got.body), got.err, len(row.body))
-				}
+			for _, want := range []string{"200 after 0s", "200 after 100ms"} {
+				got := r.do(row.method, "/", row.body)
+				got.expect(t, want)
+				equal(t, "the same body", got.body == row.body, true)
 				synctest.Wait()
 				stale = true
 			}
-			if served.Load() != 2 || r.dials.Load() != 2 {
-				t.Errorf("%d requests served over %d connections, want 2 over 2", served.Load(), r.dials.Load())
-			}
+			equal(t, "served", served.Load(), 2)
+			equal(t, "dials", r.dials.Load(), 2)
 		})
 	}
 }
@@ -238,10 +225,8 @@ func TestReusedConnectionLost(t *testing.T) {
 				}
 			})
 			r.do(row.method, "/", row.body, row.header...)
-			got := r.do(row.method, "/", row.body, row.header...)
-			if got.status != 502 || len(served) != 2 {
-				t.Errorf("status %d, the upstream served %d requests; want 502 and 2", got.status, len(served))
-			}
+			equal(t, "the status", r.do(row.method, "/", row.body, row.header...).status, 502)
+			equal(t, "served", len(served), 2)
 		})
 	}
 }

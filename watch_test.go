@@ -2,7 +2,6 @@ package main
 
 import (
 	"net"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -32,13 +31,9 @@ func TestWatch(t *testing.T) {
 				return row.more[len(called)-1]
 			})
 			time.Sleep(row.stopped)
-			if inTime := w.stop(); inTime != row.inTime {
-				t.Errorf("in time: %t", inTime)
-			}
+			equal(t, "in time", w.stop(), row.inTime)
 			time.Sleep(time.Hour)
-			if !slices.Equal(called, row.want) {
-				t.Errorf("asked after %v, want %v", called, row.want)
-			}
+			equal(t, "asked after", called, row.want)
 		})
 	}
 }

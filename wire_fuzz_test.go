@@ -55,25 +55,40 @@ type wire struct {
 // numberHeader is in each of the upstream's answers: how many requests it has got.
 const numberHeader = "X-Upstream-Number"
 
-// serveStrictly is the upstream on one connection: it answers when a request is complete.
+// serveStrictly is the upstream on one connection. It answers a request that is complete, and accepts only what no other reader can
+// take for another one: lines that end in CRLF, one Host, one length at most, and no byte behind it. (checkArrived compares the headers,
+// so no Transfer-Encoding is there either.)
 func (w *wire) serveStrictly(conn net.Conn) {
 	defer conn.Close()
-	reader := bufio.NewReader(conn)
-	for {
-		r, err := readArrived(reader)
-		if err == io.EOF {
+	for text, piece := "", make([]byte, 64<<10); ; {
+		n, err := conn.Read(piece)
+		text += string(piece[:n])
+		s := &sentReader{rest: text}
+		r, complete := s.request()
+		switch {
+		case !complete && err == nil:
+			continue
+		case !complete && text == "":
+			return
+		case !complete:
+			w.t.Errorf("the upstream gets what is no request: %q, then %v", text, err)
 			return
 		}
-		if err != nil {
-			w.t.Errorf("the upstream gets what is not strictly a request: %v", err)
-			return
+		head := strings.TrimSuffix(strings.TrimSuffix(text, s.rest), r.body)
+		host, length := r.header["host"], r.header["content-length"]
+		if !strictHead.MatchString(head) || s.rest != "" || !slices.Equal(host, []string{"127.0.0.1:1"}) ||
+			length != nil && !slices.Equal(length, []string{strconv.Itoa(len(r.body))}) {
+			w.t.Errorf("the upstream gets what is not strictly a request: %q", text)
 		}
+		delete(r.header, "host")
+		delete(r.header, "content-length")
 		w.arrived = append(w.arrived, r)
 		body := "ok"
 		if r.method == http.MethodHead {
 			body = ""
 		}
 		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\n%s: %d\r\nContent-Length: 2\r\n\r\n%s", numberHeader, len(w.arrived), body)
+		text = ""
 	}
 }
 
@@ -249,66 +264,31 @@ func (r *wireRequest) own() bool {
 // forwarded reports whether r is to reach the upstream.
 func (r *wireRequest) forwarded() bool { return r.method != http.MethodConnect && !r.own() }
 
+// The grammar.
+const (
+	token   = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+	visible = `[^\x00-\x20\x7f]`
+	content = `[^\x00-\x08\x0a-\x1f\x7f]` // of a header's value, blanks included
+)
+
 var (
-	token       = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-	requestLine = regexp.MustCompile(`^(` + token + `) ([^\x00-\x20\x7f]*) HTTP/1\.([0-9])$`)
-	fieldLine   = regexp.MustCompile(`^(` + token + `):([^\x00-\x08\x0a-\x1f\x7f]*)$`)
-	foldedLine  = regexp.MustCompile(`^[ \t][^\x00-\x08\x0a-\x1f\x7f]*$`)
-	digits      = regexp.MustCompile(`^[0-9]+$`)
+	requestLine = regexp.MustCompile(`^(` + token + `) (` + visible + `*) HTTP/1\.([0-9])\r?\n`)
+	fieldLines  = regexp.MustCompile(`^(` + token + `):(` + content + `*(?:\r?\n[ \t]` + content + `*)*)\r?\n`)
+	emptyLine   = regexp.MustCompile(`^\r?\n`)
+	fold        = regexp.MustCompile(`[ \t]*\r?\n[ \t]+`)
+	chunkLine   = regexp.MustCompile(`^([0-9A-Fa-f]{1,16})([ \t]*(?:;[^\r]*)?)\r\n`) // with extensions, which are of no use to anyone
+	// Lines that end in LF (2.2), and folded ones (5.2): a server may take them.
+	laxLines = regexp.MustCompile(`(^|[^\r])\n|\n[ \t]`)
 	// What is written as everybody reads it.
-	strictHead   = regexp.MustCompile(`^` + token + ` [^\x00-\x20\x7f]+ HTTP/1\.1\r\n(` + token + `: ([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?\r\n)*\r\n$`)
-	strictLength = regexp.MustCompile(`\r\nContent-Length: ([0-9]{1,7})\r\n`)
-	// With extensions, which are of no use to anyone.
-	chunkLine = regexp.MustCompile(`^([0-9A-Fa-f]{1,16})([ \t]*(;[^\r]*)?)$`)
+	strictHead = regexp.MustCompile(`^` + token + ` ` + visible + `+ HTTP/1\.1\r\n(` + token + `: (` + visible + `(` + content + `*` + visible + `)?)?\r\n)*\r\n$`)
 	// Targets and hosts that nobody may refuse.
 	plainTarget = regexp.MustCompile(`^(http://[0-9A-Za-z.-]+(:[0-9]+)?)?/([!$&'()*+,./:;=?@_~0-9A-Za-z-]|%[0-9A-Fa-f]{2})*$`)
 	plainHost   = regexp.MustCompile(`^[0-9A-Za-z.-]+(:[0-9]+)?$`)
 )
 
-// readArrived reads a request as strictly as one can, so that no other reader can see another one: lines that end in
-// CRLF, one Host, one length at most and no transfer coding, no header that ends at the proxy, and no byte behind it.
-// io.EOF says that there is none.
-func readArrived(reader *bufio.Reader) (r wireRequest, err error) {
-	text := ""
-	for line := ""; line != "\r\n"; text += line {
-		if line, err = reader.ReadString('\n'); err != nil && text+line != "" {
-			err = fmt.Errorf("%q: %v", text+line, err)
-		}
-		if err != nil {
-			return r, err
-		}
-	}
-	if !strictHead.MatchString(text) {
-		return r, fmt.Errorf("%q", text)
-	}
-	length := 0
-	if m := strictLength.FindStringSubmatch(text); m != nil {
-		length, _ = strconv.Atoi(m[1])
-	}
-	body := make([]byte, length)
-	n, err := io.ReadFull(reader, body)
-	if err != nil || reader.Buffered() > 0 {
-		return r, fmt.Errorf("%d bytes and %d behind them, for a body of %d", n, reader.Buffered(), length)
-	}
-	r, ok := (&sentReader{rest: text + string(body)}).request()
-	host, lengths := r.header["host"], r.header["content-length"]
-	delete(r.header, "host")
-	delete(r.header, "content-length")
-	if !ok || !slices.Equal(host, []string{"127.0.0.1:1"}) || len(lengths) > 1 || len(lengths) == 1 && lengths[0] != strconv.Itoa(length) {
-		return r, fmt.Errorf("hosts %q and lengths %q", host, lengths)
-	}
-	for name := range r.header {
-		if endsHere.MatchString(name) || clientsEndHere.MatchString(name) {
-			return r, fmt.Errorf("the header %q, which ends at the proxy", name)
-		}
-	}
-	return r, nil
-}
-
 // sentReader reads what a client has sent. It is as strict as RFC 9112 lets a server be, except that it takes what
-// net/http takes too: lines that end in LF (2.2), folded header lines (5.2) and equal lengths twice (RFC 9110, 8.6), as
-// the RFC allows; after a POST, of which old clients send more than they say (2.2), up to four CR and LF; and CONNECT
-// without a target, which is refused like any other.
+// net/http takes too: lax lines and equal lengths twice (RFC 9110, 8.6), as the RFC allows; after a POST, of which old
+// clients send more than they say (2.2), up to four CR and LF; and CONNECT without a target, which is refused like any other.
 type sentReader struct {
 	rest string
 	lax  bool // one of those was met
@@ -335,19 +315,19 @@ func readSent(sent string) (requests []wireRequest) {
 	}
 }
 
-// line reads a line. ok is false if it has no end.
-func (s *sentReader) line() (line string, ok bool) {
-	line, s.rest, ok = strings.Cut(s.rest, "\n")
-	line, crlf := strings.CutSuffix(line, "\r")
-	s.lax = s.lax || !crlf
-	return line, ok
+// take takes what matches off the beginning, and returns its groups: nil if it does not match.
+func (s *sentReader) take(what *regexp.Regexp) []string {
+	m := what.FindStringSubmatch(s.rest)
+	if m != nil {
+		s.rest, s.lax = s.rest[len(m[0]):], s.lax || laxLines.MatchString(m[0])
+	}
+	return m
 }
 
 // request reads a request; ok is false if it is not valid, or not complete.
 func (s *sentReader) request() (r wireRequest, ok bool) {
-	line, ok := s.line()
-	m := requestLine.FindStringSubmatch(line)
-	if !ok || m == nil || m[2] == "" && m[1] != http.MethodConnect {
+	m := s.take(requestLine)
+	if m == nil || m[2] == "" && m[1] != http.MethodConnect {
 		return r, false
 	}
 	r = wireRequest{method: m[1], target: m[2]}
@@ -378,51 +358,30 @@ func (s *sentReader) request() (r wireRequest, ok bool) {
 // fields reads header lines and the empty one behind them.
 func (s *sentReader) fields() (header map[string][]string, ok bool) {
 	header = map[string][]string{}
-	for name := ""; ; {
-		line, ok := s.line()
-		switch m := fieldLine.FindStringSubmatch(line); {
-		case !ok:
-			return nil, false
-		case line == "":
-			for _, values := range header {
-				for i := range values {
-					values[i] = strings.Trim(values[i], " \t")
-				}
-			}
-			return header, true
-		case m != nil:
-			name = strings.ToLower(m[1])
-			header[name] = append(header[name], strings.Trim(m[2], " \t"))
-		case name != "" && foldedLine.MatchString(line):
-			header[name][len(header[name])-1] += " " + strings.Trim(line, " \t")
-			s.lax = true
-		default:
+	for s.take(emptyLine) == nil {
+		m := s.take(fieldLines)
+		if m == nil {
 			return nil, false
 		}
+		name := strings.ToLower(m[1])
+		header[name] = append(header[name], strings.Trim(fold.ReplaceAllString(m[2], " "), " \t"))
 	}
+	return header, true
 }
 
 // body reads r's body (RFC 9112, 6.3). old says that r is HTTP/1.0, which has no transfer codings: one that names
 // them is in error about its end, and its connection must be closed (6.1).
 func (s *sentReader) body(r *wireRequest, old bool) (ok bool) {
 	size := 0
-	if lengths := r.header["content-length"]; len(lengths) > 0 {
-		for _, length := range lengths {
-			if length != lengths[0] || !digits.MatchString(length) {
-				return false
-			}
-		}
-		n, err := strconv.ParseInt(lengths[0], 10, 64)
-		if err != nil {
+	for i, length := range r.header["content-length"] {
+		n, err := strconv.ParseUint(length, 10, 63)
+		if err != nil || length != r.header["content-length"][0] {
 			return false
 		}
-		size = int(n)
-		s.lax = s.lax || len(lengths) > 1
+		size, s.lax = int(n), s.lax || i > 0
 	}
 	codings := r.header["transfer-encoding"]
-	if len(codings) > 0 {
-		r.last = true
-	}
+	r.last = r.last || len(codings) > 0
 	if len(codings) == 0 || old {
 		if size > len(s.rest) {
 			return false
@@ -444,24 +403,20 @@ func (s *sentReader) body(r *wireRequest, old bool) (ok bool) {
 // chunks reads a chunked body (RFC 9112, 7.1).
 func (s *sentReader) chunks() (body string, ok bool) {
 	for {
-		line, rest, ok := strings.Cut(s.rest, "\r\n")
-		m := chunkLine.FindStringSubmatch(line)
-		if !ok || m == nil {
+		m := s.take(chunkLine)
+		if m == nil {
 			return body, false
 		}
 		s.lax = s.lax || m[2] != ""
 		size, err := strconv.ParseUint(m[1], 16, 64)
-		s.rest = rest
 		switch {
-		case err != nil:
+		case err != nil, size > uint64(len(s.rest)):
 			return body, false
 		case size == 0:
 			return body, s.trailer()
-		case size > uint64(len(rest)):
-			return body, false
 		}
-		body += rest[:size]
-		if s.rest, ok = strings.CutPrefix(rest[size:], "\r\n"); !ok {
+		body += s.rest[:size]
+		if s.rest, ok = strings.CutPrefix(s.rest[size:], "\r\n"); !ok {
 			return body, false
 		}
 	}
