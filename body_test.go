@@ -106,9 +106,8 @@ func TestSlowUploadsHoldHalf(t *testing.T) {
 				refused.Add(1)
 			}
 		})
-		if passed.Load()+refused.Load() != fit+second+last || passed.Load() < fit || refused.Load() == 0 {
-			t.Errorf("%d uploads are answered and %d refused, want %d at least and some", passed.Load(), refused.Load(), fit)
-		}
+		equal(t, "answered or refused", passed.Load()+refused.Load(), fit+second+last)
+		holds(t, passed.Load() >= fit && refused.Load() > 0, "%d are answered and %d refused, want %d at least and some", passed.Load(), refused.Load(), fit)
 	})
 }
 
@@ -119,9 +118,8 @@ func TestSilentUpload(t *testing.T) {
 		inBubble(t, name, func(t *testing.T) {
 			r := newRig(t, "", echo)
 			got := r.ask(sent)
-			if got.status != 408 || got.took < 60*time.Second || got.took > 67500*time.Millisecond || !got.last || r.dials.Load() > 0 {
-				t.Errorf("%d after %v and %d dials, want 408 after 60 to 67.5s", got.status, got.took, r.dials.Load())
-			}
+			holds(t, got.took >= 60*time.Second && got.took <= 67500*time.Millisecond, "it took %v, want 60 to 67.5s", got.took)
+			holds(t, got.status == 408 && got.last && r.dials.Load() == 0, "%+v after %d dials", got, r.dials.Load())
 		})
 	}
 }
@@ -236,9 +234,7 @@ func TestUploadAnyPieces(t *testing.T) {
 						equal(t, what, iotest.TestReader(b.open(), content), nil)
 					}
 					got, err := io.ReadAll(iotest.HalfReader(b.open()))
-					if err != nil || !bytes.Equal(got, content) {
-						t.Errorf("%s: another attempt reads %d, %v", what, len(got), err)
-					}
+					holds(t, err == nil && bytes.Equal(got, content), "%s: another attempt reads %d, %v", what, len(got), err)
 				}
 			}
 		}
@@ -279,8 +275,7 @@ func TestRequestBodyReleases(t *testing.T) {
 		taken, _ := g.load()
 		equal(t, row.name+": reserved in the end", taken, row.want)
 		equal(t, row.name+": the memory is still held", b.content != nil, row.want > 0)
-		if n, _ := newest.Read(make([]byte, 8)); row.want == 0 && n > 0 {
-			t.Errorf("%s: memory that may be another request's by now is still read", row.name)
-		}
+		n, _ := newest.Read(make([]byte, 8))
+		holds(t, row.want > 0 || n == 0, "%s: memory that may be another request's by now is still read", row.name)
 	}
 }

@@ -53,9 +53,7 @@ func TestCheck(t *testing.T) {
 		text = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "ADDR")
 		text = regexp.MustCompile(`(?m)^config defaults, there is no .*$`).ReplaceAllString(text, "config defaults")
 		if i := strings.Index(text, "FAILED"); i >= 0 {
-			if !strings.Contains(text[i:], "; ") || strings.Count(text[i:], "\n") != 1 {
-				t.Errorf("%s: the failure has no hint, or does not end the check:\n%s", row.name, text)
-			}
+			holds(t, strings.Contains(text[i:], "; ") && strings.Count(text[i:], "\n") == 1, "%s: the failure has no hint, or does not end the check:\n%s", row.name, text)
 			text = text[:i+len("FAILED")]
 		}
 		equal(t, row.name, text, row.want)

@@ -51,9 +51,7 @@ func TestRequireCaller(t *testing.T) {
 				time.Sleep(time.Second)
 				return row.who, row.err
 			})
-			if !l.pending() || l.answer() != (identity{}) {
-				t.Error("there is an answer before tailscaled gave one")
-			}
+			holds(t, l.pending() && l.answer() == (identity{}), "there is an answer before tailscaled gave one")
 			took := min(time.Second, row.leaves)
 			equal(t, "the error", fmt.Sprint(l.require(ctx, row.capability)), fmt.Sprint(row.want))
 			equal(t, "took", time.Since(start), took)
@@ -81,9 +79,8 @@ func TestOneLookupPerConnection(t *testing.T) {
 				time.Sleep(time.Minute)
 			}
 			together(10, func(int) {
-				if err := conn.caller(time.Minute, whoIs).require(t.Context(), ""); (err == nil) != (round > 0) {
-					t.Errorf("round %d: %v", round, err)
-				}
+				err := conn.caller(time.Minute, whoIs).require(t.Context(), "")
+				holds(t, (err == nil) == (round > 0), "round %d: %v", round, err)
 			})
 			equal(t, fmt.Sprint("look-ups up to round ", round), lookups.Load(), want)
 		}
@@ -109,9 +106,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 		newest := r.dialRaw()
 		go newest.send(get)
 		newest.answer().expect(t, "200 after 0s")
-		if err := idle[2].send(get); err == nil {
-			t.Error("the connection that was idle longest is still open")
-		}
+		err := idle[2].send(get)
+		holds(t, err != nil, "the connection that was idle longest is still open")
 		idle[1].send(get[10:])
 		equal(t, "the status, for who had begun a request", idle[1].answer().status, 200)
 		equal(t, "sending on another one", idle[3].send(get), nil)
@@ -122,16 +118,12 @@ func TestConnectionsAreBounded(t *testing.T) {
 		var late atomic.Int32
 		together(2*rigConnections, func(int) {
 			got := r.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-			if got.status != 200 || got.took > 100*time.Second+idleGrace {
-				t.Errorf("%+v", got)
-			}
+			holds(t, got.status == 200 && got.took <= 100*time.Second+idleGrace, "%+v", got)
 			if got.took > 50*time.Second {
 				late.Add(1)
 			}
 		})
-		if late.Load() > rigConnections {
-			t.Errorf("%d clients waited, want %d", late.Load(), rigConnections)
-		}
+		holds(t, late.Load() <= rigConnections, "%d clients waited, want %d", late.Load(), rigConnections)
 	})
 }
 
@@ -148,9 +140,8 @@ func TestStillReaders(t *testing.T) {
 		}
 		time.Sleep(2 * stillGrace)
 		for i, c := range still {
-			if got := c.answer(); (got.err == nil) != (i >= 2) {
-				t.Errorf("client %d: %d bytes, %v", i, len(got.body), got.err)
-			}
+			got := c.answer()
+			holds(t, (got.err == nil) == (i >= 2), "client %d: %d bytes, %v", i, len(got.body), got.err)
 		}
 		r.expectNothingLeft()
 		for _, line := range r.log.lines(t, "request completed")[:2] {

@@ -66,8 +66,11 @@ func TestEarlyAnswerConn(t *testing.T) {
 			conn.gathered.settle(time.Minute)
 			_, err = conn.gathered.state()
 		}
-		if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
-			t.Errorf("%s: %d, %v; kept back: %t", row.name, n, err, row.kept)
+		if row.kept {
+			equal(t, row.name, err, nil)
+			equal(t, row.name+": written", n, 2)
+		} else {
+			holds(t, errors.Is(err, row.err), "%s: %d, %v", row.name, n, err)
 		}
 	}
 }
@@ -79,9 +82,8 @@ func TestDialTLSTimeout(t *testing.T) {
 	u := newUpstream(testConfig(t, "proxy.upstream_url = \"https://"+l.Addr().String()+"\"", overrides{}))
 	u.pool.timeout = 50 * time.Millisecond
 	_, err := u.pool.reserve(t.Context())
-	if dial, ok := errors.AsType[*dialError](err); !ok || !dial.Timeout() {
-		t.Errorf("the error is %v, want a timeout", err)
-	}
+	dial, ok := errors.AsType[*dialError](err)
+	holds(t, ok && dial.Timeout(), "the error is %v, want a timeout", err)
 }
 
 // gathering returns a connection that gathers, and its peer, in memory.
@@ -110,9 +112,9 @@ func TestGatheredWrites(t *testing.T) {
 		}
 	}
 	conn.Close()
-	if got := <-read; !bytes.Equal(got, want.Bytes()) || conn.written.Load() != int64(len(got)) {
-		t.Errorf("%d bytes came, want these %d; %d count as written", len(got), want.Len(), conn.written.Load())
-	}
+	got := <-read
+	holds(t, bytes.Equal(got, want.Bytes()), "%d bytes came, want these %d", len(got), want.Len())
+	equal(t, "counted as written", conn.written.Load(), int64(want.Len()))
 }
 
 // TestGatheredPressure: a peer that reads nothing makes writers wait when 128 KiB wait and as many are under way, and is given up
@@ -130,12 +132,10 @@ func TestGatheredPressure(t *testing.T) {
 				t.Fatalf("%d bytes were accepted at once", accepted)
 			}
 		}
-		if took := time.Since(start); took != time.Minute || accepted < maxGathered || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%v after %v and %d bytes", err, took, accepted)
-		}
-		if _, read := conn.Read(make([]byte, 1)); !errors.Is(read, os.ErrDeadlineExceeded) {
-			t.Errorf("reading gives %v, want why the connection was closed", read)
-		}
+		took := time.Since(start)
+		holds(t, took == time.Minute && accepted >= maxGathered && errors.Is(err, os.ErrDeadlineExceeded), "%v after %v and %d bytes", err, took, accepted)
+		_, read := conn.Read(make([]byte, 1))
+		holds(t, errors.Is(read, os.ErrDeadlineExceeded), "reading gives %v, want why the connection was closed", read)
 	})
 }
 
@@ -149,9 +149,8 @@ func TestGatheredSlowPeer(t *testing.T) {
 			time.Sleep(59 * time.Second)
 			io.ReadFull(there, make([]byte, 1))
 		}
-		if _, err := conn.Write([]byte("x")); err != nil {
-			t.Error(err)
-		}
+		_, err := conn.Write([]byte("x"))
+		equal(t, "writing more", err, nil)
 		go io.Copy(io.Discard, there)
 		synctest.Wait()
 	})

@@ -25,13 +25,11 @@ func checkErrorBody(t *testing.T, f *failure, id string) http.Header {
 	equal(t, "writing it", w.Result().Write(&wire), nil)
 	a := must(http.ReadResponse(bufio.NewReader(&wire), nil))
 	body := must(io.ReadAll(a.Body))
-	if a.StatusCode != f.status || a.ContentLength != int64(len(body)) || a.Header.Get("Content-Type") != "application/json" {
-		t.Errorf("status %d, %d bytes, header %v", a.StatusCode, len(body), a.Header)
-	}
+	equal(t, "the status", a.StatusCode, f.status)
+	equal(t, "the length", a.ContentLength, int64(len(body)))
+	equal(t, "the type", a.Header.Get("Content-Type"), "application/json")
 	line, rest, ok := strings.Cut(string(body), "\n")
-	if !ok || rest != "" || !utf8.ValidString(line) {
-		t.Errorf("not one line of text: %q", body)
-	}
+	holds(t, ok && rest == "" && utf8.ValidString(line), "not one line of text: %q", body)
 	want := map[string]any{"type": "error", "request_id": valid(id), "error": map[string]any{
 		"type": "proxy_error", "code": valid(f.code), "message": valid(f.message), "request_id": valid(id)}}
 	var got map[string]any
@@ -66,9 +64,8 @@ func TestFailureAnswers(t *testing.T) {
 		{failure: errSlowUpload, status: 408, code: "request_timeout", message: "too slowly"},
 	} {
 		f := row.failure
-		if f.status != row.status || f.code != row.code || f.errorType != row.errorType || !strings.Contains(f.message, row.message) {
-			t.Errorf("%+v, want %+v", f, row)
-		}
+		equal(t, row.code, fmt.Sprint(f.status, " ", f.code, " ", f.errorType), fmt.Sprint(row.status, " ", row.code, " ", row.errorType))
+		holds(t, strings.Contains(f.message, row.message), "%+v, want %+v", f, row)
 		var header []string
 		for name, values := range checkErrorBody(t, f, "req_1") {
 			if !strings.HasPrefix(name, "Content-") {
@@ -99,12 +96,10 @@ func FuzzErrorBody(f *testing.F) {
 			// As net/http words it, with what the peer has sent in quotes.
 			unquoted := strings.ReplaceAll(message, `"`, "")
 			got, want := failed(fmt.Errorf("%s: %q, %s", unquoted, theirs, code)), failed(fmt.Errorf("%s: %q", unquoted, ""))
-			if got.Error() != want.Error() || got.message != want.message {
-				t.Errorf("%q and %q, but without the peer's %q %q and %q", got, got.message, theirs, want, want.message)
-			}
-			if said := unquoted == strings.TrimRight(unquoted, " :="); said && !strings.HasSuffix(got.Error(), unquoted) {
-				t.Errorf("%q lacks what is not the peer's, %q", got, unquoted)
-			}
+			equal(t, "the error without the peer's words", got.Error(), want.Error())
+			equal(t, "the message without them", got.message, want.message)
+			said := unquoted == strings.TrimRight(unquoted, " :=")
+			holds(t, !said || strings.HasSuffix(got.Error(), unquoted), "%q lacks what is not the peer's, %q", got, unquoted)
 		}
 	})
 }

@@ -29,17 +29,13 @@ func TestGatherer(t *testing.T) {
 			equal(t, row.text+": taken after", time.Since(start), row.after)
 			clear(piece) // as tls.Conn, which uses its buffer again
 			synctest.Wait()
-			if i == 3 && g.tryAdd([]byte("x")) {
-				t.Error("more than the limit is kept waiting")
-			}
+			holds(t, i != 3 || !g.tryAdd([]byte("x")), "more than the limit is kept waiting")
 		}
-		if busy, _ := g.state(); !busy || g.settle(time.Millisecond) || !g.settle(time.Minute) {
-			t.Error("settle does not wait for what is under way")
-		}
+		busy, _ := g.state()
+		holds(t, busy && !g.settle(time.Millisecond) && g.settle(time.Minute), "settle does not wait for what is under way")
 		equal(t, "written", string(bytes.Join(out, []byte("|"))), "first|fourtwosix|-|more than the limit")
-		if busy, _ := g.state(); busy || g.waiting != nil {
-			t.Error("something is still held")
-		}
+		busy, _ = g.state()
+		holds(t, !busy && g.waiting == nil, "something is still held")
 	})
 }
 
@@ -56,8 +52,7 @@ func TestGathererFails(t *testing.T) {
 			equal(t, fmt.Sprint("piece ", i), g.add([]byte("x")), want)
 			synctest.Wait()
 		}
-		if busy, err := g.state(); busy || err != failed || calls != 1 {
-			t.Errorf("busy %t, error %v, %d writes", busy, err, calls)
-		}
+		busy, err := g.state()
+		holds(t, !busy && err == failed && calls == 1, "busy %t, error %v, %d writes", busy, err, calls)
 	})
 }

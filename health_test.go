@@ -59,27 +59,21 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 			got := r.do("GET", path, "")
 			got.expect(t, "200 after 0s")
 			equal(t, path+" has the type", got.header.Get("Content-Type"), want.contentType)
-			if got.header.Get(requestIDHeader) == "" || !strings.HasPrefix(got.body, want.body) {
-				t.Errorf("%s: %+v", path, got)
-			}
+			holds(t, got.header.Get(requestIDHeader) != "" && strings.HasPrefix(got.body, want.body), "%s: %+v", path, got)
 		}
-		if got := r.do("POST", "/health", ""); got.status != 405 || got.header.Get("Allow") != "GET, HEAD" || got.header.Get("X-Proxy-Request-Id") == "" {
-			t.Errorf("a method that is not ours: %+v", got)
-		}
-		if got := r.do("HEAD", "/health?x", ""); got.status != 200 || got.body != "" || got.header.Get("Content-Length") == "0" {
-			t.Errorf("HEAD: %+v", got)
-		}
+		wrong := r.do("POST", "/health", "")
+		holds(t, wrong.status == 405 && wrong.header.Get("Allow") == "GET, HEAD" && wrong.header.Get("X-Proxy-Request-Id") != "", "a method that is not ours: %+v", wrong)
+		head := r.do("HEAD", "/health?x", "")
+		holds(t, head.status == 200 && head.body == "" && head.header.Get("Content-Length") != "0", "HEAD: %+v", head)
 		samples := samplesOf(t, r.proxy.metrics.page())
 		equal(t, "in flight and queued", []float64{samples["proxy_requests_in_flight"], samples["proxy_requests_queued"]}, []float64{1, 1})
 		stalled := r.dialRaw()
 		go stalled.send("GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
 		stalled.answer().expect(t, "200 after 0s, last")
-		if _, err := stalled.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("its connection goes on: %v", err)
-		}
-		if waited := time.Since(stalled.start); waited > 2*time.Second {
-			t.Errorf("its connection was closed only after %v", waited)
-		}
+		_, err := stalled.Read(make([]byte, 1))
+		equal(t, "the end of its connection", err, io.EOF)
+		waited := time.Since(stalled.start)
+		holds(t, waited <= 2*time.Second, "its connection was closed only after %v", waited)
 		for r.clients.connections() < rigConnections {
 			go r.dialRaw().send("POST / HTTP/1.1\r\nHost: x\r\n\r\n")
 			synctest.Wait()
@@ -90,9 +84,8 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 			time.Sleep(idleGrace)
 		}
 		for path, status := range map[string]int{"/livez": 200, "/health": 200, "/metrics": 200, "/v1/messages": 404} {
-			if got := r.ask("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n"); got.status != status || got.took != 0 || got.header.Get(requestIDHeader) == "" {
-				t.Errorf("%s on health_addr: %+v", path, got)
-			}
+			got := r.ask("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n")
+			holds(t, got.status == status && got.took == 0 && got.header.Get(requestIDHeader) != "", "%s on health_addr: %+v", path, got)
 		}
 		equal(t, "connections that clients have", r.clients.connections(), rigConnections)
 	})

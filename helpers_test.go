@@ -41,6 +41,14 @@ func equal[T any](t testing.TB, what string, got, want T) {
 	}
 }
 
+// holds fails the test unless a condition does, with what was the case instead.
+func holds(t testing.TB, condition bool, instead string, values ...any) {
+	t.Helper()
+	if !condition {
+		t.Errorf(instead, values...)
+	}
+}
+
 // together calls f n times at once, each with its number, and waits for all.
 func together(n int, f func(i int)) {
 	var wg sync.WaitGroup

@@ -29,9 +29,8 @@ func TestLogFormat(t *testing.T) {
 		`"level":"INFO","message":"hello","n":1,"s":"\"","time":"a field with the name of a first one"}` + "\n" +
 		`"level":"DEBUG","message":"x"}` + "\n" + `"level":"TRACE","message":"x"}` + "\n"
 	stamp := regexp.MustCompile(`(?m)^\{"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z",`)
-	if got := stamp.ReplaceAllString(out.String(), ""); got != want {
-		t.Errorf("got\n%swant timestamps and\n%s", out.String(), want)
-	}
+	got := stamp.ReplaceAllString(out.String(), "")
+	equal(t, "behind the timestamps", got, want)
 }
 
 // TestLogTimestamp: UTC whatever the zone, and always three decimals.
@@ -45,9 +44,7 @@ func TestLogTimestamp(t *testing.T) {
 		log, lines := newLogger(&out, levelTrace)
 		log.Handler().Handle(t.Context(), slog.NewRecord(at, slog.LevelInfo, "x", 0))
 		lines.flush(time.Minute)
-		if !strings.HasPrefix(out.String(), `{"timestamp":"`+want+`",`) {
-			t.Errorf("%v: %s, want %s", at, &out, want)
-		}
+		holds(t, strings.HasPrefix(out.String(), `{"timestamp":"`+want+`",`), "%v: %s, want %s", at, &out, want)
 	}
 }
 
@@ -110,16 +107,14 @@ func TestLogReaderHangs(t *testing.T) {
 		go io.Copy(&out, reader)
 		defer writer.Close()
 		synctest.Wait()
-		if kept := out.Len(); kept > logBuffer || kept < logBuffer/3 {
-			t.Errorf("%d bytes were kept", kept)
-		}
+		kept := out.Len()
+		holds(t, kept <= logBuffer && kept >= logBuffer/3, "%d bytes were kept", kept)
 		log.Info("afterwards")
 		synctest.Wait()
 		got := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 		told := got[len(got)-2]
-		if len(got) != written-dropped+2 || dropped == 0 || !strings.Contains(told, fmt.Sprintf(`"lines":%d}`, dropped)) || !json.Valid([]byte(told)) {
-			t.Errorf("%d lines of %d came, %d are said to be dropped; the last but one is %s", len(got), written, dropped, told)
-		}
+		equal(t, "lines that came", len(got), written-dropped+2)
+		holds(t, dropped > 0 && strings.Contains(told, fmt.Sprintf(`"lines":%d}`, dropped)) && json.Valid([]byte(told)), "%d are dropped, the line says %s", dropped, told)
 	})
 }
 
@@ -133,9 +128,9 @@ func TestComplaints(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		lines := log.lines(t)
-		if len(lines) != 10 || lines[0]["left_out"] != 0.0 || lines[1]["left_out"] != 9.0 || len(fmt.Sprint(lines[1]["message"])) > maxLogged {
-			t.Errorf("%d lines; the second is %v", len(lines), lines[1])
-		}
+		equal(t, "lines", len(lines), 10)
+		lines[0].expect(t, "left_out", 0.0)
+		lines[1].expect(t, "left_out", 9.0, "message", shorten("http: "+strings.Repeat("x", 1000)))
 	})
 }
 

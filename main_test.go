@@ -105,9 +105,8 @@ func TestRunServes(t *testing.T) {
 		}
 	}
 	stop()
-	if err := <-ended; err != nil || stderr.Len() > 0 {
-		t.Errorf("it ended with %v, and wrote to stderr: %s", err, &stderr)
-	}
+	equal(t, "it ended with", <-ended, nil)
+	equal(t, "it wrote to stderr", stderr.String(), "")
 	var messages []string
 	for _, line := range stdout.lines(t) {
 		messages = append(messages, line["message"].(string))
@@ -116,9 +115,8 @@ func TestRunServes(t *testing.T) {
 		"configuration loaded|state: Starting|state: Running — accepting requests|told to stop, shutting down|all in-flight requests drained|shutdown complete"
 	equal(t, "logged", strings.Join(messages, "|"), want)
 	running := stdout.one(t, "state: Running — accepting requests")
-	if addr := fmt.Sprint(running["addr"]); !strings.HasPrefix(addr, "127.0.0.1:") || strings.HasSuffix(addr, ":0") {
-		t.Errorf("addr is %s, want the bound one", addr)
-	}
+	addr := fmt.Sprint(running["addr"])
+	holds(t, strings.HasPrefix(addr, "127.0.0.1:") && !strings.HasSuffix(addr, ":0"), "addr is %s, want the bound one", addr)
 }
 
 // TestListen: an IPv4 address stays one.
@@ -141,10 +139,8 @@ func TestTuneMemory(t *testing.T) {
 	cfg := &config{bodyMemory: 48 << 20, maxConnections: 1000}
 	const limit = 32<<20 + 48<<20 + 1000*64<<10
 	for _, row := range []struct {
-		gogc, gomemlimit string
-		percent          int
-		given, limit     int64
-		connections      int
+		gogc, gomemlimit                   string
+		percent, given, limit, connections int64
 	}{
 		{percent: 400, given: math.MaxInt64, limit: limit, connections: 1684}, {gogc: "50", percent: 100, given: math.MaxInt64, limit: limit, connections: 1684},
 		{gomemlimit: "100MiB", percent: 400, given: 100 << 20, limit: 100 << 20, connections: 538}, {gomemlimit: "64MiB", percent: 400, given: 64 << 20, limit: 64 << 20, connections: 16},
@@ -155,9 +151,8 @@ func TestTuneMemory(t *testing.T) {
 		debug.SetGCPercent(100)
 		debug.SetMemoryLimit(row.given)
 		connections := tuneMemory(cfg)
-		if percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1); percent != row.percent || limit != row.limit || connections != row.connections {
-			t.Errorf("GOGC %d, limit %d and %d connections, want %+v", percent, limit, connections, row)
-		}
+		got := []int64{int64(debug.SetGCPercent(100)), debug.SetMemoryLimit(-1), int64(connections)}
+		equal(t, fmt.Sprintf("GOGC, limit and connections with %q, %q", row.gogc, row.gomemlimit), got, []int64{row.percent, row.limit, row.connections})
 	}
 }
 
@@ -263,8 +258,7 @@ func TestShutDownRefusesNewRequests(t *testing.T) {
 		got := idle.answer()
 		got.expect(t, "503 after 0s, last")
 		equal(t, "it says why", strings.Contains(got.body, `"code":"shutting_down"`), true)
-		if _, err := r.front.dial(t.Context(), "", ""); err == nil {
-			t.Error("a new connection was accepted")
-		}
+		_, err := r.front.dial(t.Context(), "", "")
+		holds(t, err != nil, "a new connection was accepted")
 	})
 }

@@ -21,9 +21,8 @@ func samplesOf(t testing.TB, page []byte) map[string]float64 {
 		}
 		i := strings.LastIndexByte(line, ' ')
 		value, err := strconv.ParseFloat(line[i+1:], 64)
-		if _, twice := samples[line[:i]]; err != nil || twice {
-			t.Errorf("line %q: %v, twice: %t", line, err, twice)
-		}
+		_, twice := samples[line[:i]]
+		holds(t, err == nil && !twice, "line %q: %v, twice: %t", line, err, twice)
 		samples[line[:i]] = value
 	}
 	return samples
@@ -33,9 +32,8 @@ func samplesOf(t testing.TB, page []byte) map[string]float64 {
 func expectSamples(t testing.TB, samples, want map[string]float64) {
 	t.Helper()
 	for name, value := range want {
-		if got, ok := samples[name]; !ok || math.Abs(got-value) > 1e-9 {
-			t.Errorf("%s is %v (there: %t), want %v", name, got, ok, value)
-		}
+		got, ok := samples[name]
+		holds(t, ok && math.Abs(got-value) <= 1e-9, "%s is %v (there: %t), want %v", name, got, ok, value)
 	}
 }
 
@@ -76,9 +74,7 @@ func TestQuantile(t *testing.T) {
 		}
 		cumulative, _ := h.snapshot()
 		got := quantile(row.q, cumulative[:])
-		if math.Abs(got-row.want) > 1e-9 || math.IsNaN(got) != math.IsNaN(row.want) {
-			t.Errorf("%s: got %v, want %v", row.name, got, row.want)
-		}
+		holds(t, math.Abs(got-row.want) <= 1e-9 || math.IsNaN(got) && math.IsNaN(row.want), "%s: got %v, want %v", row.name, got, row.want)
 	}
 }
 
@@ -93,9 +89,7 @@ func TestMetricsBeforeTraffic(t *testing.T) {
 	expectSamples(t, samples, want)
 	for _, name := range []string{"process_start_time_seconds", "process_cpu_seconds_total", "process_open_fds", "process_max_fds", "process_virtual_memory_bytes",
 		"process_resident_memory_bytes", "go_goroutines", "go_sched_gomaxprocs_threads", "go_memstats_heap_alloc_bytes", "go_memstats_sys_bytes", "go_gc_gomemlimit_bytes"} {
-		if samples[name] <= 0 {
-			t.Errorf("%s: %v", name, samples[name])
-		}
+		holds(t, samples[name] > 0, "%s: %v", name, samples[name])
 	}
 }
 
@@ -105,9 +99,8 @@ func TestOwnedMetrics(t *testing.T) {
 	m := newMetrics("", "")
 	value, ok := 1.5, true
 	contains := func(want string) {
-		if page := string(m.page()); !strings.Contains(page, want) {
-			t.Errorf("want\n%sin\n%s", want, page)
-		}
+		page := string(m.page())
+		holds(t, strings.Contains(page, want), "want\n%sin\n%s", want, page)
 	}
 	m.gauge("b", "Help of b.", func() (float64, bool) { return value, true })
 	m.gauge("c", "Help of c.", func() (float64, bool) { return 7, ok })

@@ -121,16 +121,13 @@ func TestPoolWaiterLeaves(t *testing.T) {
 			defer cancel()
 			go r.send(ctx, "/", nil)
 			time.Sleep(time.Millisecond)
-			if _, err := r.send(t.Context(), "/", nil); err != nil || r.dials.Load() > 2 {
-				t.Errorf("the other: %v, %d dials", err, r.dials.Load())
-			}
+			_, err := r.send(t.Context(), "/", nil)
+			holds(t, err == nil && r.dials.Load() <= 2, "the other: %v, %d dials", err, r.dials.Load())
 			synctest.Wait()
 			r.pool.mu.Lock()
 			defer r.pool.mu.Unlock()
 			for _, c := range r.pool.conns {
-				if c.inUse != 0 || c.Available() != 1 {
-					t.Errorf("a connection without requests has %d, and %d places", c.inUse, c.Available())
-				}
+				holds(t, c.inUse == 0 && c.Available() == 1, "a connection without requests has %d, and %d places", c.inUse, c.Available())
 			}
 		})
 	}
@@ -149,9 +146,8 @@ func TestPoolCancelled(t *testing.T) {
 		})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if got, err := r.send(t.Context(), "/stream", nil); got != "whole" || err != nil {
-				t.Errorf("%q, %v", got, err)
-			}
+			got, err := r.send(t.Context(), "/stream", nil)
+			holds(t, got == "whole" && err == nil, "%q, %v", got, err)
 		})
 		synctest.Wait()
 		for i := range 2*cancelledAtMost + 1 {
@@ -164,14 +160,10 @@ func TestPoolCancelled(t *testing.T) {
 		r.pool.mu.Lock()
 		first := r.pool.conns[0]
 		r.pool.mu.Unlock()
-		if first.cancelled < cancelledAtMost || first.Err() != nil {
-			t.Errorf("the connection with the stream: %d cancelled, %v", first.cancelled, first.Err())
-		}
+		holds(t, first.cancelled >= cancelledAtMost && first.Err() == nil, "the connection with the stream: %d cancelled, %v", first.cancelled, first.Err())
 		wg.Wait()
 		synctest.Wait()
-		if first.Err() == nil {
-			t.Error("it is still open after its last answer")
-		}
+		holds(t, first.Err() != nil, "it is still open after its last answer")
 	})
 }
 
@@ -194,9 +186,8 @@ func TestPoolStandstill(t *testing.T) {
 		})
 		time.Sleep(standstill + time.Millisecond)
 		start := time.Now()
-		if _, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20))); err != nil || time.Since(start) > time.Second {
-			t.Errorf("another upload: %v after %v", err, time.Since(start))
-		}
+		_, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20)))
+		holds(t, err == nil && time.Since(start) <= time.Second, "another upload: %v after %v", err, time.Since(start))
 		equal(t, "dials", r.dials.Load(), 2)
 		close(read)
 		wg.Wait()
@@ -233,9 +224,8 @@ func TestUnprocessed(t *testing.T) {
 				time.Sleep(time.Second)
 			})
 			_, err := r.send(t.Context(), "/", strings.NewReader("x"))
-			if _, got := errors.AsType[*unprocessedError](err); got != row.want || err == nil {
-				t.Errorf("%v: unprocessed %t", err, got)
-			}
+			_, got := errors.AsType[*unprocessedError](err)
+			holds(t, got == row.want && err != nil, "%v: unprocessed %t", err, got)
 		})
 	}
 	inBubble(t, "closed before the request", func(t *testing.T) {
@@ -244,8 +234,7 @@ func TestUnprocessed(t *testing.T) {
 			io.ReadFull(conn, make([]byte, 24)) // the preface
 			conn.Close()
 		})
-		if _, err := r.send(t.Context(), "/", nil); err == nil || r.dials.Load() > 1 {
-			t.Errorf("%v after %d dials, want an error after one", err, r.dials.Load())
-		}
+		_, err := r.send(t.Context(), "/", nil)
+		holds(t, err != nil && r.dials.Load() <= 1, "%v after %d dials, want an error after one", err, r.dials.Load())
 	})
 }

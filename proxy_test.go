@@ -90,9 +90,8 @@ func TestSlowReader(t *testing.T) {
 				m, err = io.ReadFull(resp.Body, buf)
 				n += m
 			}
-			if whole := n == size && err == io.EOF; whole != complete {
-				t.Errorf("%d of %d bytes, then %v", n, size, err)
-			}
+			whole := n == size && err == io.EOF
+			holds(t, whole == complete, "%d of %d bytes, then %v", n, size, err)
 			r.expectErrors()
 			if line := r.log.lines(t, "request completed")[1]; complete {
 				line.expect(t, "status", 200.0)
@@ -207,9 +206,7 @@ func TestRequestCompleted(t *testing.T) {
 		got := r.do("POST", "/v1//messages%2F?key=secret-query", "secret-body", "Authorization", "Bearer secret-token")
 		r.completed()
 		text := r.log.buf.String()
-		if strings.Contains(text, "secret") {
-			t.Errorf("the log has a secret in it:\n%s", text)
-		}
+		holds(t, !strings.Contains(text, "secret"), "the log has a secret in it:\n%s", text)
 		want := `"level":"INFO","message":"request completed","request_id":"` + got.header.Get("X-Proxy-Request-Id") + `","method":"POST","path":"/v1//messages%2F","status":200,` +
 			`"latency_ms":2500,"ttfb_ms":1500,"attempts":1,"bytes_in":11,"bytes_out":13,"upstream_request_id":"req_upstream","tailnet_node":"","tailnet_user":""}`
 		_, line, _ := strings.Cut(text[strings.LastIndex(text, "{"):], ",")

@@ -55,9 +55,7 @@ func TestProxyHeader(t *testing.T) {
 		client, size, err := parseProxyHeader([]byte(row.header + "GET /"))
 		switch {
 		case row.refuse:
-			if err == nil {
-				t.Errorf("%q is taken, for %v", row.header, client)
-			}
+			holds(t, err != nil, "%q is taken, for %v", row.header, client)
 		case err != nil || size != len(row.header) || client.IsValid() != (row.client != "") || client.IsValid() && client.String() != row.client:
 			t.Errorf("%q: %v, %d bytes, %v; want %s, all of it", row.header, client, size, err, row.client)
 		}
@@ -90,9 +88,8 @@ func TestProxyListener(t *testing.T) {
 				Listener: from, others: newClientListener(from, rigConnections), refused: &complaints{log: log.syncLogger()},
 				daemon: func() (uint32, error) { return row.daemon, row.err },
 				whoIs: func(_ context.Context, addr string) (identity, error) {
-					if host, _, _ := net.SplitHostPort(addr); host != "127.0.0.1" && host != "::1" {
-						t.Errorf("asked about %s", addr)
-					}
+					host, _, _ := net.SplitHostPort(addr)
+					holds(t, host == "127.0.0.1" || host == "::1", "asked about %s", addr)
 					return row.peer, nil
 				},
 			}
@@ -107,9 +104,7 @@ func TestProxyListener(t *testing.T) {
 			fmt.Fprint(conn, row.begin, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if row.refusal != "" {
-				if err == nil || !strings.Contains(fmt.Sprint(log.lines(t)), row.refusal) {
-					t.Errorf("answered %v; want none, and a log line with %q:\n%s", resp, row.refusal, fmt.Sprint(log.lines(t)))
-				}
+				holds(t, err != nil && strings.Contains(fmt.Sprint(log.lines(t)), row.refusal), "answered %v; want none, and %q in the log %v", resp, row.refusal, log.lines(t))
 			} else if err != nil {
 				t.Errorf("%v\n%s", err, fmt.Sprint(log.lines(t)))
 			} else {
@@ -129,9 +124,8 @@ func TestSilentProxyClient(t *testing.T) {
 		go server.Serve(l)
 		conn := must(from.dial(t.Context(), "", ""))
 		start := time.Now()
-		if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF || time.Since(start) != proxyHeaderTime {
-			t.Errorf("it ended with %d bytes, %v, after %v", n, err, time.Since(start))
-		}
+		n, err := conn.Read(make([]byte, 1))
+		holds(t, n == 0 && err == io.EOF && time.Since(start) == proxyHeaderTime, "it ended with %d bytes, %v, after %v", n, err, time.Since(start))
 		server.Close()
 		l.others.Close()
 	})

@@ -32,9 +32,8 @@ func TestReceiveBuffers(t *testing.T) {
 				wide++
 			}
 		}
-		if most := connections/wideShare + 1; limit != "" && wide != most {
-			t.Errorf("%d of %d connections have a large buffer, want %d", wide, connections, most)
-		}
+		most := connections/wideShare + 1
+		holds(t, limit == "" || wide == most, "%d of %d connections have a large buffer, want %d", wide, connections, most)
 	}
 }
 

@@ -322,9 +322,8 @@ func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
 	t.Cleanup(func() {
 		stop()
 		wg.Wait()
-		if p := tn.current().problem; p != nil && strings.Contains(p.detail, "canceled") {
-			t.Errorf("its own end is taken for the daemon's: %v", p)
-		}
+		p := tn.current().problem
+		holds(t, p == nil || !strings.Contains(p.detail, "canceled"), "its own end is taken for the daemon's: %v", p)
 		transport.CloseIdleConnections()
 		server.Close()
 		time.Sleep(time.Minute) // for handlers that sleep
@@ -391,9 +390,7 @@ func TestFollow(t *testing.T) {
 		d.set(func() { d.status = daemonStatus("Running", "node-1.x.") })
 		d.bus <- fmt.Sprintf(`{"LoginFinished":{},"State":%d}`, ipn.Running)
 		expect("the bus reports Running: polled at once", "connected as node-1 100.1.2.3")
-		if !tn.wasConnected() {
-			t.Error("there was a connection")
-		}
+		holds(t, tn.wasConnected(), "there was a connection")
 
 		d.set(func() { d.hung = true })
 		for range 3 { // two more than there is a poll for

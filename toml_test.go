@@ -90,9 +90,8 @@ func TestParseTOML(t *testing.T) {
 		{name: "replacement character", doc: "a = '\ufffd'", want: "\"a\" = \"�\"\n"},
 	} {
 		table, errs := parseTOML([]byte(row.doc))
-		if got := tomlDocument("", table); got != row.want || len(errs) > 0 {
-			t.Errorf("%s: decoded %q\n got %q\nwant %q; errors %v", row.name, row.doc, got, row.want, errs)
-		}
+		equal(t, row.name, tomlDocument("", table), row.want)
+		equal(t, row.name+": errors", errs, nil)
 	}
 }
 
@@ -166,18 +165,15 @@ func TestParseTOMLErrors(t *testing.T) {
 		{name: "header too deep", doc: "[" + strings.Repeat("a.", 100) + "a]\nb =", want: []string{"1:202: unsupported: a key of more than 100 parts; nest tables less deep", "2:4: " + noValue}},
 	} {
 		_, errs := parseTOML([]byte(row.doc))
-		if got := tomlMessages(errs); !slices.Equal(got, row.want) {
-			t.Errorf("%s: errors of %.200q\n got %s\nwant %s", row.name, row.doc, strings.Join(got, "\n     "), strings.Join(row.want, "\n     "))
-		}
+		equal(t, row.name, strings.Join(tomlMessages(errs), "\n"), strings.Join(row.want, "\n"))
 	}
 }
 
 // TestParseTOMLGivesUp: what is no TOML at all ends after a hundred errors.
 func TestParseTOMLGivesUp(t *testing.T) {
 	_, errs := parseTOML(bytes.Repeat([]byte("not TOML\n"), 1000))
-	if len(errs) != maxTOMLErrors || errs[len(errs)-1].Error() != "100:5: too many errors: is this a TOML file?" {
-		t.Errorf("got %d errors, the last %q", len(errs), errs[len(errs)-1])
-	}
+	equal(t, "errors", len(errs), maxTOMLErrors)
+	equal(t, "the last", errs[len(errs)-1].Error(), "100:5: too many errors: is this a TOML file?")
 }
 
 // TestParseTOMLHostile would run for minutes if anything took more than linear
@@ -212,9 +208,9 @@ func TestParseTOMLHostile(t *testing.T) {
 		}
 		start := time.Now()
 		_, errs := parseTOML([]byte(doc))
-		if took := time.Since(start); took > limit || row.valid != (len(errs) == 0) {
-			t.Errorf("%s: %d bytes took %v and have %d errors, want valid %t: %.200q", row.name, len(doc), took, len(errs), row.valid, tomlMessages(errs))
-		}
+		took := time.Since(start)
+		equal(t, row.name+": valid", len(errs) == 0, row.valid)
+		holds(t, took <= limit, "%s: %d bytes took %v", row.name, len(doc), took)
 	}
 }
 
@@ -231,14 +227,11 @@ func FuzzParseTOML(f *testing.F) {
 		table, errs := parseTOML(doc)
 		last := 0
 		for _, err := range errs {
-			if err.pos.line <= last {
-				t.Errorf("error %q comes after one in line %d", err, last)
-			}
+			holds(t, err.pos.line > last, "error %q comes after one in line %d", err, last)
 			last = err.pos.line
 		}
-		if lines := bytes.Count(doc, []byte("\n")) + 1; last > lines {
-			t.Errorf("an error is in line %d of %d", last, lines)
-		}
+		lines := bytes.Count(doc, []byte("\n")) + 1
+		holds(t, last <= lines, "an error is in line %d of %d", last, lines)
 		if len(errs) > 0 {
 			return
 		}
@@ -250,9 +243,7 @@ func FuzzParseTOML(f *testing.F) {
 		if len(errs) > 0 {
 			t.Fatalf("accepted %q, but not\n%s\n%v", doc, written, errs)
 		}
-		if got := tomlDocument("", again); got != written {
-			t.Errorf("read %q\nas    %s\nagain %s", doc, written, got)
-		}
+		equal(t, "read again", tomlDocument("", again), written)
 	})
 }
 
@@ -267,8 +258,7 @@ func FuzzQuoteTOML(f *testing.F) {
 			t.Fatalf("quoteTOML(%q) = %s, which is refused: %v", text, quoted, errs)
 		}
 		want := string([]rune(text)) // each byte that is not UTF-8 is now U+FFFD
-		if e := table.entries[want]; e == nil || e.value != want {
-			t.Errorf("quoteTOML(%q) = %s, read as %v", text, quoted, table.entries)
-		}
+		e := table.entries[want]
+		holds(t, e != nil && e.value == want, "quoteTOML(%q) = %s, read as %v", text, quoted, table.entries)
 	})
 }

@@ -36,9 +36,8 @@ func TestHeaderTimeout(t *testing.T) {
 		inBubble(t, row.name, func(t *testing.T) {
 			var attempts atomic.Int32
 			r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
-				if body, _ := io.ReadAll(r.Body); string(body) != `{"max_tokens":1}` {
-					t.Errorf("the body is %q", body)
-				}
+				body, _ := io.ReadAll(r.Body)
+				equal(t, "the body", string(body), `{"max_tokens":1}`)
 				select {
 				case <-time.After(row.delays[attempts.Add(1)-1]):
 				case <-r.Context().Done():
@@ -105,9 +104,8 @@ func TestParseSeconds(t *testing.T) {
 		"1": time.Second, "60.5": 60500 * time.Millisecond, "3601": time.Hour, "0061": 61 * time.Second, "0.5": time.Second / 2, "99999": time.Hour, strings.Repeat("9", 1000): time.Hour,
 		"": 0, ".": 0, "0": 0, "0.0": 0, "-1": 0, "+600": 0, "1e3": 0, "0x258": 0, "600, 600": 0, "Inf": 0, "NaN": 0, "NOT_GIVEN": 0, "1.2.3": 0, "1_000": 0,
 	} {
-		if d, ok := parseSeconds(s); d != want || ok != (want > 0) {
-			t.Errorf("%.20q is %v, %t; want %v", s, d, ok, want)
-		}
+		d, ok := parseSeconds(s)
+		holds(t, d == want && ok == (want > 0), "%.20q is %v, %t; want %v", s, d, ok, want)
 	}
 }
 
@@ -165,9 +163,8 @@ func TestConnectionFailure(t *testing.T) {
 			got.expect(t, row.want)
 			equal(t, "dials", r.dials.Load(), row.dials)
 			r.expectErrors(map[int][]errorType{502: {typeConnection}, 504: {typeTimeout}}[got.status]...)
-			if got.status == 502 && !strings.Contains(got.body, `"code":"connection"`) || strings.Contains(got.body, "secret") {
-				t.Errorf("the body is %s", got.body)
-			}
+			equal(t, "it says so", strings.Contains(got.body, `"code":"connection"`), got.status == 502)
+			holds(t, !strings.Contains(got.body, "secret"), "the body is %s", got.body)
 		})
 	}
 }

@@ -49,9 +49,8 @@ func TestWatchOfStoppedProcess(t *testing.T) {
 		early := calls.Load()
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if inTime := w.stop(); early != 0 || calls.Load() != 1 || inTime {
-			t.Errorf("overdue was asked %d times before, %d times after a second; in time: %t", early, calls.Load(), inTime)
-		}
+		equal(t, "in time", w.stop(), false)
+		equal(t, "asked before a second has passed, and in all", []int32{early, calls.Load()}, []int32{0, 1})
 	})
 }
 
@@ -80,8 +79,6 @@ func TestRollingDeadline(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if conn.moves > 11 {
-			t.Errorf("it was moved %d times in 10 s, want once a second", conn.moves)
-		}
+		holds(t, conn.moves <= 11, "it was moved %d times in 10 s, want once a second", conn.moves)
 	})
 }

@@ -110,9 +110,8 @@ func (w *wire) converse(sent []byte, piece int) {
 		}
 	}()
 	conn.SetReadDeadline(time.Now().Add(clientIdle + w.cfg.timeout))
-	if w.answers, err = io.ReadAll(conn); err != nil {
-		w.t.Errorf("the proxy does not close an idle connection: %v", err)
-	}
+	w.answers, err = io.ReadAll(conn)
+	holds(w.t, err == nil, "the proxy does not close an idle connection: %v", err)
 }
 
 // compare holds the answers, the log and what reached the upstream against what the client sent.
@@ -126,9 +125,9 @@ func (w *wire) compare(sent []wireRequest) {
 	for i, a := range answers {
 		// Each answer has its line, but for those of net/http and of our own endpoints.
 		id := a.Header.Get(requestIDHeader)
-		if line, ok := logged[id]; ok && line["status"] != float64(a.StatusCode) || i < len(sent) && ok != (id != "" && !sent[i].own()) {
-			w.t.Errorf("answer %d, %s, is logged as %v", i+1, a.Status, line)
-		}
+		line, ok := logged[id]
+		holds(w.t, !ok || line["status"] == float64(a.StatusCode), "answer %d, %s, is logged as %v", i+1, a.Status, line)
+		holds(w.t, i >= len(sent) || ok == (id != "" && !sent[i].own()), "answer %d, %s, is logged: %t", i+1, a.Status, ok)
 		delete(logged, id)
 		number := a.Header.Get(numberHeader)
 		if number != "" {
@@ -148,12 +147,9 @@ func (w *wire) compare(sent []wireRequest) {
 			w.t.Errorf("answer %d, %s, number %q of the upstream's, is to no request", i+1, a.Status, number)
 		}
 	}
-	if len(w.arrived) != forwarded {
-		w.t.Errorf("%d requests reached the upstream, and %d of its answers the client: %v", len(w.arrived), forwarded, w.arrived)
-	}
-	if n := len(answers); n < len(sent) && (n == 0 || !answers[n-1].Close) {
-		w.t.Errorf("%d answers to %d requests", n, len(sent))
-	}
+	holds(w.t, len(w.arrived) == forwarded, "%d requests reached the upstream, and %d of its answers the client: %v", len(w.arrived), forwarded, w.arrived)
+	n := len(answers)
+	holds(w.t, n >= len(sent) || n > 0 && answers[n-1].Close, "%d answers to %d requests", n, len(sent))
 	for id, line := range logged {
 		w.t.Errorf("the request %s is logged, but not answered: %v", id, line)
 	}
@@ -180,9 +176,8 @@ func (w *wire) readAnswers(sent []wireRequest) (answers []*http.Response) {
 			continue
 		}
 		// Who sent half a request does not know what to expect.
-		if _, err := io.Copy(io.Discard, a.Body); err != nil && complete {
-			w.t.Errorf("answer %d, %s, breaks off: %v", len(answers)+1, a.Status, err)
-		}
+		_, err = io.Copy(io.Discard, a.Body)
+		holds(w.t, err == nil || !complete, "answer %d, %s, breaks off: %v", len(answers)+1, a.Status, err)
 		answers = append(answers, a)
 		if a.Header.Get(requestIDHeader) == "" {
 			reader.Discard(reader.Buffered()) // net/http refuses HEAD with a body
@@ -217,9 +212,7 @@ func (w *wire) checkArrived(r, got *wireRequest) {
 	if strings.HasPrefix(want, "//") {
 		target = strings.TrimPrefix(target, "http://127.0.0.1:1") // see FuzzRequestTarget
 	}
-	if got.method != r.method || target != want || got.body != r.body {
-		w.t.Errorf("%v reaches the upstream as %v", *r, *got)
-	}
+	holds(w.t, got.method == r.method && target == want && got.body == r.body, "%v reaches the upstream as %v", *r, *got)
 	// net/http's server adds Cache-Control to a Pragma that stands alone, and its client sends one User-Agent, unless that is empty.
 	header := maps.Clone(r.header)
 	if pragma, control := header["pragma"], header["cache-control"]; len(control) == 0 && len(pragma) > 0 && pragma[0] == "no-cache" {
@@ -233,9 +226,7 @@ func (w *wire) checkArrived(r, got *wireRequest) {
 		delete(header, "user-agent")
 	}
 	header["anthropic-beta"] = got.header["anthropic-beta"] // see FuzzRequestHeader
-	if !reflect.DeepEqual(got.header, header) || len(got.header["anthropic-beta"]) != 1 {
-		w.t.Errorf("sent upstream: %q\nwant:          %q", got.header, header)
-	}
+	holds(w.t, reflect.DeepEqual(got.header, header) && len(got.header["anthropic-beta"]) == 1, "sent upstream: %q\nwant:          %q", got.header, header)
 }
 
 // HTTP/1.1 once more, written from RFC 9112 and not from net/http: how a request reads that a client has sent, and how
