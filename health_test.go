@@ -95,7 +95,7 @@ func TestOwnEndpointsAnswerBusyProxy(t *testing.T) {
 func TestOwnEndpointsAskNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, "", echo)
-		tn, _ := followed(t, &daemon{whois: func(http.ResponseWriter, *http.Request) { t.Error("tailscaled is asked who calls") }})
+		tn, _ := followed(t, running, func(http.ResponseWriter, *http.Request) { t.Error("tailscaled is asked who calls") })
 		synctest.Wait()
 		r.proxy.tailnet, r.proxy.own.tailnet, r.proxy.cfg.requireTailnet = tn, tn, true
 		for _, path := range []string{"/health", "/livez", "/metrics"} {

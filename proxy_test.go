@@ -227,10 +227,10 @@ func TestLongNames(t *testing.T) {
 // TestLogWaitsForIdentity: the log line comes with the caller's name when tailscaled says it; the answer does not wait.
 func TestLogWaitsForIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tn, _ := followed(t, &daemon{whois: func(w http.ResponseWriter, _ *http.Request) {
+		tn, _ := followed(t, running, func(w http.ResponseWriter, _ *http.Request) {
 			time.Sleep(time.Second)
 			io.WriteString(w, whoisAlice)
-		}})
+		})
 		r := newRig(t, "", echo)
 		r.proxy.tailnet = tn // as without -local
 		for i, wait := range []time.Duration{time.Second, 0} {

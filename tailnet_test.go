@@ -31,8 +31,15 @@ const (
 	healthLogin   = `{"login-state":{"Text":"You are logged out."}}`
 )
 
-// seen builds an event; from is when a poll was begun, for those that are answers to one.
-type seen func(now time.Time) event
+// seen is what happens next: an event, some time after the last one.
+type seen struct {
+	wait  time.Duration
+	event func(now time.Time) event // nil: only time passes
+}
+
+func wait(d time.Duration) seen { return seen{wait: d} }
+
+func (s seen) after(d time.Duration) seen { return seen{d, s.event} }
 
 // busJSON is a notice as it comes over the wire: bus of a state, busError of control's refusal of a login, busHealth a health report.
 func busJSON(format string, values ...any) seen {
@@ -40,18 +47,20 @@ func busJSON(format string, values ...any) seen {
 	if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
 		panic(err)
 	}
-	return func(time.Time) event { return event{notice: &n} }
+	return seen{event: func(time.Time) event { return event{notice: &n} }}
 }
 
 func bus(s ipn.State) seen           { return busJSON(`{"State":%d}`, s) }
 func busError(message string) seen   { return busJSON(`{"ErrMessage":%q}`, message) }
 func busHealth(warnings string) seen { return busJSON(`{"Health":{"Warnings":%s}}`, warnings) }
-func busEnd(text string) seen        { return func(time.Time) event { return event{err: errors.New(text)} } }
+func busEnd(text string) seen {
+	return seen{event: func(time.Time) event { return event{err: errors.New(text)} }}
+}
 
-// polled is the answer to a poll that was begun age before; poll is one of a daemon in the given state, pollSelf of a running one
-// that says self of itself, pollFails a failure.
+// polled is the answer to a poll that was begun age before: poll that of a daemon in the given state, pollSelf of a running one that says
+// self of itself, pollFails a failure.
 func polled(age time.Duration, status *ipnstate.Status, err error) seen {
-	return func(now time.Time) event { return event{status: status, err: err, asked: now.Add(-age)} }
+	return seen{event: func(now time.Time) event { return event{status: status, err: err, asked: now.Add(-age)} }}
 }
 
 func poll(age time.Duration, backend string) seen {
@@ -59,9 +68,7 @@ func poll(age time.Duration, backend string) seen {
 }
 
 func pollSelf(self ipnstate.PeerStatus) seen {
-	status := daemonStatus("Running", "")
-	status.Self = &self
-	return polled(0, status, nil)
+	return polled(0, &ipnstate.Status{BackendState: "Running", TailscaleIPs: daemonStatus("", "").TailscaleIPs, Self: &self}, nil)
 }
 
 func pollFails(age time.Duration, text string) seen { return polled(age, nil, errors.New(text)) }
@@ -71,6 +78,8 @@ func daemonStatus(backend, dnsName string, health ...string) *ipnstate.Status {
 	return &ipnstate.Status{BackendState: backend, Health: health, TailscaleIPs: []netip.Addr{netip.MustParseAddr("100.1.2.3"), netip.MustParseAddr("fd7a::1")},
 		Self: &ipnstate.PeerStatus{DNSName: dnsName, HostName: "node", Online: true}}
 }
+
+var running = daemonStatus("Running", "node-1.")
 
 // verdict describes a state: "-" for none yet, the name, or the problem.
 func verdict(s *tailnetState) string {
@@ -91,98 +100,86 @@ func verdict(s *tailnetState) string {
 }
 
 // TestView holds the state machine against what real daemons were seen to do (field notes): each
-// step says what is seen, how much time passed before it, and what is concluded.
+// step says what is seen, what is concluded, and whether another poll is wanted.
 func TestView(t *testing.T) {
 	const (
-		connected = "connected as node-1 100.1.2.3"
-		login     = "TailnetConnect: tailscaled is not logged in"
-		stopped   = "TailnetNotRunning: tailscaled is stopped (tailscale down): run tailscale up"
-		expired   = "TailnetAuth: the node's key has expired, or it was logged out"
-		approval  = "TailnetMachineAuth: the node awaits approval"
-		refusal   = "TailnetAuth: invalid authkey"
-
+		connected  = "connected as node-1 100.1.2.3"
+		login      = "TailnetConnect: tailscaled is not logged in"
+		inState    = "TailnetConnect: tailscaled is in state "
 		unanswered = "TailnetConnect: You are logged out: no answer"
+		notRunning = "TailnetNotRunning: "
+		stopped    = "TailnetNotRunning: tailscaled is stopped (tailscale down): run tailscale up"
+		expired    = "TailnetAuth: the node's key has expired, or it was logged out"
+		approval   = "TailnetMachineAuth: the node awaits approval"
+		refusal    = "TailnetAuth: invalid authkey"
+		again      = " (poll again)"
 	)
 	type step struct {
-		after time.Duration
-		see   seen // nil: only time passes
-		want  string
-		again bool // another poll is wanted
+		see  seen
+		want string
 	}
 	for _, row := range []struct {
 		name  string
 		steps []step
 	}{
-		{name: "nothing yet", steps: []step{{want: "-"}}},
-		{name: "socket absent", steps: []step{{see: busEnd("connect: no such file or directory"), want: "TailnetNotRunning: connect: no such file or directory"},
-			{see: pollFails(time.Millisecond, "x"), want: "TailnetNotRunning: connect: no such file or directory", again: true},
-			{after: time.Second, see: pollFails(time.Millisecond, "still absent"), want: "TailnetNotRunning: still absent"}}},
-		{name: "normal login", steps: []step{{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: bus(ipn.NeedsLogin), want: login, again: true},
-			{see: poll(0, "NeedsLogin"), want: login}, {see: busJSON(`{"LoginFinished":{}}`), want: login}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
-			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Millisecond, see: poll(0, "Running"), want: connected}}},
-		{name: "known by polls alone", steps: []step{{see: poll(0, "Starting"), want: "TailnetConnect: tailscaled is in state Starting"}, {see: poll(0, "Running"), want: connected}}},
-		{name: "bad key", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("invalid authkey"), want: refusal},
-			{after: time.Second, see: poll(0, "NeedsLogin"), want: refusal}, {see: busError("invalid authkey"), want: refusal}, {see: busEnd("EOF"), want: refusal}, // the daemon exits over it
-			{after: time.Minute, see: pollFails(0, "ENOENT"), want: refusal}}},
-		{name: "bad key, seen by the health report alone", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthKey), want: "TailnetAuth: You are logged out: invalid authkey"},
-			{see: poll(0, "NeedsLogin"), want: "TailnetAuth: You are logged out: invalid authkey"}, {see: busHealth(healthLogin), want: login}}},
-		{name: "bad key cleared by Running", steps: []step{{see: busError("invalid authkey"), want: "-"}, {see: bus(ipn.NeedsLogin), want: refusal, again: true},
-			{see: poll(0, "Running"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
-		{name: "an error while running means nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busError("x"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
-		{name: "slow consumer", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("IPN bus consumer fell behind"), want: login}}},
-		{name: "approval needed", steps: []step{{see: bus(ipn.NeedsMachineAuth), want: approval, again: true}, {after: time.Second, see: poll(0, "NeedsMachineAuth"), want: approval},
-			{see: busEnd("EOF"), want: approval}, {see: bus(ipn.Starting), want: approval, again: true},
-			{after: time.Second, see: poll(0, "Running"), want: connected}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}}},
-		{name: "control unreachable at start", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthControl), want: unanswered},
-			{see: busHealth(`{}`), want: login}}},
-		{name: "control unreachable with state", steps: []step{{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth(healthControl), want: unanswered},
-			{see: poll(0, "NoState"), want: unanswered}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: time.Second, see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}}},
-		{name: "control unreachable at the second step of a login", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthStep2), want: unanswered}}},
-		{name: "control lost while running", steps: []step{{see: poll(0, "Running"), want: connected}, {see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), want: connected + ", control lost"}}},
-		{name: "a key that expires", steps: []step{
-			{see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), want: connected + ", until 2030"}}},
-		{name: "daemon killed, and back", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("unexpected EOF"), want: "TailnetNotRunning: unexpected EOF"},
-			{after: time.Second, see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true},
-			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Second, see: poll(0, "Running"), want: connected}}},
-		{name: "bus ends and comes back to a running daemon", steps: []step{
-			{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: time.Second, see: bus(ipn.Running), want: connected, again: true}}},
-		{name: "down and up", steps: []step{{see: poll(0, "Running"), want: connected}, {see: bus(ipn.Stopped), want: stopped, again: true}, {after: time.Second, see: poll(0, "Stopped"), want: stopped},
-			{see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}, {see: bus(ipn.Running), want: "-", again: true},
-			{after: time.Second, see: poll(0, "Running"), want: connected}}},
-		{name: "stopped at start: only for a while", steps: []step{{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true},
-			{after: 3 * time.Second, see: poll(0, "Stopped"), want: "TailnetConnect: tailscaled is in state Stopped"},
-			{after: 2*time.Second - 1, want: "TailnetConnect: tailscaled is in state Stopped"}, {after: 1, want: stopped}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
-			{after: time.Hour, see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}}},
-		{name: "stopped, lost, and stopped again: the grace starts anew", steps: []step{
-			{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}, {after: 4 * time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"},
-			{after: time.Second, see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}, {after: 5 * time.Second, want: stopped}}},
-		{name: "key expired by control", steps: []step{{see: poll(0, "Running"), want: connected}, {see: bus(ipn.NeedsLogin), want: expired, again: true}, {after: time.Second, see: poll(0, "NeedsLogin"), want: expired}}},
-		{name: "state folder unusable", steps: []step{
-			{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth(healthStore), want: "TailnetNotRunning: State store failed"},
-			{after: time.Second, see: poll(0, "NoState"), want: "TailnetNotRunning: State store failed"}}},
-
-		{name: "a poll overtaken by the bus says nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: bus(ipn.Stopped), want: stopped, again: true},
-			{after: time.Millisecond, see: poll(2*time.Millisecond, "Running"), want: stopped, again: true}, {after: time.Millisecond, see: pollFails(3*time.Millisecond, "x"), want: stopped, again: true},
-			{after: time.Millisecond, see: poll(time.Millisecond, "Running"), want: connected}}},
-		{name: "a poll overtaken by the end of the bus", steps: []step{
-			{after: time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: 1, see: poll(2, "Running"), want: "TailnetNotRunning: EOF", again: true}}},
-		{name: "a rename on the bus asks for a poll", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busJSON(`{"SelfChange":{"Name":"x"}}`), want: connected, again: true},
-			{see: pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), want: "connected as other 100.1.2.3"}}},
-		{name: "a state that is new to this client", steps: []step{{see: poll(0, "Hibernating"), want: "TailnetConnect: tailscaled is in state NoState"}}},
-		{name: "running, but without itself", steps: []step{{see: polled(0, &ipnstate.Status{BackendState: "Running"}, nil), want: "-"}}},
-		{name: "a notice of nothing that matters", steps: []step{{see: busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), want: "-"}}},
+		{"nothing yet", []step{{wait(0), "-"}}},
+		{"socket absent", []step{{busEnd("connect: no such file or directory"), notRunning + "connect: no such file or directory"},
+			{pollFails(time.Millisecond, "x"), notRunning + "connect: no such file or directory" + again},
+			{pollFails(time.Millisecond, "still absent").after(time.Second), notRunning + "still absent"}}},
+		{"normal login", []step{{bus(ipn.NoState), inState + "NoState" + again}, {bus(ipn.NeedsLogin), login + again}, {poll(0, "NeedsLogin"), login},
+			{busJSON(`{"LoginFinished":{}}`), login}, {bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again},
+			{poll(0, "Running").after(time.Millisecond), connected}}},
+		{"known by polls alone", []step{{poll(0, "Starting"), inState + "Starting"}, {poll(0, "Running"), connected}}},
+		{"bad key", []step{{bus(ipn.NeedsLogin), login + again}, {busError("invalid authkey"), refusal}, {poll(0, "NeedsLogin").after(time.Second), refusal},
+			{busError("invalid authkey"), refusal}, {busEnd("EOF"), refusal}, {pollFails(0, "ENOENT").after(time.Minute), refusal}}},
+		{"bad key, seen by the health report alone", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthKey), "TailnetAuth: You are logged out: invalid authkey"},
+			{poll(0, "NeedsLogin"), "TailnetAuth: You are logged out: invalid authkey"}, {busHealth(healthLogin), login}}},
+		{"bad key cleared by Running", []step{{busError("invalid authkey"), "-"}, {bus(ipn.NeedsLogin), refusal + again}, {poll(0, "Running"), connected},
+			{busEnd("EOF"), notRunning + "EOF"}}},
+		{"an error while running means nothing", []step{{poll(0, "Running"), connected}, {busError("x"), connected}, {busEnd("EOF"), notRunning + "EOF"}}},
+		{"slow consumer", []step{{bus(ipn.NeedsLogin), login + again}, {busError("IPN bus consumer fell behind"), login}}},
+		{"approval needed", []step{{bus(ipn.NeedsMachineAuth), approval + again}, {poll(0, "NeedsMachineAuth").after(time.Second), approval}, {busEnd("EOF"), approval},
+			{bus(ipn.Starting), approval + again}, {poll(0, "Running").after(time.Second), connected}, {bus(ipn.Starting), inState + "Starting" + again}}},
+		{"control unreachable at start", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthControl), unanswered}, {busHealth(`{}`), login}}},
+		{"control unreachable with state", []step{{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthControl), unanswered}, {poll(0, "NoState"), unanswered},
+			{busEnd("EOF"), notRunning + "EOF"}, {bus(ipn.NoState).after(time.Second), inState + "NoState" + again}}},
+		{"control unreachable at the second step of a login", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthStep2), unanswered}}},
+		{"control lost while running", []step{{poll(0, "Running"), connected}, {pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), connected + ", control lost"}}},
+		{"a key that expires", []step{{pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), connected + ", until 2030"}}},
+		{"daemon killed, and back", []step{{poll(0, "Running"), connected}, {busEnd("unexpected EOF").after(time.Second), notRunning + "unexpected EOF"},
+			{bus(ipn.NoState).after(time.Second), inState + "NoState" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}}},
+		{"bus ends and comes back to a running daemon", []step{{poll(0, "Running"), connected}, {busEnd("EOF").after(time.Second), notRunning + "EOF"},
+			{bus(ipn.Running).after(time.Second), connected + again}}},
+		{"down and up", []step{{poll(0, "Running"), connected}, {bus(ipn.Stopped), stopped + again}, {poll(0, "Stopped").after(time.Second), stopped},
+			{bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}}},
+		{"stopped at start: only for a while", []step{{bus(ipn.Stopped), inState + "Stopped" + again}, {poll(0, "Stopped").after(3 * time.Second), inState + "Stopped"},
+			{wait(2*time.Second - 1), inState + "Stopped"}, {wait(1), stopped}, {bus(ipn.Starting), inState + "Starting" + again},
+			{bus(ipn.Stopped).after(time.Hour), inState + "Stopped" + again}}},
+		{"stopped, lost, and stopped again: the grace starts anew", []step{{bus(ipn.Stopped), inState + "Stopped" + again},
+			{busEnd("EOF").after(4 * time.Second), notRunning + "EOF"}, {bus(ipn.Stopped).after(time.Second), inState + "Stopped" + again}, {wait(5 * time.Second), stopped}}},
+		{"key expired by control", []step{{poll(0, "Running"), connected}, {bus(ipn.NeedsLogin), expired + again}, {poll(0, "NeedsLogin").after(time.Second), expired}}},
+		{"state folder unusable", []step{{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthStore), notRunning + "State store failed"},
+			{poll(0, "NoState").after(time.Second), notRunning + "State store failed"}}},
+		{"a poll overtaken by the bus says nothing", []step{{poll(0, "Running"), connected}, {bus(ipn.Stopped).after(time.Second), stopped + again},
+			{poll(2*time.Millisecond, "Running").after(time.Millisecond), stopped + again}, {pollFails(3*time.Millisecond, "x").after(time.Millisecond), stopped + again},
+			{poll(time.Millisecond, "Running").after(time.Millisecond), connected}}},
+		{"a poll overtaken by the end of the bus", []step{{busEnd("EOF").after(time.Second), notRunning + "EOF"}, {poll(2, "Running").after(1), notRunning + "EOF" + again}}},
+		{"a rename on the bus asks for a poll", []step{{poll(0, "Running"), connected}, {busJSON(`{"SelfChange":{"Name":"x"}}`), connected + again},
+			{pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), "connected as other 100.1.2.3"}}},
+		{"a state that is new to this client", []step{{poll(0, "Hibernating"), inState + "NoState"}}},
+		{"running, but without itself", []step{{polled(0, &ipnstate.Status{BackendState: "Running"}, nil), "-"}}},
+		{"a notice of nothing that matters", []step{{busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), "-"}}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			v, now := &view{}, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 			for i, step := range row.steps {
-				now = now.Add(step.after)
-				again := false
-				if step.see != nil {
-					again = v.take(step.see(now), now)
+				now = now.Add(step.see.wait)
+				polls := step.see.event != nil && v.take(step.see.event(now), now)
+				got := verdict(v.state(now))
+				if polls {
+					got += again
 				}
-				if got := verdict(v.state(now)); got != step.want || again != step.again {
-					t.Fatalf("step %d: %s, poll again: %t\nwant    %s, %t", i, got, again, step.want, step.again)
-				}
+				equal(t, fmt.Sprint("step ", i), got, step.want)
 			}
 		})
 	}
@@ -298,22 +295,22 @@ func TestTell(t *testing.T) {
 // daemon is a scripted tailscaled behind a pipe. End-to-end tests run the real one; this one can be
 // as slow as a test wants, to the nanosecond.
 type daemon struct {
-	mu     sync.Mutex
-	status *ipnstate.Status
-	hung   bool
+	status atomic.Pointer[ipnstate.Status] // nil: it hangs
 	whois  http.HandlerFunc
-	dials  []time.Time // of the bus
-	bus    chan string // notices; closed to end the bus
+	dials  chan time.Time // of the bus
+	bus    chan string    // notices; closed to end the bus
+	log    *logRecorder   // of the tailnet that follows it
 }
 
-// followed starts a tailnet that follows d, which runs unless it says something else.
-func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
+// followed starts a tailnet that follows a daemon.
+func followed(t *testing.T, status *ipnstate.Status, whois http.HandlerFunc) (*tailnet, *daemon) {
 	t.Helper()
-	d.bus, d.status = make(chan string), cmp.Or(d.status, daemonStatus("Running", "node-1."))
+	tn, log := newTestTailnet()
+	d := &daemon{whois: whois, dials: make(chan time.Time, 100), bus: make(chan string), log: log}
+	d.status.Store(status)
 	listener := newPipeListener()
 	server := &http.Server{Handler: d}
 	go server.Serve(listener)
-	tn, log := newTestTailnet()
 	transport := &http.Transport{DialContext: listener.dial, MaxIdleConnsPerHost: maxLookups}
 	tn.client.Transport = bounded{transport}
 	ctx, stop := context.WithCancel(context.Background())
@@ -328,28 +325,25 @@ func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
 		server.Close()
 		time.Sleep(time.Minute) // for handlers that sleep
 	})
-	return tn, log
+	return tn, d
 }
 
 // ServeHTTP implements http.Handler.
 func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	d.mu.Lock()
-	hung, bus := d.hung, d.bus
-	status, _ := json.Marshal(d.status)
-	if r.URL.Path == busPath {
-		d.dials = append(d.dials, time.Now())
-	}
-	d.mu.Unlock()
+	status := d.status.Load()
 	switch {
-	case hung:
+	case status == nil:
 		<-r.Context().Done()
 	case r.URL.Path == "/localapi/v0/status":
-		w.Write(status)
+		json.NewEncoder(w).Encode(status)
+	case r.URL.Path == "/localapi/v0/whois":
+		d.whois(w, r)
 	case r.URL.Path == busPath:
+		d.dials <- time.Now()
 		http.NewResponseController(w).Flush()
 		for {
 			select {
-			case text, ok := <-bus:
+			case text, ok := <-d.bus:
 				if !ok {
 					return
 				}
@@ -359,23 +353,13 @@ func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		}
-	case r.URL.Path == "/localapi/v0/whois":
-		d.whois(w, r)
 	}
-}
-
-// set changes the daemon.
-func (d *daemon) set(change func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	change()
 }
 
 // TestFollow follows a daemon through its life.
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &daemon{status: daemonStatus("NeedsLogin", "")}
-		tn, log := followed(t, d)
+		tn, d := followed(t, daemonStatus("NeedsLogin", ""), nil)
 		expect := func(what, want string) {
 			t.Helper()
 			synctest.Wait()
@@ -387,19 +371,19 @@ func TestFollow(t *testing.T) {
 		d.bus <- `{"ErrMessage":"invalid authkey"}`
 		expect("bad key", "TailnetAuth: invalid authkey")
 		time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
-		d.set(func() { d.status = daemonStatus("Running", "node-1.x.") })
+		d.status.Store(daemonStatus("Running", "node-1.x."))
 		d.bus <- fmt.Sprintf(`{"LoginFinished":{},"State":%d}`, ipn.Running)
 		expect("the bus reports Running: polled at once", "connected as node-1 100.1.2.3")
 		holds(t, tn.wasConnected(), "there was a connection")
 
-		d.set(func() { d.hung = true })
+		d.status.Store(nil)
 		for range 3 { // two more than there is a poll for
 			d.bus <- `{"SelfChange":{}}`
 		}
 		time.Sleep(pollTimeout + lossSettles + time.Second)
 		expect("hung", "TailnetNotRunning: tailscaled does not answer on /nowhere")
-		log.one(t, "tailnet connection lost; requests that still arrive are served")
-		d.set(func() { d.hung = false })
+		d.log.one(t, "tailnet connection lost; requests that still arrive are served")
+		d.status.Store(daemonStatus("Running", "node-1.x."))
 		time.Sleep(pollTimeout + pollInterval) // less than the 20 s that are promised
 		expect("recovered", "connected as node-1 100.1.2.3")
 	})
@@ -414,17 +398,14 @@ func TestRedial(t *testing.T) {
 		"Running":    {100 * ms, 200 * ms, 400 * ms, 500 * ms, 500 * ms},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &daemon{status: daemonStatus(backend, "node-1.")}
-			followed(t, d)
+			_, d := followed(t, daemonStatus(backend, "node-1."), nil)
 			synctest.Wait()
 			close(d.bus)
-			at := time.Now()
+			at := <-d.dials
 			time.Sleep(3 * time.Second)
-			d.mu.Lock()
-			defer d.mu.Unlock()
 			for i, pause := range pauses {
 				at = at.Add(pause)
-				equal(t, fmt.Sprint(backend, ": dial ", i+1), d.dials[i+1], at)
+				equal(t, fmt.Sprint(backend, ": dial ", i+1), <-d.dials, at)
 			}
 		})
 	}
@@ -446,8 +427,7 @@ func TestTailnetTalksTooMuch(t *testing.T) {
 		{name: "bus, in parts", bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
-			d := &daemon{status: row.status}
-			tn, _ := followed(t, d)
+			tn, d := followed(t, cmp.Or(row.status, running), nil)
 			synctest.Wait()
 			time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
 			for _, text := range row.bus {
@@ -531,7 +511,7 @@ func TestWhoIs(t *testing.T) {
 		{name: "too much", answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
 	} {
 		inBubble(t, row.name, func(t *testing.T) {
-			tn, _ := followed(t, &daemon{whois: func(w http.ResponseWriter, r *http.Request) {
+			tn, _ := followed(t, running, func(w http.ResponseWriter, r *http.Request) {
 				equal(t, "asked about", r.FormValue("addr"), "100.9.8.7:1234")
 				select {
 				case <-time.After(row.delay):
@@ -539,7 +519,7 @@ func TestWhoIs(t *testing.T) {
 				}
 				w.WriteHeader(max(200, row.status))
 				io.WriteString(w, row.answer)
-			}})
+			})
 			tn.required = "example.com/cap/claude"
 			ctx, leave := context.WithCancelCause(t.Context())
 			defer leave(nil)
@@ -560,14 +540,14 @@ func TestWhoIs(t *testing.T) {
 func TestLookupsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most, answered atomic.Int32
-		tn, _ := followed(t, &daemon{whois: func(w http.ResponseWriter, _ *http.Request) {
+		tn, _ := followed(t, running, func(w http.ResponseWriter, _ *http.Request) {
 			n := now.Add(1)
 			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 			}
 			time.Sleep(4 * time.Second)
 			now.Add(-1)
 			io.WriteString(w, whoisAlice)
-		}})
+		})
 		start := time.Now()
 		together(3*maxLookups, func(int) {
 			if who, err := tn.whoIs(t.Context(), "100.9.8.7:1234"); err == nil && who.node != "" {
