@@ -42,29 +42,27 @@ func checkErrorBody(t *testing.T, f *failure, id string) http.Header {
 func TestFailureAnswers(t *testing.T) {
 	cause := errors.New("cause")
 	for _, row := range []struct {
-		failure   *failure
-		status    int
-		code      string
-		errorType errorType
-		message   string // in the body's message
-		header    string // besides those of the body
+		failure *failure
+		want    string // status, code and type
+		message string // in the body's message
+		header  string // besides those of the body
 	}{
-		{failure: errTimeout(3, cause), status: 504, code: "timeout", errorType: "timeout", message: "in 3 attempt(s)", header: "X-Should-Retry: false"},
-		{failure: errConnection(cause), status: 502, code: "connection", errorType: "connection", message: "cause"},
-		{failure: errBodyTooLarge(10 << 20), status: 400, code: "invalid_request", errorType: "invalid_request", message: "prompt is too long: the request body is larger than 10 MiB"},
-		{failure: errMalformedBody, status: 400, code: "invalid_request", errorType: "invalid_request", message: "chunked"},
-		{failure: errInternal(cause), status: 500, code: "internal", errorType: "internal", message: "bug"},
-		{failure: errResponseRead(cause), status: 502, code: "response_read", errorType: "response_read", message: "broke off"},
-		{failure: errNotConnected, status: 503, code: "not_connected", message: "tailnet", header: "Retry-After: 2"},
-		{failure: errCallerPending, status: 503, code: "caller_unknown", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
-		{failure: errUnknownCaller, status: 403, code: "forbidden", message: "tailnet"},
-		{failure: errShuttingDown, status: 503, code: "shutting_down", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
-		{failure: errConnectMethod, status: 405, code: "method_not_allowed", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
-		{failure: errSilentUpload, status: 408, code: "request_timeout", message: "stopped arriving"},
-		{failure: errSlowUpload, status: 408, code: "request_timeout", message: "too slowly"},
+		{failure: errTimeout(3, cause), want: "504 timeout timeout", message: "in 3 attempt(s)", header: "X-Should-Retry: false"},
+		{failure: errConnection(cause), want: "502 connection connection", message: "cause"},
+		{failure: errBodyTooLarge(10 << 20), want: "400 invalid_request invalid_request", message: "prompt is too long: the request body is larger than 10 MiB"},
+		{failure: errMalformedBody, want: "400 invalid_request invalid_request", message: "chunked"},
+		{failure: errInternal(cause), want: "500 internal internal", message: "bug"},
+		{failure: errResponseRead(cause), want: "502 response_read response_read", message: "broke off"},
+		{failure: errNotConnected, want: "503 not_connected ", message: "tailnet", header: "Retry-After: 2"},
+		{failure: errCallerPending, want: "503 caller_unknown ", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
+		{failure: errUnknownCaller, want: "403 forbidden ", message: "tailnet"},
+		{failure: errShuttingDown, want: "503 shutting_down ", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
+		{failure: errConnectMethod, want: "405 method_not_allowed ", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
+		{failure: errSilentUpload, want: "408 request_timeout ", message: "stopped arriving"},
+		{failure: errSlowUpload, want: "408 request_timeout ", message: "too slowly"},
 	} {
 		f := row.failure
-		equal(t, row.code, fmt.Sprint(f.status, " ", f.code, " ", f.errorType), fmt.Sprint(row.status, " ", row.code, " ", row.errorType))
+		equal(t, row.message, fmt.Sprint(f.status, " ", f.code, " ", f.errorType), row.want)
 		holds(t, strings.Contains(f.message, row.message), "%+v, want %+v", f, row)
 		var header []string
 		for name, values := range checkErrorBody(t, f, "req_1") {
@@ -73,7 +71,7 @@ func TestFailureAnswers(t *testing.T) {
 			}
 		}
 		slices.Sort(header)
-		equal(t, row.code+": the header", strings.Join(header, ", "), row.header)
+		equal(t, row.want+": the header", strings.Join(header, ", "), row.header)
 	}
 }
 

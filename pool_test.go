@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,13 @@ func newPoolRig(t *testing.T, http2 bool, upstream http.HandlerFunc) *rig {
 	r := newRig(t, "", upstream)
 	r.overHTTP2(http2)
 	return r
+}
+
+// conns returns the connections of the pool.
+func (r *rig) conns() []*pooledConn {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	return slices.Clone(r.pool.conns)
 }
 
 // send makes one request over the pool and reads its whole answer.
@@ -124,9 +132,7 @@ func TestPoolWaiterLeaves(t *testing.T) {
 			_, err := r.send(t.Context(), "/", nil)
 			holds(t, err == nil && r.dials.Load() <= 2, "the other: %v, %d dials", err, r.dials.Load())
 			synctest.Wait()
-			r.pool.mu.Lock()
-			defer r.pool.mu.Unlock()
-			for _, c := range r.pool.conns {
+			for _, c := range r.conns() {
 				holds(t, c.inUse == 0 && c.Available() == 1, "a connection without requests has %d, and %d places", c.inUse, c.Available())
 			}
 		})
@@ -157,9 +163,7 @@ func TestPoolCancelled(t *testing.T) {
 			synctest.Wait()
 			equal(t, fmt.Sprint("dials after departure ", i), r.dials.Load(), int32(1+i/cancelledAtMost))
 		}
-		r.pool.mu.Lock()
-		first := r.pool.conns[0]
-		r.pool.mu.Unlock()
+		first := r.conns()[0]
 		holds(t, first.cancelled >= cancelledAtMost && first.Err() == nil, "the connection with the stream: %d cancelled, %v", first.cancelled, first.Err())
 		wg.Wait()
 		synctest.Wait()
@@ -191,9 +195,7 @@ func TestPoolStandstill(t *testing.T) {
 		equal(t, "dials", r.dials.Load(), 2)
 		close(read)
 		wg.Wait()
-		r.pool.mu.Lock()
-		defer r.pool.mu.Unlock()
-		for _, c := range r.pool.conns {
+		for _, c := range r.conns() {
 			equal(t, "uploads that are thought to be under way", len(c.uploads), 0)
 		}
 	})

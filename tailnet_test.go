@@ -131,7 +131,7 @@ func TestView(t *testing.T) {
 			{poll(0, "Running").after(time.Millisecond), connected}}},
 		{"known by polls alone", []step{{poll(0, "Starting"), inState + "Starting"}, {poll(0, "Running"), connected}}},
 		{"bad key", []step{{bus(ipn.NeedsLogin), login + again}, {busError("invalid authkey"), refusal}, {poll(0, "NeedsLogin").after(time.Second), refusal},
-			{busError("invalid authkey"), refusal}, {busEnd("EOF"), refusal}, {pollFails(0, "ENOENT").after(time.Minute), refusal}}},
+			{busError("invalid authkey"), refusal}, {busEnd("EOF"), refusal}, {pollFails(0, "ENOENT").after(time.Minute), refusal}}}, // the daemon exits over it
 		{"bad key, seen by the health report alone", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthKey), "TailnetAuth: You are logged out: invalid authkey"},
 			{poll(0, "NeedsLogin"), "TailnetAuth: You are logged out: invalid authkey"}, {busHealth(healthLogin), login}}},
 		{"bad key cleared by Running", []step{{busError("invalid authkey"), "-"}, {bus(ipn.NeedsLogin), refusal + again}, {poll(0, "Running"), connected},
