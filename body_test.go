@@ -31,8 +31,7 @@ const tight = "max_body_mb = 1\nbody_memory_mb = 1"
 func TestSlowUpload(t *testing.T) {
 	const all, small = chunkedPost + "1\r\nx\r\n0\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
 	const onePlace = "max_connections = 1"
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		settings string        // tight if empty
 		perSec   int           // bytes per second
 		seconds  int           // of the upload
@@ -41,47 +40,46 @@ func TestSlowUpload(t *testing.T) {
 		at       time.Duration // when it comes
 		served   time.Duration // and when it is answered
 		want     string        // the answer
-	}{
-		{name: "nobody waits", perSec: 1, seconds: 10, every: 59 * time.Second, want: "200 after 9m50s, last"},
-		{name: "someone waits from the start", perSec: 1, seconds: 35, other: all, served: 10 * time.Second, want: "408 after 10s, last"},
-		{name: "someone waits in the second window", perSec: 1, seconds: 35, other: all, at: 13 * time.Second, served: 20 * time.Second, want: "408 after 20s, last"},
-		{name: "someone waits, done within the window", perSec: 1, seconds: 9, other: all, served: 9 * time.Second, want: "200 after 9s, last"},
-		{name: "just below the pace", perSec: 8<<10 - 1, seconds: 35, other: all, served: 10 * time.Second, want: "408 after 10s, last"},
-		{name: "at the pace", perSec: 8 << 10, seconds: 35, other: all, served: 35 * time.Second, want: "200 after 35s, last"},
-		{name: "someone waits for some of the memory", perSec: 1, seconds: 35, other: small, served: time.Second, want: "200 after 35s, last"},
-		{name: "fast enough for what may come", perSec: 60 << 10, seconds: 10, other: small, served: 10 * time.Second, want: "200 after 10s, last"},
-		{name: "someone waits for a place", settings: onePlace, perSec: 1, seconds: 35, other: small, at: 9500 * time.Millisecond, served: 10 * time.Second, want: "200 after 35s, last"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, cmp.Or(row.settings, tight), echo)
-			slow := r.dialRaw()
-			var wg sync.WaitGroup
-			wg.Go(func() {
-				slow.send(chunkedPost)
-				for range row.seconds {
-					time.Sleep(cmp.Or(row.every, time.Second) / 2)
-					if slow.send(chunk(strings.Repeat("x", row.perSec))) != nil {
-						return
-					}
-					time.Sleep(cmp.Or(row.every, time.Second) / 2)
-				}
-				slow.send("0\r\n\r\n")
-			})
-			if row.other != "" {
-				wg.Go(func() {
-					time.Sleep(row.at + time.Nanosecond)
-					got := r.ask(row.other)
-					equal(t, "the other request", fmt.Sprint(got.status, " after ", got.took), fmt.Sprint("200 after ", row.served-row.at-time.Nanosecond))
-				})
-			}
-			got := slow.answer()
-			got.expect(t, row.want)
-			equal(t, "it says so", strings.Contains(got.body, `"code":"request_timeout"`), got.status == 408)
-			slow.Close()
-			wg.Wait()
-			r.expectErrors()
-		})
 	}
+	inBubbles(t, map[string]row{
+		"nobody waits":                          {perSec: 1, seconds: 10, every: 59 * time.Second, want: "200 after 9m50s, last"},
+		"someone waits from the start":          {perSec: 1, seconds: 35, other: all, served: 10 * time.Second, want: "408 after 10s, last"},
+		"someone waits in the second window":    {perSec: 1, seconds: 35, other: all, at: 13 * time.Second, served: 20 * time.Second, want: "408 after 20s, last"},
+		"someone waits, done within the window": {perSec: 1, seconds: 9, other: all, served: 9 * time.Second, want: "200 after 9s, last"},
+		"just below the pace":                   {perSec: 8<<10 - 1, seconds: 35, other: all, served: 10 * time.Second, want: "408 after 10s, last"},
+		"at the pace":                           {perSec: 8 << 10, seconds: 35, other: all, served: 35 * time.Second, want: "200 after 35s, last"},
+		"someone waits for some of the memory":  {perSec: 1, seconds: 35, other: small, served: time.Second, want: "200 after 35s, last"},
+		"fast enough for what may come":         {perSec: 60 << 10, seconds: 10, other: small, served: 10 * time.Second, want: "200 after 10s, last"},
+		"someone waits for a place":             {settings: onePlace, perSec: 1, seconds: 35, other: small, at: 9500 * time.Millisecond, served: 10 * time.Second, want: "200 after 35s, last"},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, cmp.Or(row.settings, tight), echo)
+		slow := r.dialRaw()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			slow.send(chunkedPost)
+			for range row.seconds {
+				time.Sleep(cmp.Or(row.every, time.Second) / 2)
+				if slow.send(chunk(strings.Repeat("x", row.perSec))) != nil {
+					return
+				}
+				time.Sleep(cmp.Or(row.every, time.Second) / 2)
+			}
+			slow.send("0\r\n\r\n")
+		})
+		if row.other != "" {
+			wg.Go(func() {
+				time.Sleep(row.at + time.Nanosecond)
+				got := r.ask(row.other)
+				equal(t, "the other request", fmt.Sprint(got.status, " after ", got.took), fmt.Sprint("200 after ", row.served-row.at-time.Nanosecond))
+			})
+		}
+		got := slow.answer()
+		got.expect(t, row.want)
+		equal(t, "it says so", strings.Contains(got.body, `"code":"request_timeout"`), got.status == 408)
+		slow.Close()
+		wg.Wait()
+		r.expectErrors()
+	})
 }
 
 // TestSlowUploadsHoldHalf: of the memory, while others wait. Those that do not fit are given up.
@@ -129,30 +127,28 @@ func TestBodyRefused(t *testing.T) {
 	const mib = 1 << 20
 	const refused = "400 after 0s, last"
 	declared := func(n int) string { return fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", n) }
-	for _, row := range []struct {
-		name    string
+	type row struct {
 		request string
 		want    string
-	}{
-		{name: "exactly the limit, declared", request: declared(mib) + strings.Repeat("x", mib), want: "200 after 0s"},
-		{name: "exactly the limit, chunked", request: chunkedPost + chunk(strings.Repeat("x", mib)) + "0\r\n\r\n", want: "200 after 0s, last"},
-		{name: "one byte more, declared, before it is sent", request: declared(mib + 1), want: refused},
-		{name: "one byte more, chunked, before the chunk ends", request: chunkedPost + "200000\r\n" + strings.Repeat("x", mib+1), want: refused},
-		{name: "one byte more, in small chunks", request: chunkedPost + strings.Repeat(chunk(strings.Repeat("x", 1<<10)), 1<<10) + chunk("x"), want: refused},
-		{name: "broken chunks", request: chunkedPost + "zz\r\n", want: refused},
-		{name: "empty, chunked", request: chunkedPost + "0\r\n\r\n", want: "200 after 0s, last"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, tight, echo)
-			r.ask(row.request).expect(t, row.want)
-			if row.want == refused {
-				equal(t, "dials", r.dials.Load(), 0)
-				r.expectErrors(typeInvalidRequest)
-			} else {
-				r.expectErrors()
-			}
-		})
 	}
+	inBubbles(t, map[string]row{
+		"exactly the limit, declared":                   {request: declared(mib) + strings.Repeat("x", mib), want: "200 after 0s"},
+		"exactly the limit, chunked":                    {request: chunkedPost + chunk(strings.Repeat("x", mib)) + "0\r\n\r\n", want: "200 after 0s, last"},
+		"one byte more, declared, before it is sent":    {request: declared(mib + 1), want: refused},
+		"one byte more, chunked, before the chunk ends": {request: chunkedPost + "200000\r\n" + strings.Repeat("x", mib+1), want: refused},
+		"one byte more, in small chunks":                {request: chunkedPost + strings.Repeat(chunk(strings.Repeat("x", 1<<10)), 1<<10) + chunk("x"), want: refused},
+		"broken chunks":                                 {request: chunkedPost + "zz\r\n", want: refused},
+		"empty, chunked":                                {request: chunkedPost + "0\r\n\r\n", want: "200 after 0s, last"},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, tight, echo)
+		r.ask(row.request).expect(t, row.want)
+		if row.want == refused {
+			equal(t, "dials", r.dials.Load(), 0)
+			r.expectErrors(typeInvalidRequest)
+		} else {
+			r.expectErrors()
+		}
+	})
 }
 
 // TestUploadBroken: a client that dies in the middle of its upload is 499.

@@ -27,38 +27,36 @@ func newClient(t *testing.T) *clientConn {
 
 // TestRequireCaller: who is let in, who is refused, and how long it takes.
 func TestRequireCaller(t *testing.T) {
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		who    identity
 		err    error         // of the look-up, after a second
 		leaves time.Duration // when the client does
 		want   error
 
 		capability string // that is required
-	}{
-		{name: "known", who: alice, leaves: time.Hour},
-		{name: "unknown", leaves: time.Hour, want: errUnknownCaller},
-		{name: "granted", who: granted, capability: "example.com/cap/claude", leaves: time.Hour},
-		{name: "not granted", who: alice, capability: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
-		{name: "no answer", err: context.DeadlineExceeded, leaves: time.Hour, want: errCallerPending},
-		{name: "nobody waits for who is gone", who: alice, leaves: time.Millisecond, want: errClientGone},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), row.leaves)
-			defer cancel()
-			start := time.Now()
-			l := newClient(t).caller(time.Hour, func(context.Context, string) (identity, error) {
-				time.Sleep(time.Second)
-				return row.who, row.err
-			})
-			holds(t, l.pending() && l.answer() == (identity{}), "there is an answer before tailscaled gave one")
-			took := min(time.Second, row.leaves)
-			equal(t, "the error", fmt.Sprint(l.require(ctx, row.capability)), fmt.Sprint(row.want))
-			equal(t, "took", time.Since(start), took)
-			<-l.done
-			equal(t, "who it is", l.answer(), row.who)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"known":                        {who: alice, leaves: time.Hour},
+		"unknown":                      {leaves: time.Hour, want: errUnknownCaller},
+		"granted":                      {who: granted, capability: "example.com/cap/claude", leaves: time.Hour},
+		"not granted":                  {who: alice, capability: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
+		"no answer":                    {err: context.DeadlineExceeded, leaves: time.Hour, want: errCallerPending},
+		"nobody waits for who is gone": {who: alice, leaves: time.Millisecond, want: errClientGone},
+	}, func(t *testing.T, row row) {
+		ctx, cancel := context.WithTimeout(t.Context(), row.leaves)
+		defer cancel()
+		start := time.Now()
+		l := newClient(t).caller(time.Hour, func(context.Context, string) (identity, error) {
+			time.Sleep(time.Second)
+			return row.who, row.err
+		})
+		holds(t, l.pending() && l.answer() == (identity{}), "there is an answer before tailscaled gave one")
+		took := min(time.Second, row.leaves)
+		equal(t, "the error", fmt.Sprint(l.require(ctx, row.capability)), fmt.Sprint(row.want))
+		equal(t, "took", time.Since(start), took)
+		<-l.done
+		equal(t, "who it is", l.answer(), row.who)
+	})
 }
 
 // TestOneLookupPerConnection: however many requests come, at once or later. A failed look-up is repeated by the
@@ -154,44 +152,42 @@ func TestStillReaders(t *testing.T) {
 func TestHeaderBounds(t *testing.T) {
 	const get, end = "GET /livez HTTP/1.1\r\nHost: x\r\n", "\r\n"
 	fields := func(n int) string { return strings.Repeat("a: b\r\n", n) }
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		sent   []string      // and a pause after each
 		pause  time.Duration // longer than a moment
 		second bool          // on a connection that has had a request
 		status int           // 0: closed without an answer
-	}{
-		{name: "a request after 29 s", sent: []string{"", get + end}, pause: 29 * time.Second, status: 200},
-		{name: "nothing for 31 s", sent: []string{"", get + end}, pause: 31 * time.Second},
-		{name: "headers within 9 s", sent: []string{get, end}, pause: 9 * time.Second, status: 200},
-		{name: "headers that take 11 s", sent: []string{get, end}, pause: 11 * time.Second},
-		{name: "256 fields", sent: []string{get + fields(255) + end}, status: 200},
-		{name: "257 fields", sent: []string{get + fields(256) + end}, status: 431},
-		{name: "256 fields again", second: true, sent: []string{get + fields(255) + end}, status: 200},
-		{name: "257 fields in a second request", second: true, sent: []string{get + fields(256) + end}, status: 431},
-		{name: "many fields, and no end", sent: []string{get + fields(5000)}, status: 431},
-		{name: "60 KiB", sent: []string{get + "a: " + strings.Repeat("x", 60<<10) + "\r\n" + end}, status: 200},
-		{name: "over 64 KiB", sent: []string{get + "a: " + strings.Repeat("x", 70<<10) + "\r\n" + end}, status: 431},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, "", echo)
-			c := r.dialRaw()
-			defer c.Close()
-			if row.second {
-				go c.send(get + fields(200) + end)
-				c.answer()
-			}
-			go func() {
-				for _, text := range row.sent {
-					c.send(text)
-					time.Sleep(row.pause)
-				}
-			}()
-			equal(t, "the status", c.answer().status, row.status)
-			c.Close()
-			synctest.Wait()
-			taken, _ := r.clients.headers.load()
-			equal(t, "still charged for headers", taken, 0)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"a request after 29 s":           {sent: []string{"", get + end}, pause: 29 * time.Second, status: 200},
+		"nothing for 31 s":               {sent: []string{"", get + end}, pause: 31 * time.Second},
+		"headers within 9 s":             {sent: []string{get, end}, pause: 9 * time.Second, status: 200},
+		"headers that take 11 s":         {sent: []string{get, end}, pause: 11 * time.Second},
+		"256 fields":                     {sent: []string{get + fields(255) + end}, status: 200},
+		"257 fields":                     {sent: []string{get + fields(256) + end}, status: 431},
+		"256 fields again":               {second: true, sent: []string{get + fields(255) + end}, status: 200},
+		"257 fields in a second request": {second: true, sent: []string{get + fields(256) + end}, status: 431},
+		"many fields, and no end":        {sent: []string{get + fields(5000)}, status: 431},
+		"60 KiB":                         {sent: []string{get + "a: " + strings.Repeat("x", 60<<10) + "\r\n" + end}, status: 200},
+		"over 64 KiB":                    {sent: []string{get + "a: " + strings.Repeat("x", 70<<10) + "\r\n" + end}, status: 431},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, "", echo)
+		c := r.dialRaw()
+		defer c.Close()
+		if row.second {
+			go c.send(get + fields(200) + end)
+			c.answer()
+		}
+		go func() {
+			for _, text := range row.sent {
+				c.send(text)
+				time.Sleep(row.pause)
+			}
+		}()
+		equal(t, "the status", c.answer().status, row.status)
+		c.Close()
+		synctest.Wait()
+		taken, _ := r.clients.headers.load()
+		equal(t, "still charged for headers", taken, 0)
+	})
 }

@@ -158,35 +158,33 @@ func TestGatheredSlowPeer(t *testing.T) {
 
 // TestGatheredClose: what was gathered gets a second to go out, and a second Close does not wait.
 func TestGatheredClose(t *testing.T) {
-	for _, row := range []struct {
-		name  string
+	type row struct {
 		reads time.Duration // when the peer begins to
 		again bool          // it is closed a second time
 		took  time.Duration
 		got   string
-	}{
-		{name: "at once", got: "goaway"},
-		{name: "late", reads: 999 * time.Millisecond, took: 999 * time.Millisecond, got: "goaway"},
-		{name: "too late", reads: time.Minute, took: time.Second},
-		{name: "twice", reads: time.Minute, again: true},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			conn, there := gathering(t)
-			conn.Write([]byte("goaway"))
-			var wg sync.WaitGroup
-			wg.Go(func() {
-				time.Sleep(row.reads)
-				got, _ := io.ReadAll(there)
-				equal(t, "the peer got", string(got), row.got)
-			})
-			start := time.Now()
-			if row.again {
-				go conn.Close()
-				synctest.Wait()
-			}
-			conn.Close()
-			equal(t, "Close took", time.Since(start), row.took)
-			wg.Wait()
-		})
 	}
+	inBubbles(t, map[string]row{
+		"at once":  {got: "goaway"},
+		"late":     {reads: 999 * time.Millisecond, took: 999 * time.Millisecond, got: "goaway"},
+		"too late": {reads: time.Minute, took: time.Second},
+		"twice":    {reads: time.Minute, again: true},
+	}, func(t *testing.T, row row) {
+		conn, there := gathering(t)
+		conn.Write([]byte("goaway"))
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			time.Sleep(row.reads)
+			got, _ := io.ReadAll(there)
+			equal(t, "the peer got", string(got), row.got)
+		})
+		start := time.Now()
+		if row.again {
+			go conn.Close()
+			synctest.Wait()
+		}
+		conn.Close()
+		equal(t, "Close took", time.Since(start), row.took)
+		wg.Wait()
+	})
 }

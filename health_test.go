@@ -14,34 +14,32 @@ import (
 func TestHealthBody(t *testing.T) {
 	const counts = `"uptime_seconds":90,"requests_served":3,"errors_total":1}`
 	const connected = `{"status":"healthy","tailnet":"connected","tailnet_hostname":"node-1","tailnet_ip":"100.1.2.3",` + counts
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		state  *tailnetState // nil: without a tailnet
 		status int
 		want   string
-	}{
-		{name: "disabled", status: 200, want: `{"status":"healthy","tailnet":"disabled",` + counts},
-		{name: "connected", state: &tailnetState{hostname: "node-1", ip: "100.1.2.3", online: true}, status: 200, want: connected},
-		{name: "control lost", state: connectedState, status: 200, want: connected},
-		{name: "not connected", state: &tailnetState{problem: &problem{tailnetConnect, "x"}, hostname: "node-1", ip: "100.1.2.3"}, status: 503,
-			want: `{"status":"degraded","tailnet":"not_connected",` + counts},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			p := localProxy(t)
-			if row.state != nil {
-				p.own.tailnet, _ = newTestTailnet()
-				p.own.tailnet.publish(row.state)
-			}
-			time.Sleep(90*time.Second + 999*time.Millisecond)
-			for _, status := range []int{200, 499, 502} {
-				p.metrics.requestDone(status, "POST", 0)
-			}
-			p.metrics.upstreamError(typeConnection)
-			status, contentType, body := p.own.health()
-			equal(t, "the status and the type", fmt.Sprint(status, " ", contentType), fmt.Sprint(row.status, " application/json"))
-			equal(t, "the body", string(body), row.want)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"disabled":     {status: 200, want: `{"status":"healthy","tailnet":"disabled",` + counts},
+		"connected":    {state: &tailnetState{hostname: "node-1", ip: "100.1.2.3", online: true}, status: 200, want: connected},
+		"control lost": {state: connectedState, status: 200, want: connected},
+		"not connected": {state: &tailnetState{problem: &problem{tailnetConnect, "x"}, hostname: "node-1", ip: "100.1.2.3"}, status: 503,
+			want: `{"status":"degraded","tailnet":"not_connected",` + counts},
+	}, func(t *testing.T, row row) {
+		p := localProxy(t)
+		if row.state != nil {
+			p.own.tailnet, _ = newTestTailnet()
+			p.own.tailnet.publish(row.state)
+		}
+		time.Sleep(90*time.Second + 999*time.Millisecond)
+		for _, status := range []int{200, 499, 502} {
+			p.metrics.requestDone(status, "POST", 0)
+		}
+		p.metrics.upstreamError(typeConnection)
+		status, contentType, body := p.own.health()
+		equal(t, "the status and the type", fmt.Sprint(status, " ", contentType), fmt.Sprint(row.status, " application/json"))
+		equal(t, "the body", string(body), row.want)
+	})
 }
 
 // TestOwnEndpointsAnswerBusyProxy: neither a full house nor a body that does not come keeps a probe waiting.

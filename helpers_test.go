@@ -82,6 +82,13 @@ func inBubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
 
+// inBubbles runs f for each of the rows, as a subtest in a bubble.
+func inBubbles[R any](t *testing.T, rows map[string]R, f func(t *testing.T, row R)) {
+	for name, row := range rows {
+		inBubble(t, name, func(t *testing.T) { f(t, row) })
+	}
+}
+
 // logRecorder keeps the lines of a log.
 type logRecorder struct {
 	mu    sync.Mutex

@@ -164,8 +164,7 @@ func TestShutDown(t *testing.T) {
 		complete = "shutdown complete"
 		again    = "received SIGINT again, exiting at once"
 	)
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		settings string
 		signal   syscall.Signal // SIGTERM if 0
 		requests []string       // durations
@@ -173,74 +172,73 @@ func TestShutDown(t *testing.T) {
 		ends     time.Duration  // the drain, after the signal
 		says     string         // and why
 		answers  []string       // in the order of requests
-	}{
-		{name: "idle", says: drained}, {name: "closed terminal", signal: syscall.SIGHUP, says: drained},
-		{name: "drained", requests: []string{"3s", "4s"}, ends: 4 * time.Second, says: drained, answers: []string{"200 after 3s, last", "200 after 4s, last"}},
-		{name: "exceeded", requests: []string{"3s", "1h", "1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"200 after 3s, last", "503 after 5s, last", "503 after 5s, last"}},
-		{name: "exceeded while streaming", began: true, requests: []string{"1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"cut after 5s"}},
-		{name: "configured", settings: "drain_timeout_secs = 3600\ntimeout_secs = 3600", requests: []string{"59m"}, began: true, ends: 59 * time.Minute, says: drained, answers: []string{"200 after 59m0s"}},
-		{name: "no drain at all", settings: "drain_timeout_secs = 0", requests: []string{"1s"}, says: exceeded, answers: []string{"503 after 0s, last"}},
-		{name: "queued requests are sent away at once", settings: "max_connections = 1", requests: []string{"2s", "1s", "1s"}, ends: 2 * time.Second, says: drained, answers: []string{"200 after 2s, last", "503 after 0s, last", "503 after 0s, last"}},
-		{name: "second signal", requests: []string{"1h"}, ends: 2 * time.Second, says: again, answers: []string{"503 after 2s, last"}},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
-				io.Copy(io.Discard, r.Body)
-				if row.began {
-					http.NewResponseController(w).Flush()
-				}
-				d, _ := time.ParseDuration(r.URL.Path[1:])
-				select {
-				case <-time.After(d):
-				case <-r.Context().Done():
-				}
-			})
-			answers := make([]answer, len(row.requests))
-			var wg sync.WaitGroup
-			for i, path := range row.requests {
-				wg.Go(func() { answers[i] = r.do("POST", "/"+path, "x") })
-				synctest.Wait()
+	}
+	inBubbles(t, map[string]row{
+		"idle": {says: drained}, "closed terminal": {signal: syscall.SIGHUP, says: drained},
+		"drained":                               {requests: []string{"3s", "4s"}, ends: 4 * time.Second, says: drained, answers: []string{"200 after 3s, last", "200 after 4s, last"}},
+		"exceeded":                              {requests: []string{"3s", "1h", "1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"200 after 3s, last", "503 after 5s, last", "503 after 5s, last"}},
+		"exceeded while streaming":              {began: true, requests: []string{"1h"}, ends: 5 * time.Second, says: exceeded, answers: []string{"cut after 5s"}},
+		"configured":                            {settings: "drain_timeout_secs = 3600\ntimeout_secs = 3600", requests: []string{"59m"}, began: true, ends: 59 * time.Minute, says: drained, answers: []string{"200 after 59m0s"}},
+		"no drain at all":                       {settings: "drain_timeout_secs = 0", requests: []string{"1s"}, says: exceeded, answers: []string{"503 after 0s, last"}},
+		"queued requests are sent away at once": {settings: "max_connections = 1", requests: []string{"2s", "1s", "1s"}, ends: 2 * time.Second, says: drained, answers: []string{"200 after 2s, last", "503 after 0s, last", "503 after 0s, last"}},
+		"second signal":                         {requests: []string{"1h"}, ends: 2 * time.Second, says: again, answers: []string{"503 after 2s, last"}},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			if row.began {
+				http.NewResponseController(w).Flush()
 			}
-			start := time.Now()
-			r.signals <- cmp.Or(row.signal, syscall.SIGTERM)
-			name := map[syscall.Signal]string{0: "SIGTERM", syscall.SIGHUP: "SIGHUP"}[row.signal]
-			want := []string{"received " + name + ", shutting down after 0s", fmt.Sprint(row.says, " after ", row.ends)}
-			if row.says == again {
-				time.Sleep(row.ends)
-				r.signals <- syscall.SIGINT
-			} else {
-				want = append(want, complete)
-			}
-			<-r.done
-			took := time.Since(start)
-			equal(t, "it ended with", r.err, nil)
-			equal(t, "in time", took >= row.ends && took <= row.ends+2*lastBytes, true)
-			wg.Wait()
-			var got []string
-			for _, line := range r.log.lines(t, "received SIGTERM, shutting down", "received SIGHUP, shutting down", drained, exceeded, complete, again) {
-				text := line["message"].(string)
-				if text != complete { // which may come lastBytes later
-					text = fmt.Sprint(text, " after ", line.time(t).Sub(start))
-				}
-				got = append(got, text)
-			}
-			equal(t, "logged", got, want)
-			left := 0.0
-			for i, a := range answers {
-				a.expect(t, row.answers[i])
-				if a.status != 200 || a.err != nil {
-					left++
-				}
-				equal(t, "it may be tried again", a.header.Get("X-Should-Retry") == "true", a.status == 503)
-			}
-			if row.says == exceeded {
-				r.log.one(t, exceeded).expect(t, "remaining", left, "drain_timeout_secs", row.ends.Seconds())
-			}
-			if row.says != again {
-				equal(t, "requests with a line in the log", len(r.log.lines(t, "request completed")), len(row.requests))
+			d, _ := time.ParseDuration(r.URL.Path[1:])
+			select {
+			case <-time.After(d):
+			case <-r.Context().Done():
 			}
 		})
-	}
+		answers := make([]answer, len(row.requests))
+		var wg sync.WaitGroup
+		for i, path := range row.requests {
+			wg.Go(func() { answers[i] = r.do("POST", "/"+path, "x") })
+			synctest.Wait()
+		}
+		start := time.Now()
+		r.signals <- cmp.Or(row.signal, syscall.SIGTERM)
+		name := map[syscall.Signal]string{0: "SIGTERM", syscall.SIGHUP: "SIGHUP"}[row.signal]
+		want := []string{"received " + name + ", shutting down after 0s", fmt.Sprint(row.says, " after ", row.ends)}
+		if row.says == again {
+			time.Sleep(row.ends)
+			r.signals <- syscall.SIGINT
+		} else {
+			want = append(want, complete)
+		}
+		<-r.done
+		took := time.Since(start)
+		equal(t, "it ended with", r.err, nil)
+		equal(t, "in time", took >= row.ends && took <= row.ends+2*lastBytes, true)
+		wg.Wait()
+		var got []string
+		for _, line := range r.log.lines(t, "received SIGTERM, shutting down", "received SIGHUP, shutting down", drained, exceeded, complete, again) {
+			text := line["message"].(string)
+			if text != complete { // which may come lastBytes later
+				text = fmt.Sprint(text, " after ", line.time(t).Sub(start))
+			}
+			got = append(got, text)
+		}
+		equal(t, "logged", got, want)
+		left := 0.0
+		for i, a := range answers {
+			a.expect(t, row.answers[i])
+			if a.status != 200 || a.err != nil {
+				left++
+			}
+			equal(t, "it may be tried again", a.header.Get("X-Should-Retry") == "true", a.status == 503)
+		}
+		if row.says == exceeded {
+			r.log.one(t, exceeded).expect(t, "remaining", left, "drain_timeout_secs", row.ends.Seconds())
+		}
+		if row.says != again {
+			equal(t, "requests with a line in the log", len(r.log.lines(t, "request completed")), len(row.requests))
+		}
+	})
 }
 
 // TestShutDownRefusesNewRequests: on connections that are open already, while others drain.

@@ -203,33 +203,31 @@ func TestPoolStandstill(t *testing.T) {
 
 // TestUnprocessed pins what net/http says when an HTTP/2 upstream has not processed a request: it is told by its text.
 func TestUnprocessed(t *testing.T) {
-	for _, row := range []struct {
-		name  string
+	type row struct {
 		frame string // the server's answer, after its settings
 		want  bool   // it was not processed
-	}{
-		{name: "refused stream", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x07", want: true},
-		{name: "cancelled by the upstream", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x08"},
-		{name: "internal error", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x02"},
-		{name: "GOAWAY before the stream", frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00", want: true},
-		{name: "GOAWAY that includes the stream", frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00"},
-		{name: "closed"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newPoolRig(t, true, nil)
-			r.serveRaw(func(conn net.Conn) {
-				defer conn.Close()
-				go io.Copy(io.Discard, conn)
-				io.WriteString(conn, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
-				time.Sleep(time.Second)
-				io.WriteString(conn, row.frame)
-				time.Sleep(time.Second)
-			})
-			_, err := r.send(t.Context(), "/", strings.NewReader("x"))
-			_, got := errors.AsType[*unprocessedError](err)
-			holds(t, got == row.want && err != nil, "%v: unprocessed %t", err, got)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"refused stream":                  {frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x07", want: true},
+		"cancelled by the upstream":       {frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x08"},
+		"internal error":                  {frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x02"},
+		"GOAWAY before the stream":        {frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00", want: true},
+		"GOAWAY that includes the stream": {frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00"},
+		"closed":                          {},
+	}, func(t *testing.T, row row) {
+		r := newPoolRig(t, true, nil)
+		r.serveRaw(func(conn net.Conn) {
+			defer conn.Close()
+			go io.Copy(io.Discard, conn)
+			io.WriteString(conn, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
+			time.Sleep(time.Second)
+			io.WriteString(conn, row.frame)
+			time.Sleep(time.Second)
+		})
+		_, err := r.send(t.Context(), "/", strings.NewReader("x"))
+		_, got := errors.AsType[*unprocessedError](err)
+		holds(t, got == row.want && err != nil, "%v: unprocessed %t", err, got)
+	})
 	inBubble(t, "closed before the request", func(t *testing.T) {
 		r := newPoolRig(t, true, nil)
 		r.serveRaw(func(conn net.Conn) {

@@ -16,57 +16,55 @@ import (
 // neither this nor one that breaks off can be taken for a complete one.
 func TestStream(t *testing.T) {
 	const minute, silent = time.Minute, "response_read: the upstream fell silent for 1m0s"
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		pauses   []time.Duration // before each byte
 		declared bool            // its length
 		end      func()          // nil: it falls silent
 		took     time.Duration
 		err      any // in the log, if it is cut
-	}{
-		{name: "whole", pauses: slices.Repeat([]time.Duration{minute / 2}, 10), end: func() {}, took: 5 * minute},
-		{name: "breaks off", pauses: []time.Duration{0}, end: func() { panic(http.ErrAbortHandler) }, err: "response_read: unexpected EOF"},
-		{name: "silent from the start", took: minute, err: silent},
-		{name: "silent after several bytes", pauses: []time.Duration{time.Second, 59 * time.Second, minute / 2}, took: 150 * time.Second, err: silent},
-		{name: "nearly silent before", pauses: []time.Duration{minute - 1, minute - 1}, took: 3*minute - 2, err: silent},
-		{name: "silent, of declared length", pauses: []time.Duration{10 * time.Second}, declared: true, took: 70 * time.Second, err: silent},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
-				if row.declared {
-					w.Header().Set("Content-Length", "100")
-				}
-				control := http.NewResponseController(w)
-				control.Flush()
-				for _, pause := range row.pauses {
-					time.Sleep(pause)
-					io.WriteString(w, "x")
-					control.Flush()
-				}
-				if row.end == nil {
-					<-r.Context().Done()
-				} else {
-					row.end()
-				}
-			})
-			kind, counted := "200", []errorType(nil)
-			if row.err != nil {
-				kind, counted = "cut", []errorType{typeResponseRead}
-			}
-			got := r.do("GET", "/", "")
-			got.expect(t, fmt.Sprint(kind, " after ", row.took))
-			var at []time.Duration
-			for i, pause := range row.pauses {
-				at = append(at, pause)
-				if i > 0 {
-					at[i] += at[i-1]
-				}
-			}
-			equal(t, "when the bytes came", got.came, at)
-			r.expectErrors(counted...)
-			r.completed().expect(t, "error", row.err, "status", 200.0, "latency_ms", float64(row.took.Milliseconds()), "bytes_out", float64(len(row.pauses)))
-		})
 	}
+	inBubbles(t, map[string]row{
+		"whole":                      {pauses: slices.Repeat([]time.Duration{minute / 2}, 10), end: func() {}, took: 5 * minute},
+		"breaks off":                 {pauses: []time.Duration{0}, end: func() { panic(http.ErrAbortHandler) }, err: "response_read: unexpected EOF"},
+		"silent from the start":      {took: minute, err: silent},
+		"silent after several bytes": {pauses: []time.Duration{time.Second, 59 * time.Second, minute / 2}, took: 150 * time.Second, err: silent},
+		"nearly silent before":       {pauses: []time.Duration{minute - 1, minute - 1}, took: 3*minute - 2, err: silent},
+		"silent, of declared length": {pauses: []time.Duration{10 * time.Second}, declared: true, took: 70 * time.Second, err: silent},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
+			if row.declared {
+				w.Header().Set("Content-Length", "100")
+			}
+			control := http.NewResponseController(w)
+			control.Flush()
+			for _, pause := range row.pauses {
+				time.Sleep(pause)
+				io.WriteString(w, "x")
+				control.Flush()
+			}
+			if row.end == nil {
+				<-r.Context().Done()
+			} else {
+				row.end()
+			}
+		})
+		kind, counted := "200", []errorType(nil)
+		if row.err != nil {
+			kind, counted = "cut", []errorType{typeResponseRead}
+		}
+		got := r.do("GET", "/", "")
+		got.expect(t, fmt.Sprint(kind, " after ", row.took))
+		var at []time.Duration
+		for i, pause := range row.pauses {
+			at = append(at, pause)
+			if i > 0 {
+				at[i] += at[i-1]
+			}
+		}
+		equal(t, "when the bytes came", got.came, at)
+		r.expectErrors(counted...)
+		r.completed().expect(t, "error", row.err, "status", 200.0, "latency_ms", float64(row.took.Milliseconds()), "bytes_out", float64(len(row.pauses)))
+	})
 }
 
 // TestSlowReader: the time in which the client does not read is no silence of the upstream, but a client that
@@ -257,35 +255,33 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 // 403 if callers must be known.
 func TestTailnetDecides(t *testing.T) {
 	up, down := connectedState, lacks(tailnetNotRunning, "x")
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		states   []*tailnetState
 		required bool
 		whois    int    // tailscaled's status
 		want     string // the answer's status, and its Retry-After
-	}{
-		{name: "nothing seen", want: "503 2"},
-		{name: "not connected yet", states: []*tailnetState{down}, want: "503 2"},
-		{name: "connected", states: []*tailnetState{up}, want: "200 "},
-		{name: "lost", states: []*tailnetState{up, down}, want: "200 "},
-		{name: "connected, stranger", states: []*tailnetState{up}, required: true, whois: 404, want: "403 "},
-		{name: "connected, tailscaled does not say", states: []*tailnetState{up}, required: true, whois: 500, want: "503 1"},
-		{name: "not connected yet, stranger", states: []*tailnetState{down}, required: true, want: "503 2"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, "", echo)
-			tn, _ := newTestTailnet()
-			tn.client.Transport = roundTripper(func(*http.Request) (*http.Response, error) {
-				return &http.Response{StatusCode: row.whois, Body: http.NoBody}, nil
-			})
-			for _, state := range row.states {
-				tn.publish(state)
-			}
-			r.proxy.tailnet = tn
-			r.proxy.cfg.requireTailnet = row.required
-			got := r.post()
-			equal(t, "the answer", fmt.Sprint(got.status, " ", got.header.Get("Retry-After")), row.want)
-			r.expectErrors()
-		})
 	}
+	inBubbles(t, map[string]row{
+		"nothing seen":                       {want: "503 2"},
+		"not connected yet":                  {states: []*tailnetState{down}, want: "503 2"},
+		"connected":                          {states: []*tailnetState{up}, want: "200 "},
+		"lost":                               {states: []*tailnetState{up, down}, want: "200 "},
+		"connected, stranger":                {states: []*tailnetState{up}, required: true, whois: 404, want: "403 "},
+		"connected, tailscaled does not say": {states: []*tailnetState{up}, required: true, whois: 500, want: "503 1"},
+		"not connected yet, stranger":        {states: []*tailnetState{down}, required: true, want: "503 2"},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, "", echo)
+		tn, _ := newTestTailnet()
+		tn.client.Transport = roundTripper(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: row.whois, Body: http.NoBody}, nil
+		})
+		for _, state := range row.states {
+			tn.publish(state)
+		}
+		r.proxy.tailnet = tn
+		r.proxy.cfg.requireTailnet = row.required
+		got := r.post()
+		equal(t, "the answer", fmt.Sprint(got.status, " ", got.header.Get("Retry-After")), row.want)
+		r.expectErrors()
+	})
 }

@@ -206,52 +206,50 @@ func TestConnect(t *testing.T) {
 		at    time.Duration
 		state *tailnetState
 	}
-	for _, row := range []struct {
-		name    string
+	type row struct {
 		changes []change
 		cancel  time.Duration
 		retries []time.Duration
 		took    time.Duration
 		want    string // the error
-	}{
-		{name: "at once", changes: []change{{0, connectedState}}},
-		{name: "wakes up at once", changes: []change{{0, lacks(tailnetConnect, "x")}, {1234 * time.Millisecond, connectedState}}, retries: retries[:2], took: 1234 * time.Millisecond},
-		{name: "in the last pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {31*time.Second - 1, connectedState}}, retries: retries, took: 31*time.Second - 1},
-		{name: "connected and lost again within a pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {2 * time.Second, connectedState}, {2 * time.Second, lacks(tailnetConnect, "y")}},
-			retries: retries[:2], took: 2 * time.Second},
-		{name: "gives up", changes: []change{{0, lacks(tailnetConnect, "x")}}, retries: retries, took: 31 * time.Second, want: "TailnetConnect: x"},
-		{name: "gives up with the last cause", changes: []change{{0, lacks(tailnetConnect, "x")}, {30 * time.Second, lacks(tailnetMachineAuth, "y")}}, retries: retries, took: 31 * time.Second, want: "TailnetMachineAuth: y"},
-		{name: "a login that never came lacks a key", changes: []change{{0, lacks(tailnetConnect, awaitingLogin)}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: " + awaitingLogin},
-		{name: "bad key is not given up early", changes: []change{{0, lacks(tailnetAuth, "invalid authkey")}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: invalid authkey"},
-		{name: "nothing is ever seen", retries: []time.Duration{3 * time.Second, 4 * time.Second, 6 * time.Second, 10 * time.Second, 18 * time.Second}, took: 34 * time.Second,
-			want: "TailnetNotRunning: tailscaled has not answered yet on /nowhere"},
-		{name: "told to stop before anything is seen", cancel: time.Second, took: time.Second, want: "context canceled"},
-		{name: "told to stop in a pause", changes: []change{{0, lacks(tailnetConnect, "x")}}, cancel: 5 * time.Second, retries: retries[:3], took: 5 * time.Second, want: "context canceled"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			tn, log := newTestTailnet()
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			start := time.Now()
-			go func() {
-				for _, c := range row.changes {
-					time.Sleep(c.at - time.Since(start))
-					tn.publish(c.state)
-				}
-			}()
-			if row.cancel > 0 {
-				time.AfterFunc(row.cancel, cancel)
-			}
-			equal(t, "the error", errorText(tn.connect(ctx)), row.want)
-			equal(t, "took", time.Since(start), row.took)
-			var retries []time.Duration
-			for i, line := range log.lines(t, "tailnet not connected yet, trying again") {
-				retries = append(retries, line.time(t).Sub(start))
-				line.expect(t, "retry", float64(i+1), "retry_in_secs", connectBackoff[i].Seconds())
-			}
-			equal(t, "retries", retries, row.retries)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"at once":           {changes: []change{{0, connectedState}}},
+		"wakes up at once":  {changes: []change{{0, lacks(tailnetConnect, "x")}, {1234 * time.Millisecond, connectedState}}, retries: retries[:2], took: 1234 * time.Millisecond},
+		"in the last pause": {changes: []change{{0, lacks(tailnetConnect, "x")}, {31*time.Second - 1, connectedState}}, retries: retries, took: 31*time.Second - 1},
+		"connected and lost again within a pause": {changes: []change{{0, lacks(tailnetConnect, "x")}, {2 * time.Second, connectedState}, {2 * time.Second, lacks(tailnetConnect, "y")}},
+			retries: retries[:2], took: 2 * time.Second},
+		"gives up":                            {changes: []change{{0, lacks(tailnetConnect, "x")}}, retries: retries, took: 31 * time.Second, want: "TailnetConnect: x"},
+		"gives up with the last cause":        {changes: []change{{0, lacks(tailnetConnect, "x")}, {30 * time.Second, lacks(tailnetMachineAuth, "y")}}, retries: retries, took: 31 * time.Second, want: "TailnetMachineAuth: y"},
+		"a login that never came lacks a key": {changes: []change{{0, lacks(tailnetConnect, awaitingLogin)}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: " + awaitingLogin},
+		"bad key is not given up early":       {changes: []change{{0, lacks(tailnetAuth, "invalid authkey")}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: invalid authkey"},
+		"nothing is ever seen": {retries: []time.Duration{3 * time.Second, 4 * time.Second, 6 * time.Second, 10 * time.Second, 18 * time.Second}, took: 34 * time.Second,
+			want: "TailnetNotRunning: tailscaled has not answered yet on /nowhere"},
+		"told to stop before anything is seen": {cancel: time.Second, took: time.Second, want: "context canceled"},
+		"told to stop in a pause":              {changes: []change{{0, lacks(tailnetConnect, "x")}}, cancel: 5 * time.Second, retries: retries[:3], took: 5 * time.Second, want: "context canceled"},
+	}, func(t *testing.T, row row) {
+		tn, log := newTestTailnet()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		start := time.Now()
+		go func() {
+			for _, c := range row.changes {
+				time.Sleep(c.at - time.Since(start))
+				tn.publish(c.state)
+			}
+		}()
+		if row.cancel > 0 {
+			time.AfterFunc(row.cancel, cancel)
+		}
+		equal(t, "the error", errorText(tn.connect(ctx)), row.want)
+		equal(t, "took", time.Since(start), row.took)
+		var retries []time.Duration
+		for i, line := range log.lines(t, "tailnet not connected yet, trying again") {
+			retries = append(retries, line.time(t).Sub(start))
+			line.expect(t, "retry", float64(i+1), "retry_in_secs", connectBackoff[i].Seconds())
+		}
+		equal(t, "retries", retries, row.retries)
+	})
 }
 
 // TestTell: a loss is told once, when it has lasted for a second, and its end with how long it was.
@@ -415,29 +413,27 @@ func TestRedial(t *testing.T) {
 // A bus may say as much as it likes in messages of a usual size.
 func TestTailnetTalksTooMuch(t *testing.T) {
 	long := strings.Repeat("x", maxAnswer)
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		status *ipnstate.Status
 		bus    []string
 		want   string
-	}{
-		{name: "status", status: daemonStatus("Running", "node-1.", long), want: "TailnetNotRunning: " + errTooLarge.Error()},
-		{name: "status of almost that size", status: daemonStatus("Running", "node-1.", long[:len(long)-1000]), want: "connected as node-1 100.1.2.3"},
-		{name: "bus", bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
-		{name: "bus, in parts", bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			tn, d := followed(t, cmp.Or(row.status, running), nil)
-			synctest.Wait()
-			time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
-			for _, text := range row.bus {
-				d.bus <- text
-			}
-			synctest.Wait()
-			now := tn.current()
-			equal(t, "the state", verdict(&now), row.want)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"status":                     {status: daemonStatus("Running", "node-1.", long), want: "TailnetNotRunning: " + errTooLarge.Error()},
+		"status of almost that size": {status: daemonStatus("Running", "node-1.", long[:len(long)-1000]), want: "connected as node-1 100.1.2.3"},
+		"bus":                        {bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
+		"bus, in parts":              {bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
+	}, func(t *testing.T, row row) {
+		tn, d := followed(t, cmp.Or(row.status, running), nil)
+		synctest.Wait()
+		time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
+		for _, text := range row.bus {
+			d.bus <- text
+		}
+		synctest.Wait()
+		now := tn.current()
+		equal(t, "the state", verdict(&now), row.want)
+	})
 }
 
 // TestSocketPath: the kernel says no more than "invalid argument" of a path that is too long for a socket.
@@ -485,8 +481,7 @@ const whoisAlice = `{"Node":{"Name":"laptop.x.ts.net."},"UserProfile":{"LoginNam
 
 // TestWhoIs: what tailscaled says of a caller, and how long that may take.
 func TestWhoIs(t *testing.T) {
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		status int
 		answer string
 		delay  time.Duration
@@ -494,45 +489,44 @@ func TestWhoIs(t *testing.T) {
 		want   identity
 		err    string
 		took   time.Duration
-	}{
-		{name: "person", answer: whoisAlice, want: alice},
-		{name: "tagged node", answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{node: "ci.x.ts.net", user: "tag:ci,tag:prod"}},
-		{name: "granted", answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"a.b/c":null,"example.com/cap/claude":[{"x":1}]},`, 1), want: granted},
-		{name: "granted another", answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"example.com/cap/claude2":null},`, 1), want: alice},
-		{name: "no profile", answer: `{"Node":{"Name":"x."}}`, want: identity{node: "x"}},
-		{name: "no node", answer: `{"UserProfile":{"LoginName":"a@b"}}`, want: identity{user: "a@b"}},
-		{name: "nothing", answer: `{}`},
-		{name: "null", answer: `null`},
-		{name: "unknown", status: 404, answer: "no match for IP:port"},
-		{name: "slow", answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: alice},
-		{name: "hung", answer: whoisAlice, delay: time.Hour, took: lookupTimeout, err: "tailscaled does not answer on /nowhere"},
-		{name: "caller leaves", answer: whoisAlice, delay: time.Hour, leaves: time.Second, took: time.Second, err: "gone"},
-		{name: "failure", status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
-		{name: "too much", answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			tn, _ := followed(t, running, func(w http.ResponseWriter, r *http.Request) {
-				equal(t, "asked about", r.FormValue("addr"), "100.9.8.7:1234")
-				select {
-				case <-time.After(row.delay):
-				case <-r.Context().Done():
-				}
-				w.WriteHeader(max(200, row.status))
-				io.WriteString(w, row.answer)
-			})
-			tn.required = "example.com/cap/claude"
-			ctx, leave := context.WithCancelCause(t.Context())
-			defer leave(nil)
-			if row.leaves > 0 {
-				time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
-			}
-			start := time.Now()
-			who, err := tn.whoIs(ctx, "100.9.8.7:1234")
-			equal(t, "who", who, row.want)
-			equal(t, "the error", errorText(err), row.err)
-			equal(t, "took", time.Since(start), row.took)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"person":          {answer: whoisAlice, want: alice},
+		"tagged node":     {answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{node: "ci.x.ts.net", user: "tag:ci,tag:prod"}},
+		"granted":         {answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"a.b/c":null,"example.com/cap/claude":[{"x":1}]},`, 1), want: granted},
+		"granted another": {answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"example.com/cap/claude2":null},`, 1), want: alice},
+		"no profile":      {answer: `{"Node":{"Name":"x."}}`, want: identity{node: "x"}},
+		"no node":         {answer: `{"UserProfile":{"LoginName":"a@b"}}`, want: identity{user: "a@b"}},
+		"nothing":         {answer: `{}`},
+		"null":            {answer: `null`},
+		"unknown":         {status: 404, answer: "no match for IP:port"},
+		"slow":            {answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: alice},
+		"hung":            {answer: whoisAlice, delay: time.Hour, took: lookupTimeout, err: "tailscaled does not answer on /nowhere"},
+		"caller leaves":   {answer: whoisAlice, delay: time.Hour, leaves: time.Second, took: time.Second, err: "gone"},
+		"failure":         {status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
+		"too much":        {answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
+	}, func(t *testing.T, row row) {
+		tn, _ := followed(t, running, func(w http.ResponseWriter, r *http.Request) {
+			equal(t, "asked about", r.FormValue("addr"), "100.9.8.7:1234")
+			select {
+			case <-time.After(row.delay):
+			case <-r.Context().Done():
+			}
+			w.WriteHeader(max(200, row.status))
+			io.WriteString(w, row.answer)
+		})
+		tn.required = "example.com/cap/claude"
+		ctx, leave := context.WithCancelCause(t.Context())
+		defer leave(nil)
+		if row.leaves > 0 {
+			time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
+		}
+		start := time.Now()
+		who, err := tn.whoIs(ctx, "100.9.8.7:1234")
+		equal(t, "who", who, row.want)
+		equal(t, "the error", errorText(err), row.err)
+		equal(t, "took", time.Since(start), row.took)
+	})
 }
 
 // TestLookupsAreLimited: tailscaled is asked about 16 callers at once at most. The others wait for their turn, and

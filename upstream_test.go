@@ -21,81 +21,77 @@ import (
 // in the last attempt.
 func TestHeaderTimeout(t *testing.T) {
 	const second = time.Second
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		settings string
 		delays   []time.Duration // of each attempt's headers
 		want     string
-	}{
-		{name: "never", delays: []time.Duration{time.Hour, time.Hour, time.Hour}, want: "504 after 3m0.2s"},
-		{name: "no retries", settings: "timeout_retries = 0", delays: []time.Duration{time.Hour}, want: "504 after 1m0s"},
-		{name: "configured", settings: "timeout_secs = 1\ntimeout_retries = 1", delays: []time.Duration{2 * second, 2 * second}, want: "504 after 2.1s"},
-		{name: "first attempt in time", delays: []time.Duration{time.Minute - 1}, want: "200 after 59.999999999s"},
-		{name: "last attempt in time", delays: []time.Duration{time.Hour, time.Hour, 59 * second}, want: "200 after 2m59.2s"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			var attempts atomic.Int32
-			r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
-				body, _ := io.ReadAll(r.Body)
-				equal(t, "the body", string(body), `{"max_tokens":1}`)
-				select {
-				case <-time.After(row.delays[attempts.Add(1)-1]):
-				case <-r.Context().Done():
-				}
-			})
-			got := r.post()
-			got.expect(t, row.want)
-			if got.status == 200 {
-				r.expectErrors()
-			} else if r.expectErrors(typeTimeout); got.header.Get("X-Should-Retry") != "false" || !strings.Contains(got.body, `"code":"timeout"`) {
-				t.Errorf("%+v", got)
-			}
-			tried := len(row.delays)
-			equal(t, "attempts", int(attempts.Load()), tried)
-			equal(t, "retries counted", int(r.proxy.metrics.retries.Load()), tried-1)
-			r.completed().expect(t, "attempts", float64(tried), "status", float64(got.status))
-		})
 	}
+	inBubbles(t, map[string]row{
+		"never":                 {delays: []time.Duration{time.Hour, time.Hour, time.Hour}, want: "504 after 3m0.2s"},
+		"no retries":            {settings: "timeout_retries = 0", delays: []time.Duration{time.Hour}, want: "504 after 1m0s"},
+		"configured":            {settings: "timeout_secs = 1\ntimeout_retries = 1", delays: []time.Duration{2 * second, 2 * second}, want: "504 after 2.1s"},
+		"first attempt in time": {delays: []time.Duration{time.Minute - 1}, want: "200 after 59.999999999s"},
+		"last attempt in time":  {delays: []time.Duration{time.Hour, time.Hour, 59 * second}, want: "200 after 2m59.2s"},
+	}, func(t *testing.T, row row) {
+		var attempts atomic.Int32
+		r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			equal(t, "the body", string(body), `{"max_tokens":1}`)
+			select {
+			case <-time.After(row.delays[attempts.Add(1)-1]):
+			case <-r.Context().Done():
+			}
+		})
+		got := r.post()
+		got.expect(t, row.want)
+		if got.status == 200 {
+			r.expectErrors()
+		} else if r.expectErrors(typeTimeout); got.header.Get("X-Should-Retry") != "false" || !strings.Contains(got.body, `"code":"timeout"`) {
+			t.Errorf("%+v", got)
+		}
+		tried := len(row.delays)
+		equal(t, "attempts", int(attempts.Load()), tried)
+		equal(t, "retries counted", int(r.proxy.metrics.retries.Load()), tried-1)
+		r.completed().expect(t, "attempts", float64(tried), "status", float64(got.status))
+	})
 }
 
 // TestPatience: a client's patience above timeout_secs lengthens the one attempt that is then made, and the silence that is borne
 // after it.
 func TestPatience(t *testing.T) {
 	const contract = 180200 * time.Millisecond // three attempts
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		settings string
 		header   []string
 		took     time.Duration
-	}{
-		{name: "nothing stated: litellm, Vercel's AI SDK, curl", took: contract},
-		{name: "TypeScript SDK 1.12, Claude Code", header: []string{"X-Stainless-Lang", "js", "X-Stainless-Timeout", "600"}, took: 600 * time.Second},
-		{name: "Python SDK", header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "120.0", "X-Stainless-Read-Timeout", "120.0"}, took: 120 * time.Second},
-		{name: "Python SDK, streaming", header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "NOT_GIVEN", "X-Stainless-Read-Timeout", "300"}, took: 300 * time.Second},
-		{name: "Go SDK 1.84, streaming", header: []string{"X-Stainless-Lang", "go"}, took: 600 * time.Second},
-		{name: "LangChain", header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "NOT_GIVEN"}, took: 600 * time.Second},
-		{name: "the first number counts", header: []string{"X-Stainless-Timeout", "30", "X-Stainless-Read-Timeout", "600", "X-Stainless-Lang", "js"}, took: contract},
-		{name: "no more than ours", header: []string{"X-Stainless-Timeout", "60"}, took: contract},
-		{name: "not honoured", settings: "honor_client_timeout = false", header: []string{"X-Stainless-Timeout", "600"}, took: contract},
-		{name: "ours is longer", settings: "timeout_secs = 700\ntimeout_retries = 0", header: []string{"X-Stainless-Timeout", "600"}, took: 700 * time.Second},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/stream" {
-					http.NewResponseController(w).Flush()
-				}
-				never(w, r)
-			})
-			r.post(row.header...).expect(t, fmt.Sprint("504 after ", row.took))
-			silence, attempts := row.took, 1.0
-			if row.took == contract {
-				silence, attempts = time.Minute, 3
-			}
-			r.do("POST", "/stream", "x", row.header...).expect(t, fmt.Sprint("cut after ", silence))
-			synctest.Wait()
-			r.log.lines(t, "request completed")[0].expect(t, "attempts", attempts)
-		})
 	}
+	inBubbles(t, map[string]row{
+		"nothing stated: litellm, Vercel's AI SDK, curl": {took: contract},
+		"TypeScript SDK 1.12, Claude Code":               {header: []string{"X-Stainless-Lang", "js", "X-Stainless-Timeout", "600"}, took: 600 * time.Second},
+		"Python SDK":                                     {header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "120.0", "X-Stainless-Read-Timeout", "120.0"}, took: 120 * time.Second},
+		"Python SDK, streaming":                          {header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "NOT_GIVEN", "X-Stainless-Read-Timeout", "300"}, took: 300 * time.Second},
+		"Go SDK 1.84, streaming":                         {header: []string{"X-Stainless-Lang", "go"}, took: 600 * time.Second},
+		"LangChain":                                      {header: []string{"X-Stainless-Lang", "python", "X-Stainless-Timeout", "NOT_GIVEN"}, took: 600 * time.Second},
+		"the first number counts":                        {header: []string{"X-Stainless-Timeout", "30", "X-Stainless-Read-Timeout", "600", "X-Stainless-Lang", "js"}, took: contract},
+		"no more than ours":                              {header: []string{"X-Stainless-Timeout", "60"}, took: contract},
+		"not honoured":                                   {settings: "honor_client_timeout = false", header: []string{"X-Stainless-Timeout", "600"}, took: contract},
+		"ours is longer":                                 {settings: "timeout_secs = 700\ntimeout_retries = 0", header: []string{"X-Stainless-Timeout", "600"}, took: 700 * time.Second},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, row.settings, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/stream" {
+				http.NewResponseController(w).Flush()
+			}
+			never(w, r)
+		})
+		r.post(row.header...).expect(t, fmt.Sprint("504 after ", row.took))
+		silence, attempts := row.took, 1.0
+		if row.took == contract {
+			silence, attempts = time.Minute, 3
+		}
+		r.do("POST", "/stream", "x", row.header...).expect(t, fmt.Sprint("cut after ", silence))
+		synctest.Wait()
+		r.log.lines(t, "request completed")[0].expect(t, "attempts", attempts)
+	})
 }
 
 // TestParseSeconds: what counts as a number.
@@ -131,42 +127,40 @@ func TestConnectionFailure(t *testing.T) {
 			conn.Close()
 		}
 	}
-	for _, row := range []struct {
-		name     string
+	type row struct {
 		settings string
 		dial     func(n int, conn net.Conn) (net.Conn, error)
 		upstream http.HandlerFunc
 		dials    int32
 		want     string
-	}{
-		{name: "refused for ever", dial: failing(refused, 9), upstream: never, dials: 2, want: "502 after 100ms"},
-		{name: "refused once", dial: failing(refused, 1), upstream: echo, dials: 2, want: "200 after 100ms"},
-		{name: "name not found for ever", dial: failing(&net.DNSError{Err: "no such host", IsNotFound: true}, 9), upstream: never, dials: 2, want: "502 after 100ms"},
-		{name: "dial timed out", dial: failing(context.DeadlineExceeded, 9), upstream: never, dials: 1, want: "502 after 0s"},
-		{name: "dial hangs for longer than timeout_secs", settings: "timeout_secs = 2\ntimeout_retries = 1", dial: func(_ int, conn net.Conn) (net.Conn, error) {
+	}
+	inBubbles(t, map[string]row{
+		"refused for ever":        {dial: failing(refused, 9), upstream: never, dials: 2, want: "502 after 100ms"},
+		"refused once":            {dial: failing(refused, 1), upstream: echo, dials: 2, want: "200 after 100ms"},
+		"name not found for ever": {dial: failing(&net.DNSError{Err: "no such host", IsNotFound: true}, 9), upstream: never, dials: 2, want: "502 after 100ms"},
+		"dial timed out":          {dial: failing(context.DeadlineExceeded, 9), upstream: never, dials: 1, want: "502 after 0s"},
+		"dial hangs for longer than timeout_secs": {settings: "timeout_secs = 2\ntimeout_retries = 1", dial: func(_ int, conn net.Conn) (net.Conn, error) {
 			conn.Close()
 			time.Sleep(5 * time.Second)
 			return nil, context.DeadlineExceeded
 		}, upstream: never, dials: 1, want: "504 after 4.1s"},
-		{name: "bad certificate", dial: failing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, 9), upstream: never, dials: 1, want: "502 after 0s"},
-		{name: "lost after it was sent", upstream: says(""), dials: 1, want: "502 after 0s"},
-		{name: "an interim status at the end", upstream: says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), dials: 1, want: "502 after 0s"},
-		{name: "no HTTP", upstream: says("SSH-2.0-secret\r\n"), dials: 1, want: "502 after 0s"},
-		{name: "headers beyond the limit", upstream: func(w http.ResponseWriter, r *http.Request) {
+		"bad certificate":              {dial: failing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, 9), upstream: never, dials: 1, want: "502 after 0s"},
+		"lost after it was sent":       {upstream: says(""), dials: 1, want: "502 after 0s"},
+		"an interim status at the end": {upstream: says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), dials: 1, want: "502 after 0s"},
+		"no HTTP":                      {upstream: says("SSH-2.0-secret\r\n"), dials: 1, want: "502 after 0s"},
+		"headers beyond the limit": {upstream: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Long", strings.Repeat("x", maxUpstreamHeader))
 		}, dials: 1, want: "502 after 0s"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, row.settings, row.upstream)
-			r.wrap = row.dial
-			got := r.post()
-			got.expect(t, row.want)
-			equal(t, "dials", r.dials.Load(), row.dials)
-			r.expectErrors(map[int][]errorType{502: {typeConnection}, 504: {typeTimeout}}[got.status]...)
-			equal(t, "it says so", strings.Contains(got.body, `"code":"connection"`), got.status == 502)
-			holds(t, !strings.Contains(got.body, "secret"), "the body is %s", got.body)
-		})
-	}
+	}, func(t *testing.T, row row) {
+		r := newRig(t, row.settings, row.upstream)
+		r.wrap = row.dial
+		got := r.post()
+		got.expect(t, row.want)
+		equal(t, "dials", r.dials.Load(), row.dials)
+		r.expectErrors(map[int][]errorType{502: {typeConnection}, 504: {typeTimeout}}[got.status]...)
+		equal(t, "it says so", strings.Contains(got.body, `"code":"connection"`), got.status == 502)
+		holds(t, !strings.Contains(got.body, "secret"), "the body is %s", got.body)
+	})
 }
 
 // TestStaleConnection: a pooled connection that turns out to be closed when the next request is written to it is
