@@ -112,14 +112,14 @@ func TestSlowUploadsHoldHalf(t *testing.T) {
 // TestSilentUpload: an upload that stops is given up after timeout_secs and at most an eighth more.
 func TestSilentUpload(t *testing.T) {
 	const declared = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-	for name, sent := range map[string]string{"declared": declared + "x", "nothing comes": declared, "chunked": chunkedPost + chunk("x"), "within a chunk": chunkedPost + "ff\r\nx"} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newRig(t, "", echo)
-			got := r.ask(sent)
-			holds(t, got.took >= 60*time.Second && got.took <= 67500*time.Millisecond, "it took %v, want 60 to 67.5s", got.took)
-			holds(t, got.status == 408 && got.last && r.dials.Load() == 0, "%+v after %d dials", got, r.dials.Load())
-		})
-	}
+	inBubbles(t, map[string]string{
+		"declared": declared + "x", "nothing comes": declared, "chunked": chunkedPost + chunk("x"), "within a chunk": chunkedPost + "ff\r\nx",
+	}, func(t *testing.T, sent string) {
+		r := newRig(t, "", echo)
+		got := r.ask(sent)
+		holds(t, got.took >= 60*time.Second && got.took <= 67500*time.Millisecond, "it took %v, want 60 to 67.5s", got.took)
+		holds(t, got.status == 408 && got.last && r.dials.Load() == 0, "%+v after %d dials", got, r.dials.Load())
+	})
 }
 
 // TestBodyRefused: too large, or no HTTP: 400, and nothing reaches the upstream.
@@ -127,18 +127,15 @@ func TestBodyRefused(t *testing.T) {
 	const mib = 1 << 20
 	const refused = "400 after 0s, last"
 	declared := func(n int) string { return fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", n) }
-	type row struct {
-		request string
-		want    string
-	}
+	type row struct{ request, want string }
 	inBubbles(t, map[string]row{
-		"exactly the limit, declared":                   {request: declared(mib) + strings.Repeat("x", mib), want: "200 after 0s"},
-		"exactly the limit, chunked":                    {request: chunkedPost + chunk(strings.Repeat("x", mib)) + "0\r\n\r\n", want: "200 after 0s, last"},
-		"one byte more, declared, before it is sent":    {request: declared(mib + 1), want: refused},
-		"one byte more, chunked, before the chunk ends": {request: chunkedPost + "200000\r\n" + strings.Repeat("x", mib+1), want: refused},
-		"one byte more, in small chunks":                {request: chunkedPost + strings.Repeat(chunk(strings.Repeat("x", 1<<10)), 1<<10) + chunk("x"), want: refused},
-		"broken chunks":                                 {request: chunkedPost + "zz\r\n", want: refused},
-		"empty, chunked":                                {request: chunkedPost + "0\r\n\r\n", want: "200 after 0s, last"},
+		"exactly the limit, declared":                   {declared(mib) + strings.Repeat("x", mib), "200 after 0s"},
+		"exactly the limit, chunked":                    {chunkedPost + chunk(strings.Repeat("x", mib)) + "0\r\n\r\n", "200 after 0s, last"},
+		"one byte more, declared, before it is sent":    {declared(mib + 1), refused},
+		"one byte more, chunked, before the chunk ends": {chunkedPost + "200000\r\n" + strings.Repeat("x", mib+1), refused},
+		"one byte more, in small chunks":                {chunkedPost + strings.Repeat(chunk(strings.Repeat("x", 1<<10)), 1<<10) + chunk("x"), refused},
+		"broken chunks":                                 {chunkedPost + "zz\r\n", refused},
+		"empty, chunked":                                {chunkedPost + "0\r\n\r\n", "200 after 0s, last"},
 	}, func(t *testing.T, row row) {
 		r := newRig(t, tight, echo)
 		r.ask(row.request).expect(t, row.want)
@@ -153,16 +150,16 @@ func TestBodyRefused(t *testing.T) {
 
 // TestUploadBroken: a client that dies in the middle of its upload is 499.
 func TestUploadBroken(t *testing.T) {
-	for name, sent := range map[string]string{"declared": "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", "chunked": chunkedPost + "9\r\nx"} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newRig(t, "", echo)
-			c := r.dialRaw()
-			c.send(sent)
-			c.Close()
-			r.completed().expect(t, "status", 499.0, "attempts", 0.0, "bytes_in", 1.0)
-			r.expectErrors()
-		})
-	}
+	inBubbles(t, map[string]string{
+		"declared": "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", "chunked": chunkedPost + "9\r\nx",
+	}, func(t *testing.T, sent string) {
+		r := newRig(t, "", echo)
+		c := r.dialRaw()
+		c.send(sent)
+		c.Close()
+		r.completed().expect(t, "status", 499.0, "attempts", 0.0, "bytes_in", 1.0)
+		r.expectErrors()
+	})
 }
 
 // TestBodyMemory: what a body reserves, and when it gives that back.

@@ -57,40 +57,39 @@ func slowly(d time.Duration) func(int, net.Conn) (net.Conn, error) {
 // TestPoolColdStart: while it is not known what the upstream speaks, one connection is opened; then as many as are needed, for all who
 // wait at once.
 func TestPoolColdStart(t *testing.T) {
-	for name, dials := range map[string]int32{"HTTP/2": 3, "HTTP/1.1": 300} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newPoolRig(t, name == "HTTP/2", func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
-			r.wrap = slowly(300 * time.Millisecond)
-			start := time.Now()
-			together(300, func(int) {
-				_, err := r.send(t.Context(), "/", nil)
-				equal(t, "the error", err, nil)
-			})
-			// One handshake to learn what the upstream speaks, one for the others, and a second for the answer.
-			equal(t, "all answered after", time.Since(start), 1600*time.Millisecond)
-			equal(t, "dials", r.dials.Load(), dials)
-		})
+	type row struct {
+		http2 bool
+		dials int32
 	}
+	inBubbles(t, map[string]row{"HTTP/2": {true, 3}, "HTTP/1.1": {false, 300}}, func(t *testing.T, row row) {
+		r := newPoolRig(t, row.http2, func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
+		r.wrap = slowly(300 * time.Millisecond)
+		start := time.Now()
+		together(300, func(int) {
+			_, err := r.send(t.Context(), "/", nil)
+			equal(t, "the error", err, nil)
+		})
+		// One handshake to learn what the upstream speaks, one for the others, and a second for the answer.
+		equal(t, "all answered after", time.Since(start), 1600*time.Millisecond)
+		equal(t, "dials", r.dials.Load(), row.dials)
+	})
 }
 
 // TestPoolReuse: one connection serves requests that come one after the other, and is closed when it was unused for five minutes.
 func TestPoolReuse(t *testing.T) {
-	for _, name := range []string{"HTTP/2", "HTTP/1.1"} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newPoolRig(t, name == "HTTP/2", echo)
-			for i, row := range []struct {
-				pause time.Duration
-				dials int32
-			}{{0, 1}, {0, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle + time.Second, 2}} {
-				time.Sleep(row.pause)
-				synctest.Wait()
-				if got, err := r.send(t.Context(), "/", strings.NewReader("x")); got != "x" || err != nil {
-					t.Fatalf("request %d: %q, %v", i, got, err)
-				}
-				equal(t, fmt.Sprint("dials after request ", i), r.dials.Load(), row.dials)
-			}
-		})
-	}
+	inBubbles(t, map[string]bool{"HTTP/2": true, "HTTP/1.1": false}, func(t *testing.T, http2 bool) {
+		r := newPoolRig(t, http2, echo)
+		for i, row := range []struct {
+			pause time.Duration
+			dials int32
+		}{{0, 1}, {0, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle + time.Second, 2}} {
+			time.Sleep(row.pause)
+			synctest.Wait()
+			got, err := r.send(t.Context(), "/", strings.NewReader("x"))
+			holds(t, got == "x" && err == nil, "request %d: %q, %v", i, got, err)
+			equal(t, fmt.Sprint("dials after request ", i), r.dials.Load(), row.dials)
+		}
+	})
 }
 
 // TestPoolDialFails: the failure goes to those who waited when the dial began. Who comes later gets a dial of their own.
@@ -121,22 +120,20 @@ func TestPoolDialFails(t *testing.T) {
 
 // TestPoolWaiterLeaves: the dial that it has begun goes on for the others, and a place that comes too late is not lost.
 func TestPoolWaiterLeaves(t *testing.T) {
-	for name, leaves := range map[string]time.Duration{"before": 500 * time.Millisecond, "at the same moment": time.Second} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newPoolRig(t, false, echo)
-			r.wrap = slowly(time.Second)
-			ctx, cancel := context.WithTimeout(t.Context(), leaves)
-			defer cancel()
-			go r.send(ctx, "/", nil)
-			time.Sleep(time.Millisecond)
-			_, err := r.send(t.Context(), "/", nil)
-			holds(t, err == nil && r.dials.Load() <= 2, "the other: %v, %d dials", err, r.dials.Load())
-			synctest.Wait()
-			for _, c := range r.conns() {
-				holds(t, c.inUse == 0 && c.Available() == 1, "a connection without requests has %d, and %d places", c.inUse, c.Available())
-			}
-		})
-	}
+	inBubbles(t, map[string]time.Duration{"before": 500 * time.Millisecond, "at the same moment": time.Second}, func(t *testing.T, leaves time.Duration) {
+		r := newPoolRig(t, false, echo)
+		r.wrap = slowly(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), leaves)
+		defer cancel()
+		go r.send(ctx, "/", nil)
+		time.Sleep(time.Millisecond)
+		_, err := r.send(t.Context(), "/", nil)
+		holds(t, err == nil && r.dials.Load() <= 2, "the other: %v, %d dials", err, r.dials.Load())
+		synctest.Wait()
+		for _, c := range r.conns() {
+			holds(t, c.inUse == 0 && c.Available() == 1, "a connection without requests has %d, and %d places", c.inUse, c.Available())
+		}
+	})
 }
 
 // TestPoolCancelled: a connection on which 100 requests were cancelled takes no further ones, and is closed with its last answer, which is whole.

@@ -102,24 +102,22 @@ func TestSlowReader(t *testing.T) {
 
 // TestClientLeaves: at whatever moment, its request is cancelled upstream at once, counted as 499 and as no error.
 func TestClientLeaves(t *testing.T) {
-	for name, want := range map[string]string{"before the headers": "none after 7s", "in the middle of the answer": "cut after 7s"} {
-		inBubble(t, name, func(t *testing.T) {
-			var cancelled time.Time
-			r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
-				io.Copy(io.Discard, r.Body)
-				if want == "cut after 7s" {
-					http.NewResponseController(w).Flush()
-				}
-				<-r.Context().Done()
-				cancelled = time.Now()
-			})
-			start := time.Now()
-			r.doFor(7*time.Second, "POST", "/", "x").expect(t, want)
-			r.completed().expect(t, "status", 499.0, "latency_ms", 7000.0, "error", "client_gone: the client left")
-			equal(t, "cancelled upstream after", cancelled.Sub(start), 7*time.Second)
-			r.expectErrors()
+	inBubbles(t, map[string]string{"before the headers": "none after 7s", "in the middle of the answer": "cut after 7s"}, func(t *testing.T, want string) {
+		var cancelled time.Time
+		r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			if want == "cut after 7s" {
+				http.NewResponseController(w).Flush()
+			}
+			<-r.Context().Done()
+			cancelled = time.Now()
 		})
-	}
+		start := time.Now()
+		r.doFor(7*time.Second, "POST", "/", "x").expect(t, want)
+		r.completed().expect(t, "status", 499.0, "latency_ms", 7000.0, "error", "client_gone: the client left")
+		equal(t, "cancelled upstream after", cancelled.Sub(start), 7*time.Second)
+		r.expectErrors()
+	})
 }
 
 // TestQueue: requests beyond max_connections wait in arrival order, and one that leaves frees its place in line.
@@ -162,32 +160,30 @@ func (p panicky) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
 // TestPanic: a bug is a 500 of type internal, or a broken answer if that has begun; the proxy goes on.
 func TestPanic(t *testing.T) {
-	for name, began := range map[string]bool{"before the headers": false, "in the middle of the answer": true} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newRig(t, "", echo)
-			r.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-				if req.URL.Path == "/panic" && began {
-					w = panicky{ResponseWriter: w}
-				} else if req.URL.Path == "/panic" {
-					req.Body = panicky{Closer: req.Body}
-				}
-				r.proxy.ServeHTTP(w, req)
-			})
-			got := r.do("POST", "/panic", "x")
-			if began {
-				got.expect(t, "cut after 0s")
-			} else if got.status != 500 || !strings.Contains(got.body, `"code":"internal"`) || strings.Contains(got.body, "boom") {
-				t.Errorf("%+v, want a 500", got)
+	inBubbles(t, map[string]bool{"before the headers": false, "in the middle of the answer": true}, func(t *testing.T, began bool) {
+		r := newRig(t, "", echo)
+		r.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.URL.Path == "/panic" && began {
+				w = panicky{ResponseWriter: w}
+			} else if req.URL.Path == "/panic" {
+				req.Body = panicky{Closer: req.Body}
 			}
-			r.completed().expect(t, "error", "internal: panic: boom")
-			if line := r.log.one(t, "panic in a request: this is a bug, please report it"); !strings.Contains(fmt.Sprint(line["stack"]), "proxy_test.go") ||
-				line["request_id"] != got.header.Get(requestIDHeader) {
-				t.Errorf("the log says %v of %v", line, got.header)
-			}
-			equal(t, "the body of the next answer", r.do("POST", "/", "x").body, "x")
-			r.expectErrors(typeInternal)
+			r.proxy.ServeHTTP(w, req)
 		})
-	}
+		got := r.do("POST", "/panic", "x")
+		if began {
+			got.expect(t, "cut after 0s")
+		} else if got.status != 500 || !strings.Contains(got.body, `"code":"internal"`) || strings.Contains(got.body, "boom") {
+			t.Errorf("%+v, want a 500", got)
+		}
+		r.completed().expect(t, "error", "internal: panic: boom")
+		if line := r.log.one(t, "panic in a request: this is a bug, please report it"); !strings.Contains(fmt.Sprint(line["stack"]), "proxy_test.go") ||
+			line["request_id"] != got.header.Get(requestIDHeader) {
+			t.Errorf("the log says %v of %v", line, got.header)
+		}
+		equal(t, "the body of the next answer", r.do("POST", "/", "x").body, "x")
+		r.expectErrors(typeInternal)
+	})
 }
 
 // TestRequestCompleted: one line per request with exactly these keys, in this order, and neither queries nor headers nor bodies in it.

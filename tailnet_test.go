@@ -118,71 +118,66 @@ func TestView(t *testing.T) {
 		see  seen
 		want string
 	}
-	for _, row := range []struct {
-		name  string
-		steps []step
-	}{
-		{"nothing yet", []step{{wait(0), "-"}}},
-		{"socket absent", []step{{busEnd("connect: no such file or directory"), notRunning + "connect: no such file or directory"},
+	inBubbles(t, map[string][]step{
+		"nothing yet": {{wait(0), "-"}},
+		"socket absent": {{busEnd("connect: no such file or directory"), notRunning + "connect: no such file or directory"},
 			{pollFails(time.Millisecond, "x"), notRunning + "connect: no such file or directory" + again},
-			{pollFails(time.Millisecond, "still absent").after(time.Second), notRunning + "still absent"}}},
-		{"normal login", []step{{bus(ipn.NoState), inState + "NoState" + again}, {bus(ipn.NeedsLogin), login + again}, {poll(0, "NeedsLogin"), login},
+			{pollFails(time.Millisecond, "still absent").after(time.Second), notRunning + "still absent"}},
+		"normal login": {{bus(ipn.NoState), inState + "NoState" + again}, {bus(ipn.NeedsLogin), login + again}, {poll(0, "NeedsLogin"), login},
 			{busJSON(`{"LoginFinished":{}}`), login}, {bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again},
-			{poll(0, "Running").after(time.Millisecond), connected}}},
-		{"known by polls alone", []step{{poll(0, "Starting"), inState + "Starting"}, {poll(0, "Running"), connected}}},
-		{"bad key", []step{{bus(ipn.NeedsLogin), login + again}, {busError("invalid authkey"), refusal}, {poll(0, "NeedsLogin").after(time.Second), refusal},
-			{busError("invalid authkey"), refusal}, {busEnd("EOF"), refusal}, {pollFails(0, "ENOENT").after(time.Minute), refusal}}}, // the daemon exits over it
-		{"bad key, seen by the health report alone", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthKey), "TailnetAuth: You are logged out: invalid authkey"},
-			{poll(0, "NeedsLogin"), "TailnetAuth: You are logged out: invalid authkey"}, {busHealth(healthLogin), login}}},
-		{"bad key cleared by Running", []step{{busError("invalid authkey"), "-"}, {bus(ipn.NeedsLogin), refusal + again}, {poll(0, "Running"), connected},
-			{busEnd("EOF"), notRunning + "EOF"}}},
-		{"an error while running means nothing", []step{{poll(0, "Running"), connected}, {busError("x"), connected}, {busEnd("EOF"), notRunning + "EOF"}}},
-		{"slow consumer", []step{{bus(ipn.NeedsLogin), login + again}, {busError("IPN bus consumer fell behind"), login}}},
-		{"approval needed", []step{{bus(ipn.NeedsMachineAuth), approval + again}, {poll(0, "NeedsMachineAuth").after(time.Second), approval}, {busEnd("EOF"), approval},
-			{bus(ipn.Starting), approval + again}, {poll(0, "Running").after(time.Second), connected}, {bus(ipn.Starting), inState + "Starting" + again}}},
-		{"control unreachable at start", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthControl), unanswered}, {busHealth(`{}`), login}}},
-		{"control unreachable with state", []step{{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthControl), unanswered}, {poll(0, "NoState"), unanswered},
-			{busEnd("EOF"), notRunning + "EOF"}, {bus(ipn.NoState).after(time.Second), inState + "NoState" + again}}},
-		{"control unreachable at the second step of a login", []step{{bus(ipn.NeedsLogin), login + again}, {busHealth(healthStep2), unanswered}}},
-		{"control lost while running", []step{{poll(0, "Running"), connected}, {pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), connected + ", control lost"}}},
-		{"a key that expires", []step{{pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), connected + ", until 2030"}}},
-		{"daemon killed, and back", []step{{poll(0, "Running"), connected}, {busEnd("unexpected EOF").after(time.Second), notRunning + "unexpected EOF"},
-			{bus(ipn.NoState).after(time.Second), inState + "NoState" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}}},
-		{"bus ends and comes back to a running daemon", []step{{poll(0, "Running"), connected}, {busEnd("EOF").after(time.Second), notRunning + "EOF"},
-			{bus(ipn.Running).after(time.Second), connected + again}}},
-		{"down and up", []step{{poll(0, "Running"), connected}, {bus(ipn.Stopped), stopped + again}, {poll(0, "Stopped").after(time.Second), stopped},
-			{bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}}},
-		{"stopped at start: only for a while", []step{{bus(ipn.Stopped), inState + "Stopped" + again}, {poll(0, "Stopped").after(3 * time.Second), inState + "Stopped"},
+			{poll(0, "Running").after(time.Millisecond), connected}},
+		"known by polls alone": {{poll(0, "Starting"), inState + "Starting"}, {poll(0, "Running"), connected}},
+		"bad key": {{bus(ipn.NeedsLogin), login + again}, {busError("invalid authkey"), refusal}, {poll(0, "NeedsLogin").after(time.Second), refusal},
+			{busError("invalid authkey"), refusal}, {busEnd("EOF"), refusal}, {pollFails(0, "ENOENT").after(time.Minute), refusal}}, // the daemon exits over it
+		"bad key, seen by the health report alone": {{bus(ipn.NeedsLogin), login + again}, {busHealth(healthKey), "TailnetAuth: You are logged out: invalid authkey"},
+			{poll(0, "NeedsLogin"), "TailnetAuth: You are logged out: invalid authkey"}, {busHealth(healthLogin), login}},
+		"bad key cleared by Running": {{busError("invalid authkey"), "-"}, {bus(ipn.NeedsLogin), refusal + again}, {poll(0, "Running"), connected},
+			{busEnd("EOF"), notRunning + "EOF"}},
+		"an error while running means nothing": {{poll(0, "Running"), connected}, {busError("x"), connected}, {busEnd("EOF"), notRunning + "EOF"}},
+		"slow consumer":                        {{bus(ipn.NeedsLogin), login + again}, {busError("IPN bus consumer fell behind"), login}},
+		"approval needed": {{bus(ipn.NeedsMachineAuth), approval + again}, {poll(0, "NeedsMachineAuth").after(time.Second), approval}, {busEnd("EOF"), approval},
+			{bus(ipn.Starting), approval + again}, {poll(0, "Running").after(time.Second), connected}, {bus(ipn.Starting), inState + "Starting" + again}},
+		"control unreachable at start": {{bus(ipn.NeedsLogin), login + again}, {busHealth(healthControl), unanswered}, {busHealth(`{}`), login}},
+		"control unreachable with state": {{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthControl), unanswered}, {poll(0, "NoState"), unanswered},
+			{busEnd("EOF"), notRunning + "EOF"}, {bus(ipn.NoState).after(time.Second), inState + "NoState" + again}},
+		"control unreachable at the second step of a login": {{bus(ipn.NeedsLogin), login + again}, {busHealth(healthStep2), unanswered}},
+		"control lost while running":                        {{poll(0, "Running"), connected}, {pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), connected + ", control lost"}},
+		"a key that expires":                                {{pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), connected + ", until 2030"}},
+		"daemon killed, and back": {{poll(0, "Running"), connected}, {busEnd("unexpected EOF").after(time.Second), notRunning + "unexpected EOF"},
+			{bus(ipn.NoState).after(time.Second), inState + "NoState" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}},
+		"bus ends and comes back to a running daemon": {{poll(0, "Running"), connected}, {busEnd("EOF").after(time.Second), notRunning + "EOF"},
+			{bus(ipn.Running).after(time.Second), connected + again}},
+		"down and up": {{poll(0, "Running"), connected}, {bus(ipn.Stopped), stopped + again}, {poll(0, "Stopped").after(time.Second), stopped},
+			{bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}},
+		"stopped at start: only for a while": {{bus(ipn.Stopped), inState + "Stopped" + again}, {poll(0, "Stopped").after(3 * time.Second), inState + "Stopped"},
 			{wait(2*time.Second - 1), inState + "Stopped"}, {wait(1), stopped}, {bus(ipn.Starting), inState + "Starting" + again},
-			{bus(ipn.Stopped).after(time.Hour), inState + "Stopped" + again}}},
-		{"stopped, lost, and stopped again: the grace starts anew", []step{{bus(ipn.Stopped), inState + "Stopped" + again},
-			{busEnd("EOF").after(4 * time.Second), notRunning + "EOF"}, {bus(ipn.Stopped).after(time.Second), inState + "Stopped" + again}, {wait(5 * time.Second), stopped}}},
-		{"key expired by control", []step{{poll(0, "Running"), connected}, {bus(ipn.NeedsLogin), expired + again}, {poll(0, "NeedsLogin").after(time.Second), expired}}},
-		{"state folder unusable", []step{{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthStore), notRunning + "State store failed"},
-			{poll(0, "NoState").after(time.Second), notRunning + "State store failed"}}},
-		{"a poll overtaken by the bus says nothing", []step{{poll(0, "Running"), connected}, {bus(ipn.Stopped).after(time.Second), stopped + again},
+			{bus(ipn.Stopped).after(time.Hour), inState + "Stopped" + again}},
+		"stopped, lost, and stopped again: the grace starts anew": {{bus(ipn.Stopped), inState + "Stopped" + again},
+			{busEnd("EOF").after(4 * time.Second), notRunning + "EOF"}, {bus(ipn.Stopped).after(time.Second), inState + "Stopped" + again}, {wait(5 * time.Second), stopped}},
+		"key expired by control": {{poll(0, "Running"), connected}, {bus(ipn.NeedsLogin), expired + again}, {poll(0, "NeedsLogin").after(time.Second), expired}},
+		"state folder unusable": {{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthStore), notRunning + "State store failed"},
+			{poll(0, "NoState").after(time.Second), notRunning + "State store failed"}},
+		"a poll overtaken by the bus says nothing": {{poll(0, "Running"), connected}, {bus(ipn.Stopped).after(time.Second), stopped + again},
 			{poll(2*time.Millisecond, "Running").after(time.Millisecond), stopped + again}, {pollFails(3*time.Millisecond, "x").after(time.Millisecond), stopped + again},
-			{poll(time.Millisecond, "Running").after(time.Millisecond), connected}}},
-		{"a poll overtaken by the end of the bus", []step{{busEnd("EOF").after(time.Second), notRunning + "EOF"}, {poll(2, "Running").after(1), notRunning + "EOF" + again}}},
-		{"a rename on the bus asks for a poll", []step{{poll(0, "Running"), connected}, {busJSON(`{"SelfChange":{"Name":"x"}}`), connected + again},
-			{pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), "connected as other 100.1.2.3"}}},
-		{"a state that is new to this client", []step{{poll(0, "Hibernating"), inState + "NoState"}}},
-		{"running, but without itself", []step{{polled(0, &ipnstate.Status{BackendState: "Running"}, nil), "-"}}},
-		{"a notice of nothing that matters", []step{{busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), "-"}}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			v, now := &view{}, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-			for i, step := range row.steps {
-				now = now.Add(step.see.wait)
-				polls := step.see.event != nil && v.take(step.see.event(now), now)
-				got := verdict(v.state(now))
-				if polls {
-					got += again
-				}
-				equal(t, fmt.Sprint("step ", i), got, step.want)
+			{poll(time.Millisecond, "Running").after(time.Millisecond), connected}},
+		"a poll overtaken by the end of the bus": {{busEnd("EOF").after(time.Second), notRunning + "EOF"}, {poll(2, "Running").after(1), notRunning + "EOF" + again}},
+		"a rename on the bus asks for a poll": {{poll(0, "Running"), connected}, {busJSON(`{"SelfChange":{"Name":"x"}}`), connected + again},
+			{pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), "connected as other 100.1.2.3"}},
+		"a state that is new to this client": {{poll(0, "Hibernating"), inState + "NoState"}},
+		"running, but without itself":        {{polled(0, &ipnstate.Status{BackendState: "Running"}, nil), "-"}},
+		"a notice of nothing that matters":   {{busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), "-"}},
+	}, func(t *testing.T, steps []step) {
+		v, now := &view{}, time.Now()
+		for i, step := range steps {
+			now = now.Add(step.see.wait)
+			polls := step.see.event != nil && v.take(step.see.event(now), now)
+			got := verdict(v.state(now))
+			if polls {
+				got += again
 			}
-		})
-	}
+			equal(t, fmt.Sprint("step ", i), got, step.want)
+		}
+	})
 }
 
 // connectedState and lacks are states of the tailnet.
