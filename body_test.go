@@ -244,18 +244,17 @@ func TestRequestBodyReleases(t *testing.T) {
 		whole   = func(_ *requestBody, _, r io.ReadCloser) { io.Copy(io.Discard, r) }
 		partial = func(_ *requestBody, _, r io.ReadCloser) { r.Read(make([]byte, 2)) }
 	)
-	for _, row := range []struct {
-		name  string
+	for name, row := range map[string]struct {
 		steps []step
 		want  int64 // reserved in the end
 	}{
-		{name: "no more attempts, both closed", steps: []step{older, newest, finish}},
-		{name: "closed late", steps: []step{older, finish, newest}},
-		{name: "closed twice", steps: []step{older, older, finish, finish, newest, newest}},
-		{name: "read to the end counts as closed", steps: []step{older, finish, whole}},
-		{name: "read to the end, then closed", steps: []step{older, whole, newest, finish}},
-		{name: "still read", steps: []step{older, finish, partial}, want: 4},
-		{name: "another attempt may come", steps: []step{older, newest}, want: 4},
+		"no more attempts, both closed":    {steps: []step{older, newest, finish}},
+		"closed late":                      {steps: []step{older, finish, newest}},
+		"closed twice":                     {steps: []step{older, older, finish, finish, newest, newest}},
+		"read to the end counts as closed": {steps: []step{older, finish, whole}},
+		"read to the end, then closed":     {steps: []step{older, whole, newest, finish}},
+		"still read":                       {steps: []step{older, finish, partial}, want: 4},
+		"another attempt may come":         {steps: []step{older, newest}, want: 4},
 	} {
 		g := newGate(100)
 		g.tryAcquire(10)
@@ -266,9 +265,9 @@ func TestRequestBodyReleases(t *testing.T) {
 			step(b, older, newest)
 		}
 		taken, _ := g.load()
-		equal(t, row.name+": reserved in the end", taken, row.want)
-		equal(t, row.name+": the memory is still held", b.content != nil, row.want > 0)
+		equal(t, name+": reserved in the end", taken, row.want)
+		equal(t, name+": the memory is still held", b.content != nil, row.want > 0)
 		n, _ := newest.Read(make([]byte, 8))
-		holds(t, row.want > 0 || n == 0, "%s: memory that may be another request's by now is still read", row.name)
+		holds(t, row.want > 0 || n == 0, "%s: memory that may be another request's by now is still read", name)
 	}
 }

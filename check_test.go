@@ -34,17 +34,16 @@ func TestCheck(t *testing.T) {
 		}
 	}()
 	missing := filepath.Join(t.TempDir(), "missing.sock")
-	for _, row := range []struct {
-		name      string
+	for name, row := range map[string]struct {
 		overrides overrides
 		want      string // lines without their times, with addresses as ADDR
 	}{
-		{name: "all well", overrides: overrides{local: true, upstream: ok.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\n" +
+		"all well": {overrides: overrides{local: true, upstream: ok.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\n" +
 			"tcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp http://ADDR answered 404\n"},
-		{name: "no daemon", overrides: overrides{upstream: ok.URL, socket: missing}, want: "config defaults\ntailscaled FAILED"},
-		{name: "nobody listens", overrides: overrides{local: true, upstream: closed.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp FAILED"},
-		{name: "unknown authority", overrides: overrides{local: true, upstream: secure.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls FAILED"},
-		{name: "no HTTP", overrides: overrides{local: true, upstream: "http://" + mute.Addr().String()},
+		"no daemon":         {overrides: overrides{upstream: ok.URL, socket: missing}, want: "config defaults\ntailscaled FAILED"},
+		"nobody listens":    {overrides: overrides{local: true, upstream: closed.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp FAILED"},
+		"unknown authority": {overrides: overrides{local: true, upstream: secure.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls FAILED"},
+		"no HTTP": {overrides: overrides{local: true, upstream: "http://" + mute.Addr().String()},
 			want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp FAILED"},
 	} {
 		var out bytes.Buffer
@@ -53,11 +52,11 @@ func TestCheck(t *testing.T) {
 		text = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(text, "ADDR")
 		text = regexp.MustCompile(`(?m)^config defaults, there is no .*$`).ReplaceAllString(text, "config defaults")
 		if i := strings.Index(text, "FAILED"); i >= 0 {
-			holds(t, strings.Contains(text[i:], "; ") && strings.Count(text[i:], "\n") == 1, "%s: the failure has no hint, or does not end the check:\n%s", row.name, text)
+			holds(t, strings.Contains(text[i:], "; ") && strings.Count(text[i:], "\n") == 1, "%s: the failure has no hint, or does not end the check:\n%s", name, text)
 			text = text[:i+len("FAILED")]
 		}
-		equal(t, row.name, text, row.want)
-		equal(t, row.name+": it fails", exitCode(err) == 1, strings.HasSuffix(row.want, "FAILED"))
+		equal(t, name, text, row.want)
+		equal(t, name+": it fails", exitCode(err) == 1, strings.HasSuffix(row.want, "FAILED"))
 	}
 }
 

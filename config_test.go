@@ -183,22 +183,21 @@ func TestConfigWarnings(t *testing.T) {
 // wins over -local, and that over the file.
 func TestOverrides(t *testing.T) {
 	const file = "[tailscale]\nsocket = '/file'\n[proxy]\nlisten_addr = 'file:1'\nupstream_url = 'https://file'"
-	for _, row := range []struct {
-		name      string
+	for name, row := range map[string]struct {
 		text      string
 		overrides overrides
 		want      string // listen_addr, upstream_url and socket
 	}{
-		{name: "defaults", want: defaultListen + " " + defaultUpstream + " " + defaultSocket},
-		{name: "file", text: file, want: "file:1 https://file /file"},
-		{name: "-listen", text: file, overrides: overrides{listen: "flag:2"}, want: "flag:2 https://file /file"},
-		{name: "-upstream and TAILSCALE_SOCKET", text: file, overrides: overrides{upstream: "https://flag", socket: "/env"}, want: "file:1 https://flag /env"},
-		{name: "-local", text: file, overrides: overrides{local: true}, want: "127.0.0.1:8080 https://file /file"},
-		{name: "-listen over -local", text: file, overrides: overrides{local: true, listen: "flag:2"}, want: "flag:2 https://file /file"},
+		"defaults":                       {want: defaultListen + " " + defaultUpstream + " " + defaultSocket},
+		"file":                           {text: file, want: "file:1 https://file /file"},
+		"-listen":                        {text: file, overrides: overrides{listen: "flag:2"}, want: "flag:2 https://file /file"},
+		"-upstream and TAILSCALE_SOCKET": {text: file, overrides: overrides{upstream: "https://flag", socket: "/env"}, want: "file:1 https://flag /env"},
+		"-local":                         {text: file, overrides: overrides{local: true}, want: "127.0.0.1:8080 https://file /file"},
+		"-listen over -local":            {text: file, overrides: overrides{local: true, listen: "flag:2"}, want: "flag:2 https://file /file"},
 	} {
 		cfg := testConfig(t, row.text, row.overrides)
-		equal(t, row.name, fmt.Sprintf("%s %v %s", cfg.listenAddr, cfg.upstream, cfg.socket), row.want)
-		equal(t, row.name+": without a tailnet", cfg.local, row.overrides.local)
+		equal(t, name, fmt.Sprintf("%s %v %s", cfg.listenAddr, cfg.upstream, cfg.socket), row.want)
+		equal(t, name+": without a tailnet", cfg.local, row.overrides.local)
 	}
 }
 
@@ -207,28 +206,27 @@ func TestLoadConfig(t *testing.T) {
 	const text = "tailscale.hostname = 'x' #"
 	dir := t.TempDir()
 	const unreadable = "name an existing, readable file with -config or CONFIG_PATH"
-	for _, row := range []struct {
-		name string
+	for name, row := range map[string]struct {
 		text string // not written if empty
 		want string // in the error
 	}{
-		{name: "good", text: text},
-		{name: "bad", text: "x", want: "bad:1:2: "},
-		{name: "missing", want: unreadable},
-		{name: "as large as may be", text: text + strings.Repeat("x", 1<<20-len(text))},
-		{name: "too large", text: text + strings.Repeat("x", 1<<20+1-len(text)), want: " is larger than 1 MiB"},
-		{name: ".", want: unreadable}, // a folder
+		"good":               {text: text},
+		"bad":                {text: "x", want: "bad:1:2: "},
+		"missing":            {want: unreadable},
+		"as large as may be": {text: text + strings.Repeat("x", 1<<20-len(text))},
+		"too large":          {text: text + strings.Repeat("x", 1<<20+1-len(text)), want: " is larger than 1 MiB"},
+		".":                  {want: unreadable}, // a folder
 	} {
-		path := filepath.Join(dir, row.name)
+		path := filepath.Join(dir, name)
 		if row.text != "" {
 			equal(t, path, os.WriteFile(path, []byte(row.text), 0o600), nil)
 		}
 		cfg, found, err := loadConfig(overrides{path: path})
 		switch {
 		case row.want == "" && (err != nil || !found || cfg.hostname != "x"):
-			t.Errorf("%s: %+v, %t, %v", row.name, cfg, found, err)
+			t.Errorf("%s: %+v, %t, %v", name, cfg, found, err)
 		case row.want != "" && (!strings.Contains(errorText(err), row.want) || exitCode(err) != 2):
-			t.Errorf("%s: the error is %v, and the exit code %d; want one with %q, and 2", row.name, err, exitCode(err), row.want)
+			t.Errorf("%s: the error is %v, and the exit code %d; want one with %q, and 2", name, err, exitCode(err), row.want)
 		}
 	}
 }

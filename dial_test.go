@@ -30,21 +30,20 @@ func (c *faultyConn) Write(p []byte) (int, error) {
 
 // TestEarlyAnswerConn: the error of a write is kept back only while an answer may still stand in the socket.
 func TestEarlyAnswerConn(t *testing.T) {
-	for _, row := range []struct {
-		name     string
+	for name, row := range map[string]struct {
 		sent     bool // something was written before
 		answers  bool // and something read after it
 		gathered bool
 		err      error
 		kept     bool
 	}{
-		{name: "first write", err: syscall.EPIPE},
-		{name: "in the middle of a request: closed", sent: true, err: syscall.EPIPE, kept: true},
-		{name: "in the middle of a request: reset", sent: true, err: syscall.ECONNRESET, kept: true},
-		{name: "in the middle of a request: something else", sent: true, err: os.ErrDeadlineExceeded},
-		{name: "after the answer", sent: true, answers: true, err: syscall.EPIPE},
-		{name: "gathered: an answer to others may be there", gathered: true, err: syscall.EPIPE, kept: true},
-		{name: "gathered: something else", gathered: true, err: os.ErrDeadlineExceeded},
+		"first write":                                {err: syscall.EPIPE},
+		"in the middle of a request: closed":         {sent: true, err: syscall.EPIPE, kept: true},
+		"in the middle of a request: reset":          {sent: true, err: syscall.ECONNRESET, kept: true},
+		"in the middle of a request: something else": {sent: true, err: os.ErrDeadlineExceeded},
+		"after the answer":                           {sent: true, answers: true, err: syscall.EPIPE},
+		"gathered: an answer to others may be there": {gathered: true, err: syscall.EPIPE, kept: true},
+		"gathered: something else":                   {gathered: true, err: os.ErrDeadlineExceeded},
 	} {
 		here, there := net.Pipe()
 		var failing error
@@ -67,10 +66,10 @@ func TestEarlyAnswerConn(t *testing.T) {
 			_, err = conn.gathered.state()
 		}
 		if row.kept {
-			equal(t, row.name, err, nil)
-			equal(t, row.name+": written", n, 2)
+			equal(t, name, err, nil)
+			equal(t, name+": written", n, 2)
 		} else {
-			holds(t, errors.Is(err, row.err), "%s: %d, %v", row.name, n, err)
+			holds(t, errors.Is(err, row.err), "%s: %d, %v", name, n, err)
 		}
 	}
 }

@@ -53,20 +53,19 @@ func TestHistogramBounds(t *testing.T) {
 
 func TestQuantile(t *testing.T) {
 	repeat := func(n int, d time.Duration) []time.Duration { return slices.Repeat([]time.Duration{d}, n) }
-	for _, row := range []struct {
-		name  string
+	for name, row := range map[string]struct {
 		times []time.Duration
 		q     float64
 		want  float64
 	}{
-		{name: "nothing", q: 0.5, want: math.NaN()},
-		{name: "half of a bucket from 1 to 2.5", times: repeat(10, 2*time.Second), q: 0.5, want: 1.75},
-		{name: "all of it", times: repeat(10, 2*time.Second), q: 1, want: 2.5},
-		{name: "first bucket begins at 0", times: repeat(4, time.Millisecond), q: 0.5, want: 0.0025},
-		{name: "at a boundary, the lower bucket's end", times: append(repeat(5, 3*time.Millisecond), repeat(5, 7*time.Second)...), q: 0.5, want: 0.005},
-		{name: "over a gap", times: append(repeat(5, 3*time.Millisecond), repeat(5, 7*time.Second)...), q: 0.9, want: 5 + 5*0.8},
-		{name: "one of many", times: append(repeat(999, 3*time.Millisecond), 100*time.Second), q: 0.9995, want: 90 + 30*0.5},
-		{name: "beyond the last bound", times: repeat(3, time.Hour), q: 0.5, want: 600},
+		"nothing":                               {q: 0.5, want: math.NaN()},
+		"half of a bucket from 1 to 2.5":        {times: repeat(10, 2*time.Second), q: 0.5, want: 1.75},
+		"all of it":                             {times: repeat(10, 2*time.Second), q: 1, want: 2.5},
+		"first bucket begins at 0":              {times: repeat(4, time.Millisecond), q: 0.5, want: 0.0025},
+		"at a boundary, the lower bucket's end": {times: append(repeat(5, 3*time.Millisecond), repeat(5, 7*time.Second)...), q: 0.5, want: 0.005},
+		"over a gap":                            {times: append(repeat(5, 3*time.Millisecond), repeat(5, 7*time.Second)...), q: 0.9, want: 5 + 5*0.8},
+		"one of many":                           {times: append(repeat(999, 3*time.Millisecond), 100*time.Second), q: 0.9995, want: 90 + 30*0.5},
+		"beyond the last bound":                 {times: repeat(3, time.Hour), q: 0.5, want: 600},
 	} {
 		var h histogram
 		for _, d := range row.times {
@@ -74,7 +73,7 @@ func TestQuantile(t *testing.T) {
 		}
 		cumulative, _ := h.snapshot()
 		got := quantile(row.q, cumulative[:])
-		holds(t, math.Abs(got-row.want) <= 1e-9 || math.IsNaN(got) && math.IsNaN(row.want), "%s: got %v, want %v", row.name, got, row.want)
+		holds(t, math.Abs(got-row.want) <= 1e-9 || math.IsNaN(got) && math.IsNaN(row.want), "%s: got %v, want %v", name, got, row.want)
 	}
 }
 
