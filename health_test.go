@@ -26,16 +26,12 @@ func TestHealthBody(t *testing.T) {
 		"not connected": {state: &tailnetState{problem: &problem{tailnetConnect, "x"}, hostname: "node-1", ip: "100.1.2.3"}, status: 503,
 			want: `{"status":"degraded","tailnet":"not_connected",` + counts},
 	}, func(t *testing.T, row row) {
-		p := localProxy(t)
+		p := (&records{Requests: []recorded{{Status: 200}, {Status: 499}, {Status: 502}}, Errors: []errorType{typeConnection}}).proxy()
 		if row.state != nil {
 			p.own.tailnet, _ = newTestTailnet()
 			p.own.tailnet.publish(row.state)
 		}
 		time.Sleep(90*time.Second + 999*time.Millisecond)
-		for _, status := range []int{200, 499, 502} {
-			p.metrics.requestDone(status, "POST", 0)
-		}
-		p.metrics.upstreamError(typeConnection)
 		status, contentType, body := p.own.health()
 		equal(t, "the status and the type", fmt.Sprint(status, " ", contentType), fmt.Sprint(row.status, " application/json"))
 		equal(t, "the body", string(body), row.want)

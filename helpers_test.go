@@ -112,13 +112,8 @@ func (l *logRecorder) Write(p []byte) (int, error) {
 type logLine map[string]any
 
 // time returns when the line was written.
-func (l logLine) time(t testing.TB) time.Time {
-	t.Helper()
-	at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(l["timestamp"]))
-	if err != nil {
-		t.Fatalf("the line %v has no timestamp: %v", l, err)
-	}
-	return at
+func (l logLine) time() time.Time {
+	return must(time.Parse(time.RFC3339Nano, fmt.Sprint(l["timestamp"])))
 }
 
 // expect wants the line to have these fields: names and values in turn.
@@ -339,13 +334,11 @@ func (a answer) read(resp *http.Response, start time.Time) answer {
 
 // do sends a request and reads its whole answer. header holds names and values in turn.
 func (r *rig) do(method, path, body string, header ...string) answer {
-	r.t.Helper()
 	return r.doFor(time.Hour*24, method, path, body, header...)
 }
 
 // doFor is do for a client that leaves after patience.
 func (r *rig) doFor(patience time.Duration, method, path, body string, header ...string) answer {
-	r.t.Helper()
 	ctx, leave := context.WithTimeout(context.Background(), patience)
 	defer leave()
 	req := must(http.NewRequestWithContext(ctx, method, "http://proxy"+path, nil))
@@ -366,13 +359,11 @@ func (r *rig) doFor(patience time.Duration, method, path, body string, header ..
 
 // post is do with a POST of a small body to /v1/messages.
 func (r *rig) post(header ...string) answer {
-	r.t.Helper()
 	return r.do(http.MethodPost, "/v1/messages", `{"max_tokens":1}`, header...)
 }
 
 // dialRaw returns a client connection for requests that are written by hand.
 func (r *rig) dialRaw() *rawConnection {
-	r.t.Helper()
 	conn := must(r.front.dial(context.Background(), "", ""))
 	r.t.Cleanup(func() { conn.Close() })
 	return &rawConnection{Conn: conn, start: time.Now()}
@@ -380,7 +371,6 @@ func (r *rig) dialRaw() *rawConnection {
 
 // ask sends text on a connection of its own, as far as it is read, and reads the answer.
 func (r *rig) ask(text string) answer {
-	r.t.Helper()
 	c := r.dialRaw()
 	defer c.Close()
 	go c.send(text)
@@ -449,11 +439,4 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	w.Write(body)
-}
-
-// localProxy returns a proxy without a tailnet, in front of nothing.
-func localProxy(t testing.TB) *proxy {
-	t.Helper()
-	cfg := testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"})
-	return newLife(cfg, []net.Listener{newPipeListener(), nil, nil}, rigConnections, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
 }

@@ -219,7 +219,7 @@ func TestShutDown(t *testing.T) {
 		for _, line := range r.log.lines(t, "received SIGTERM, shutting down", "received SIGHUP, shutting down", drained, exceeded, complete, again) {
 			text := line["message"].(string)
 			if text != complete { // which may come lastBytes later
-				text = fmt.Sprint(text, " after ", line.time(t).Sub(start))
+				text = fmt.Sprint(text, " after ", line.time().Sub(start))
 			}
 			got = append(got, text)
 		}

@@ -240,7 +240,7 @@ func TestConnect(t *testing.T) {
 		equal(t, "took", time.Since(start), row.took)
 		var retries []time.Duration
 		for i, line := range log.lines(t, "tailnet not connected yet, trying again") {
-			retries = append(retries, line.time(t).Sub(start))
+			retries = append(retries, line.time().Sub(start))
 			line.expect(t, "retry", float64(i+1), "retry_in_secs", connectBackoff[i].Seconds())
 		}
 		equal(t, "retries", retries, row.retries)

@@ -2,39 +2,38 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
-	"strconv"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 )
 
-// tomlTagged converts a decoded value to toml-test's JSON, in which a scalar is an object that names its type.
-func tomlTagged(v any) any {
+// tomlTree converts what parseTOML returns to maps, slices and what scalar makes of the others.
+func tomlTree(v any, scalar func(any) any) any {
 	switch v := v.(type) {
 	case *tomlTable:
-		table := make(map[string]any, len(v.entries))
+		table := map[string]any{}
 		for key, e := range v.entries {
-			table[key] = tomlTagged(e.value)
+			table[key] = tomlTree(e.value, scalar)
 		}
 		return table
 	case []*tomlTable:
 		array := make([]any, len(v))
 		for i, element := range v {
-			array[i] = tomlTagged(element)
+			array[i] = tomlTree(element, scalar)
 		}
 		return array
-	case string:
-		return map[string]any{"type": "string", "value": v}
-	case int64:
-		return map[string]any{"type": "integer", "value": strconv.FormatInt(v, 10)}
-	case bool:
-		return map[string]any{"type": "bool", "value": strconv.FormatBool(v)}
 	default:
-		panic(fmt.Sprintf("parseTOML returned a %T", v))
+		return scalar(v)
 	}
+}
+
+// tomlTagged makes a scalar one of toml-test's JSON, an object that names its type.
+func tomlTagged(v any) any {
+	kind := map[reflect.Kind]string{reflect.String: "string", reflect.Int64: "integer", reflect.Bool: "bool"}[reflect.TypeOf(v).Kind()]
+	return map[string]any{"type": kind, "value": fmt.Sprint(v)}
 }
 
 func tomlMessages(errs []tomlError) []string {
@@ -45,51 +44,28 @@ func tomlMessages(errs []tomlError) []string {
 	return texts
 }
 
-// tomlDocument writes a table as a document of the subset, with its header, the keys in order and in quotes.
-func tomlDocument(header string, t *tomlTable) string {
-	var values, tables strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(t.entries)) {
-		key := strings.TrimPrefix(header+"."+quoteTOML(name), ".")
-		switch v := t.entries[name].value.(type) {
-		case *tomlTable:
-			tables.WriteString("[" + key + "]\n" + tomlDocument(key, v))
-		case []*tomlTable:
-			for _, element := range v {
-				tables.WriteString("[[" + key + "]]\n" + tomlDocument(key, element))
-			}
-		case string:
-			fmt.Fprintf(&values, "%s = %s\n", quoteTOML(name), quoteTOML(v))
-		default:
-			fmt.Fprintf(&values, "%s = %v\n", quoteTOML(name), v)
-		}
-	}
-	return values.String() + tables.String()
-}
-
-// TestParseTOML decodes one construct per row; toml-test in e2e covers the language as a whole.
+// TestParseTOML decodes one construct per row, to what JSON calls it; toml-test in e2e covers the language as a whole.
 func TestParseTOML(t *testing.T) {
-	for name, row := range map[string]struct {
-		doc  string
-		want string // as tomlDocument writes it
-	}{
-		"only space":                        {doc: " \t", want: ""},
-		"comments":                          {doc: "# é\na = 1 # two\n  # three\n[t]# four", want: "\"a\" = 1\n[\"t\"]\n"},
-		"CRLF":                              {doc: "a = 1\r\n\r\n[t] # x\r\nb = 'c'\r\n", want: "\"a\" = 1\n[\"t\"]\n\"b\" = \"c\"\n"},
-		"byte order mark":                   {doc: "\ufeffa = 1", want: "\"a\" = 1\n"},
-		"keys":                              {doc: "bare_-1 = 1\n\"quo\\u0074ed\" = 2\n'lit\\eral' = 3\n\"\" = 4", want: "\"\" = 4\n\"bare_-1\" = 1\n\"lit\\\\eral\" = 3\n\"quoted\" = 2\n"},
-		"dotted keys":                       {doc: "a.b = 1\na . \"c.d\" = 2\n3.14 = 3", want: "[\"3\"]\n\"14\" = 3\n[\"a\"]\n\"b\" = 1\n\"c.d\" = 2\n"},
-		"tables":                            {doc: "[a]\nx = 1\n[ a . b ]\ny = 2\n[c.d]\n[c]\nz = 3", want: "[\"a\"]\n\"x\" = 1\n[\"a\".\"b\"]\n\"y\" = 2\n[\"c\"]\n\"z\" = 3\n[\"c\".\"d\"]\n"},
-		"arrays of tables":                  {doc: "[[a]]\nx = 1\n[a.b]\n[[a.c]]\n[[ a ]]\nx = 2\n[a.b]", want: "[[\"a\"]]\n\"x\" = 1\n[\"a\".\"b\"]\n[[\"a\".\"c\"]]\n[[\"a\"]]\n\"x\" = 2\n[\"a\".\"b\"]\n"},
-		"header below dotted keys":          {doc: "a.b.c = 1\n[a.b.d]\n[a.e]", want: "[\"a\"]\n[\"a\".\"b\"]\n\"c\" = 1\n[\"a\".\"b\".\"d\"]\n[\"a\".\"e\"]\n"},
-		"dotted key into an implicit table": {doc: "[a.b.c]\n[a]\nb.d = 1", want: "[\"a\"]\n[\"a\".\"b\"]\n\"d\" = 1\n[\"a\".\"b\".\"c\"]\n"},
-		"integers":                          {doc: "a = 0\nb = -0\nc = +7\nd = 1_0_00\ne = 9223372036854775807\nf = -9223372036854775808", want: "\"a\" = 0\n\"b\" = 0\n\"c\" = 7\n\"d\" = 1000\n\"e\" = 9223372036854775807\n\"f\" = -9223372036854775808\n"},
-		"booleans":                          {doc: "a = true\nb = false#", want: "\"a\" = true\n\"b\" = false\n"},
-		"basic string":                      {doc: `a = "é # \b\t\n\f\r\"\\\u00E9\U0001F600 '"#`, want: "\"a\" = \"é # \\u0008\\u0009\\u000A\\u000C\\u000D\\\"\\\\é😀 '\"\n"},
-		"literal string":                    {doc: `a = 'C:\new "x"'`, want: "\"a\" = \"C:\\\\new \\\"x\\\"\"\n"},
-		"replacement character":             {doc: "a = '\ufffd'", want: "\"a\" = \"�\"\n"},
+	for name, row := range map[string]struct{ doc, want string }{
+		"only space":                        {" \t", `{}`},
+		"comments":                          {"# é\na = 1 # two\n  # three\n[t]# four", `{"a":1,"t":{}}`},
+		"CRLF":                              {"a = 1\r\n\r\n[t] # x\r\nb = 'c'\r\n", `{"a":1,"t":{"b":"c"}}`},
+		"byte order mark":                   {"\ufeffa = 1", `{"a":1}`},
+		"keys":                              {"bare_-1 = 1\n\"quo\\u0074ed\" = 2\n'lit\\eral' = 3\n\"\" = 4", `{"":4,"bare_-1":1,"lit\\eral":3,"quoted":2}`},
+		"dotted keys":                       {"a.b = 1\na . \"c.d\" = 2\n3.14 = 3", `{"3":{"14":3},"a":{"b":1,"c.d":2}}`},
+		"tables":                            {"[a]\nx = 1\n[ a . b ]\ny = 2\n[c.d]\n[c]\nz = 3", `{"a":{"b":{"y":2},"x":1},"c":{"d":{},"z":3}}`},
+		"arrays of tables":                  {"[[a]]\nx = 1\n[a.b]\n[[a.c]]\n[[ a ]]\nx = 2\n[a.b]", `{"a":[{"b":{},"c":[{}],"x":1},{"b":{},"x":2}]}`},
+		"header below dotted keys":          {"a.b.c = 1\n[a.b.d]\n[a.e]", `{"a":{"b":{"c":1,"d":{}},"e":{}}}`},
+		"dotted key into an implicit table": {"[a.b.c]\n[a]\nb.d = 1", `{"a":{"b":{"c":{},"d":1}}}`},
+		"integers": {"a = 0\nb = -0\nc = +7\nd = 1_0_00\ne = 9223372036854775807\nf = -9223372036854775808",
+			`{"a":0,"b":0,"c":7,"d":1000,"e":9223372036854775807,"f":-9223372036854775808}`},
+		"booleans":              {"a = true\nb = false#", `{"a":true,"b":false}`},
+		"basic string":          {`a = "é # \b\t\n\f\r\"\\\u00E9\U0001F600 '"#`, `{"a":"é # \b\t\n\f\r\"\\é😀 '"}`},
+		"literal string":        {`a = 'C:\new "x"'`, `{"a":"C:\\new \"x\""}`},
+		"replacement character": {"a = '\ufffd'", `{"a":"�"}`},
 	} {
 		table, errs := parseTOML([]byte(row.doc))
-		equal(t, name, tomlDocument("", table), row.want)
+		equal(t, name, string(must(json.Marshal(tomlTree(table, func(v any) any { return v })))), row.want)
 		equal(t, name+": errors", errs, nil)
 	}
 }
@@ -211,8 +187,8 @@ func TestParseTOMLHostile(t *testing.T) {
 	}
 }
 
-// FuzzParseTOML feeds anything to the parser. Errors must lie in the document
-// and be in order; what is accepted must survive being written and read again.
+// FuzzParseTOML feeds anything to the parser. Errors must lie in the document and be in order. (What it takes is compared with another
+// parser's reading by FuzzTOMLDifferential in e2e.)
 func FuzzParseTOML(f *testing.F) {
 	for _, doc := range []string{
 		"a.b = 1\n[c.d]\n'e f' = \"\\u00e9\"\n[[g]]\nh = -1_0\n[[g]]\n[[g.i]]\n", "a = [\n1,\n# x\r\n", "[[a]\nb = {c = 1\n", "a = '''\n",
@@ -221,26 +197,12 @@ func FuzzParseTOML(f *testing.F) {
 		f.Add([]byte(doc))
 	}
 	f.Fuzz(func(t *testing.T, doc []byte) {
-		table, errs := parseTOML(doc)
-		last := 0
+		_, errs := parseTOML(doc)
+		last, lines := 0, bytes.Count(doc, []byte("\n"))+1
 		for _, err := range errs {
-			holds(t, err.pos.line > last, "error %q comes after one in line %d", err, last)
+			holds(t, err.pos.line > last && err.pos.line <= lines, "error %q comes after one in line %d of %d", err, last, lines)
 			last = err.pos.line
 		}
-		lines := bytes.Count(doc, []byte("\n")) + 1
-		holds(t, last <= lines, "an error is in line %d of %d", last, lines)
-		if len(errs) > 0 {
-			return
-		}
-		written := tomlDocument("", table)
-		again, errs := parseTOML([]byte(written))
-		if len(errs) > 0 && strings.Contains(errs[0].msg, "parts") {
-			return // a header and a dotted key below it have fewer parts each
-		}
-		if len(errs) > 0 {
-			t.Fatalf("accepted %q, but not\n%s\n%v", doc, written, errs)
-		}
-		equal(t, "read again", tomlDocument("", again), written)
 	})
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -94,29 +93,23 @@ func (w *wire) serveStrictly(conn net.Conn) {
 
 // converse sends the client's bytes, piece at a time unless that is 0, and listens until the proxy closes.
 func (w *wire) converse(sent []byte, piece int) {
-	conn, err := w.front.dial(context.Background(), "", "")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := w.dialRaw()
 	if piece == 0 {
 		piece = max(len(sent), 1)
 	}
 	go func() {
 		for part := range slices.Chunk(sent, piece) {
-			if _, err := conn.Write(part); err != nil {
-				return // the proxy has closed
-			}
+			conn.Write(part) // unless the proxy has closed
 		}
 	}()
 	conn.SetReadDeadline(time.Now().Add(clientIdle + w.cfg.timeout))
+	var err error
 	w.answers, err = io.ReadAll(conn)
 	holds(w.t, err == nil, "the proxy does not close an idle connection: %v", err)
 }
 
 // compare holds the answers, the log and what reached the upstream against what the client sent.
 func (w *wire) compare(sent []wireRequest) {
-	w.t.Helper()
 	answers, forwarded := w.readAnswers(sent), 0
 	logged := map[any]logLine{}
 	for _, line := range w.log.lines(w.t, "request completed") {
@@ -157,7 +150,6 @@ func (w *wire) compare(sent []wireRequest) {
 
 // readAnswers returns the answers that the client got, without interim ones.
 func (w *wire) readAnswers(sent []wireRequest) (answers []*http.Response) {
-	w.t.Helper()
 	reader := bufio.NewReader(bytes.NewReader(w.answers))
 	for {
 		if _, err := reader.Peek(1); err == io.EOF {
@@ -187,7 +179,6 @@ func (w *wire) readAnswers(sent []wireRequest) (answers []*http.Response) {
 
 // checkAnswer checks the answer to r.
 func (w *wire) checkAnswer(r *wireRequest, a *http.Response) {
-	w.t.Helper()
 	want := http.StatusOK
 	if r.method == http.MethodConnect || r.own() && r.method != http.MethodGet && r.method != http.MethodHead {
 		want = http.StatusMethodNotAllowed
@@ -206,7 +197,6 @@ func (w *wire) checkAnswer(r *wireRequest, a *http.Response) {
 
 // checkArrived checks what has become of r on its way.
 func (w *wire) checkArrived(r, got *wireRequest) {
-	w.t.Helper()
 	target := got.target
 	want := originForm(r.target)
 	if strings.HasPrefix(want, "//") {
