@@ -32,14 +32,13 @@ func TestRequireCaller(t *testing.T) {
 		err    error         // of the look-up, after a second
 		leaves time.Duration // when the client does
 		want   error
-
-		capability string // that is required
+		needs  string // the capability
 	}
 	inBubbles(t, map[string]row{
 		"known":                        {who: alice, leaves: time.Hour},
 		"unknown":                      {leaves: time.Hour, want: errUnknownCaller},
-		"granted":                      {who: granted, capability: "example.com/cap/claude", leaves: time.Hour},
-		"not granted":                  {who: alice, capability: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
+		"granted":                      {who: granted, needs: "example.com/cap/claude", leaves: time.Hour},
+		"not granted":                  {who: alice, needs: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
 		"no answer":                    {err: context.DeadlineExceeded, leaves: time.Hour, want: errCallerPending},
 		"nobody waits for who is gone": {who: alice, leaves: time.Millisecond, want: errClientGone},
 	}, func(t *testing.T, row row) {
@@ -51,9 +50,8 @@ func TestRequireCaller(t *testing.T) {
 			return row.who, row.err
 		})
 		holds(t, l.pending() && l.answer() == (identity{}), "there is an answer before tailscaled gave one")
-		took := min(time.Second, row.leaves)
-		equal(t, "the error", fmt.Sprint(l.require(ctx, row.capability)), fmt.Sprint(row.want))
-		equal(t, "took", time.Since(start), took)
+		equal(t, "the error", fmt.Sprint(l.require(ctx, row.needs)), fmt.Sprint(row.want))
+		equal(t, "took", time.Since(start), min(time.Second, row.leaves))
 		<-l.done
 		equal(t, "who it is", l.answer(), row.who)
 	})

@@ -56,13 +56,9 @@ func FuzzLogLine(f *testing.F) {
 		log.With("with", value).Info(message, "."+key, value, "count", 7, "yes", true)
 		lines.flush(time.Minute)
 		line, rest, _ := strings.Cut(out.String(), "\n")
-		if rest != "" || !utf8.ValidString(line) {
-			t.Fatalf("not one line of UTF-8: %q", out.String())
-		}
+		holds(t, rest == "" && utf8.ValidString(line), "not one line of UTF-8: %q", out.String())
 		var got map[string]any
-		if err := json.Unmarshal([]byte(line), &got); err != nil {
-			t.Fatalf("%v: %s", err, line)
-		}
+		equal(t, "reading it", json.Unmarshal([]byte(line), &got), nil)
 		for key, want := range map[string]any{"message": valid(message), "with": valid(value), "." + valid(key): valid(value), "count": 7.0, "yes": true} {
 			equal(t, key, got[key], want)
 		}

@@ -39,11 +39,10 @@ func TestParseArgs(t *testing.T) {
 		{args: []string{"-local=maybe"}, err: "invalid boolean value"},
 	} {
 		got, err := parseArgs(row.args, func(name string) string { return row.env[name] }, io.Discard)
-		switch {
-		case row.err == "" && (err != nil || *got != row.want):
-			t.Errorf("%+v, %v; want %+v", got, err, row.want)
-		case row.err != "" && (!strings.Contains(errorText(err), row.err) || exitCode(err) != 2):
-			t.Errorf("the error is %v (exit code %d), want 2 and %q", err, exitCode(err), row.err)
+		if row.err == "" {
+			equal(t, fmt.Sprint(row.args), *got, row.want)
+		} else {
+			holds(t, strings.Contains(errorText(err), row.err) && exitCode(err) == 2, "the error is %v (exit code %d), want 2 and %q", err, exitCode(err), row.err)
 		}
 	}
 }
@@ -58,34 +57,33 @@ func TestRun(t *testing.T) {
 	busy := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer busy.Close()
 	problems := bad + ":2:16: proxy.timeout_secs must be a whole number from 1 to 3600\n" + bad + ":3:19: proxy.max_connections must be a whole number from 1 to 100000\n"
-	for _, row := range []struct {
-		name           string
+	for name, row := range map[string]struct {
 		args           []string
 		configPath     string // in the environment
 		code           int
 		stdout, stderr string // "…" at an end: only the rest counts
 	}{
-		{name: "help", args: []string{"-h"}, stdout: usage},
-		{name: "help beside others", args: []string{"-local", "--help", "-nope"}, stdout: usage},
-		{name: "version", args: []string{"-version"}, stdout: "anthropic-oauth-proxy " + version + ", revision " + buildRevision() + ", " + runtime.Version() + "\n"},
-		{name: "bad flag", args: []string{"-nope"}, code: 2, stderr: "anthropic-oauth-proxy: flag provided but not defined: -nope; -h lists what there is\n"},
-		{name: "stray argument under -check", args: []string{"-check", "x"}, code: 2, stderr: "anthropic-oauth-proxy: unexpected argument \"x\"; -h lists what there is\n"},
-		{name: "-check-config", args: []string{"-check-config", "-config", warned, "-listen", ":1"}, stdout: testConfig(t, "", overrides{listen: ":1"}).toml(),
+		"help":                        {args: []string{"-h"}, stdout: usage},
+		"help beside others":          {args: []string{"-local", "--help", "-nope"}, stdout: usage},
+		"version":                     {args: []string{"-version"}, stdout: "anthropic-oauth-proxy " + version + ", revision " + buildRevision() + ", " + runtime.Version() + "\n"},
+		"bad flag":                    {args: []string{"-nope"}, code: 2, stderr: "anthropic-oauth-proxy: flag provided but not defined: -nope; -h lists what there is\n"},
+		"stray argument under -check": {args: []string{"-check", "x"}, code: 2, stderr: "anthropic-oauth-proxy: unexpected argument \"x\"; -h lists what there is\n"},
+		"-check-config": {args: []string{"-check-config", "-config", warned, "-listen", ":1"}, stdout: testConfig(t, "", overrides{listen: ":1"}).toml(),
 			stderr: "warning: " + warned + ":1:11: tailscale.state_dir is ignored: tailscaled owns its state and auth key (TS_STATE_DIR, TS_AUTHKEY); remove the line\n"},
-		{name: "-check-config of a bad file", args: []string{"-check-config", "-config", bad}, code: 2, stderr: problems},
-		{name: "-check of a bad file", args: []string{"-check"}, configPath: bad, code: 2, stderr: problems},
-		{name: "bad file", args: []string{"-config", bad}, code: 2, stdout: `…"error":"` + bad + `:3:19: proxy.max_connections must be a whole number from 1 to 100000"}` + "\n", stderr: problems},
-		{name: "port in use", args: []string{"-local", "-listen", busy.Addr().String()}, code: 1, stdout: "…address already in use\"}\n"},
+		"-check-config of a bad file": {args: []string{"-check-config", "-config", bad}, code: 2, stderr: problems},
+		"-check of a bad file":        {args: []string{"-check"}, configPath: bad, code: 2, stderr: problems},
+		"bad file":                    {args: []string{"-config", bad}, code: 2, stdout: `…"error":"` + bad + `:3:19: proxy.max_connections must be a whole number from 1 to 100000"}` + "\n", stderr: problems},
+		"port in use":                 {args: []string{"-local", "-listen", busy.Addr().String()}, code: 1, stdout: "…address already in use\"}\n"},
 	} {
 		var stdout, stderr bytes.Buffer
 		getenv := func(name string) string { return map[string]string{"CONFIG_PATH": row.configPath}[name] }
-		equal(t, row.name+": the exit code", exitCode(run(t.Context(), row.args, getenv, &stdout, &stderr)), row.code)
-		for name, pair := range map[string][2]string{"stdout": {stdout.String(), row.stdout}, "stderr": {stderr.String(), row.stderr}} {
+		equal(t, name+": the exit code", exitCode(run(t.Context(), row.args, getenv, &stdout, &stderr)), row.code)
+		for stream, pair := range map[string][2]string{"stdout": {stdout.String(), row.stdout}, "stderr": {stderr.String(), row.stderr}} {
 			got, want := pair[0], pair[1]
 			if rest, partly := strings.CutPrefix(want, "…"); partly {
 				got, want = got[max(0, len(got)-len(rest)):], rest
 			}
-			equal(t, row.name+": "+name, got, want)
+			equal(t, name+": "+stream, got, want)
 		}
 	}
 }

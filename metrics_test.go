@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 	"runtime"
 	"slices"
@@ -44,10 +45,7 @@ func TestHistogramBounds(t *testing.T) {
 		var h histogram
 		h.observe(d)
 		h.observe(d + 1)
-		if h.buckets[i].Load() != 1 || h.buckets[i+1].Load() != 1 {
-			cumulative, _ := h.snapshot()
-			t.Errorf("at %v s: %v", bound, cumulative)
-		}
+		equal(t, fmt.Sprintf("in the bucket up to %v s, and in the next", bound), []uint64{h.buckets[i].Load(), h.buckets[i+1].Load()}, []uint64{1, 1})
 	}
 }
 

@@ -200,8 +200,10 @@ func TestPoolStandstill(t *testing.T) {
 
 // TestUnprocessed pins what net/http says when an HTTP/2 upstream has not processed a request: it is told by its text.
 func TestUnprocessed(t *testing.T) {
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	type row struct {
 		frame string // the server's answer, after its settings
+		early bool   // it closes after the preface
 		want  bool   // it was not processed
 	}
 	inBubbles(t, map[string]row{
@@ -211,10 +213,15 @@ func TestUnprocessed(t *testing.T) {
 		"GOAWAY before the stream":        {frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00", want: true},
 		"GOAWAY that includes the stream": {frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00"},
 		"closed":                          {},
+		"closed before the request":       {early: true},
 	}, func(t *testing.T, row row) {
 		r := newPoolRig(t, true, nil)
 		r.serveRaw(func(conn net.Conn) {
 			defer conn.Close()
+			io.ReadFull(conn, make([]byte, len(preface)))
+			if row.early {
+				return
+			}
 			go io.Copy(io.Discard, conn)
 			io.WriteString(conn, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
 			time.Sleep(time.Second)
@@ -223,15 +230,6 @@ func TestUnprocessed(t *testing.T) {
 		})
 		_, err := r.send(t.Context(), "/", strings.NewReader("x"))
 		_, got := errors.AsType[*unprocessedError](err)
-		holds(t, got == row.want && err != nil, "%v: unprocessed %t", err, got)
-	})
-	inBubble(t, "closed before the request", func(t *testing.T) {
-		r := newPoolRig(t, true, nil)
-		r.serveRaw(func(conn net.Conn) {
-			io.ReadFull(conn, make([]byte, 24)) // the preface
-			conn.Close()
-		})
-		_, err := r.send(t.Context(), "/", nil)
-		holds(t, err != nil && r.dials.Load() <= 1, "%v after %d dials, want an error after one", err, r.dials.Load())
+		holds(t, got == row.want && err != nil && r.dials.Load() == 1, "%v after %d dials: unprocessed %t", err, r.dials.Load(), got)
 	})
 }

@@ -31,6 +31,8 @@ func TestStream(t *testing.T) {
 		"nearly silent before":       {pauses: []time.Duration{minute - 1, minute - 1}, took: 3*minute - 2, err: silent},
 		"silent, of declared length": {pauses: []time.Duration{10 * time.Second}, declared: true, took: 70 * time.Second, err: silent},
 	}, func(t *testing.T, row row) {
+		var sent []time.Duration // when each byte was
+		start := time.Now()
 		r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
 			if row.declared {
 				w.Header().Set("Content-Length", "100")
@@ -39,6 +41,7 @@ func TestStream(t *testing.T) {
 			control.Flush()
 			for _, pause := range row.pauses {
 				time.Sleep(pause)
+				sent = append(sent, time.Since(start))
 				io.WriteString(w, "x")
 				control.Flush()
 			}
@@ -54,14 +57,7 @@ func TestStream(t *testing.T) {
 		}
 		got := r.do("GET", "/", "")
 		got.expect(t, fmt.Sprint(kind, " after ", row.took))
-		var at []time.Duration
-		for i, pause := range row.pauses {
-			at = append(at, pause)
-			if i > 0 {
-				at[i] += at[i-1]
-			}
-		}
-		equal(t, "when the bytes came", got.came, at)
+		equal(t, "when the bytes came", got.came, sent)
 		r.expectErrors(counted...)
 		r.completed().expect(t, "error", row.err, "status", 200.0, "latency_ms", float64(row.took.Milliseconds()), "bytes_out", float64(len(row.pauses)))
 	})
@@ -70,34 +66,32 @@ func TestStream(t *testing.T) {
 // TestSlowReader: the time in which the client does not read is no silence of the upstream, but a client that
 // reads nothing for timeout_secs is given up.
 func TestSlowReader(t *testing.T) {
-	for pause, complete := range map[time.Duration]bool{59 * time.Second: true, 68 * time.Second: false} {
-		inBubble(t, pause.String(), func(t *testing.T) {
-			const size = 3 * bulkBuffer
-			r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != "/small" {
-					w.Write(make([]byte, size))
-				}
-			})
-			r.client.ReadBufferSize = 1 // nothing is read ahead
-			r.do("GET", "/small", "")   // after an answer net/http takes the connection's deadline away
-			resp, err := r.client.RoundTrip(must(http.NewRequest("GET", "http://proxy/", nil)))
-			n, buf := 0, make([]byte, bulkBuffer) // what the proxy writes at a time
-			for err == nil {
-				time.Sleep(pause)
-				var m int
-				m, err = io.ReadFull(resp.Body, buf)
-				n += m
-			}
-			whole := n == size && err == io.EOF
-			holds(t, whole == complete, "%d of %d bytes, then %v", n, size, err)
-			r.expectErrors()
-			if line := r.log.lines(t, "request completed")[1]; complete {
-				line.expect(t, "status", 200.0)
-			} else {
-				line.expect(t, "status", 499.0, "latency_ms", 67_500.0) // nine eighths of timeout_secs
+	inBubbles(t, map[string]time.Duration{"in time": 59 * time.Second, "too late": 68 * time.Second}, func(t *testing.T, pause time.Duration) {
+		const size = 3 * bulkBuffer
+		r := newRig(t, "", func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/small" {
+				w.Write(make([]byte, size))
 			}
 		})
-	}
+		r.client.ReadBufferSize = 1 // nothing is read ahead
+		r.do("GET", "/small", "")   // after an answer net/http takes the connection's deadline away
+		resp, err := r.client.RoundTrip(must(http.NewRequest("GET", "http://proxy/", nil)))
+		n, buf := 0, make([]byte, bulkBuffer) // what the proxy writes at a time
+		for err == nil {
+			time.Sleep(pause)
+			var m int
+			m, err = io.ReadFull(resp.Body, buf)
+			n += m
+		}
+		r.expectErrors()
+		whole, line := n == size && err == io.EOF, r.log.lines(t, "request completed")[1]
+		equal(t, "it is whole", whole, pause < time.Minute)
+		if whole {
+			line.expect(t, "status", 200.0)
+		} else {
+			line.expect(t, "status", 499.0, "latency_ms", 67_500.0) // nine eighths of timeout_secs
+		}
+	})
 }
 
 // TestClientLeaves: at whatever moment, its request is cancelled upstream at once, counted as 499 and as no error.
@@ -160,27 +154,27 @@ func (p panicky) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
 // TestPanic: a bug is a 500 of type internal, or a broken answer if that has begun; the proxy goes on.
 func TestPanic(t *testing.T) {
-	inBubbles(t, map[string]bool{"before the headers": false, "in the middle of the answer": true}, func(t *testing.T, began bool) {
+	const broken = "cut after 0s"
+	inBubbles(t, map[string]string{"before the headers": "500 after 0s, last", "in the middle of the answer": broken}, func(t *testing.T, want string) {
 		r := newRig(t, "", echo)
 		r.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			if req.URL.Path == "/panic" && began {
+			switch {
+			case req.URL.Path != "/panic":
+			case want == broken:
 				w = panicky{ResponseWriter: w}
-			} else if req.URL.Path == "/panic" {
+			default:
 				req.Body = panicky{Closer: req.Body}
 			}
 			r.proxy.ServeHTTP(w, req)
 		})
 		got := r.do("POST", "/panic", "x")
-		if began {
-			got.expect(t, "cut after 0s")
-		} else if got.status != 500 || !strings.Contains(got.body, `"code":"internal"`) || strings.Contains(got.body, "boom") {
-			t.Errorf("%+v, want a 500", got)
-		}
+		got.expect(t, want)
+		equal(t, "it says so", strings.Contains(got.body, `"code":"internal"`), want != broken)
+		holds(t, !strings.Contains(got.body, "boom"), "the body is %s", got.body)
 		r.completed().expect(t, "error", "internal: panic: boom")
-		if line := r.log.one(t, "panic in a request: this is a bug, please report it"); !strings.Contains(fmt.Sprint(line["stack"]), "proxy_test.go") ||
-			line["request_id"] != got.header.Get(requestIDHeader) {
-			t.Errorf("the log says %v of %v", line, got.header)
-		}
+		line := r.log.one(t, "panic in a request: this is a bug, please report it")
+		line.expect(t, "request_id", got.header.Get(requestIDHeader))
+		holds(t, strings.Contains(fmt.Sprint(line["stack"]), "proxy_test.go"), "the stack is %v", line["stack"])
 		equal(t, "the body of the next answer", r.do("POST", "/", "x").body, "x")
 		r.expectErrors(typeInternal)
 	})

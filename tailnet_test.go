@@ -251,37 +251,31 @@ func TestConnect(t *testing.T) {
 func TestTell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tn, log := newTestTailnet()
-		lost := lacks(tailnetNotRunning, "first")
-		see := func(s *tailnetState, want string) {
-			t.Helper()
-			tn.publish(s)
+		lost, renamed := lacks(tailnetNotRunning, "first"), &tailnetState{hostname: "node-1-1"}
+		for i, step := range []struct {
+			after time.Duration
+			state *tailnetState
+			want  string
+		}{
+			{0, lost, ""}, // at start that is connect's to tell
+			{time.Minute, lost, ""}, {0, connectedState, ""}, {0, lost, ""},
+			{999 * time.Millisecond, connectedState, "INFO tailnet connected again <nil> 999"}, {0, lost, ""},
+			{time.Second, lacks(tailnetAuth, "real"), "WARN tailnet connection lost; requests that still arrive are served TailnetAuth: real <nil>"},
+			{time.Hour, lost, ""}, {0, connectedState, "INFO tailnet connected again <nil> 3.601e+06"}, {0, lost, ""},
+			{time.Second, lost, "WARN tailnet connection lost; requests that still arrive are served TailnetNotRunning: first <nil>"},
+			{0, connectedState, "INFO tailnet connected again <nil> 1000"},
+			{0, renamed, "WARN this node has another name than tailscale.hostname says; clients reach it under its actual name <nil> <nil>"},
+			{0, renamed, ""}, {0, connectedState, ""},
+		} {
+			time.Sleep(step.after)
+			tn.publish(step.state)
 			var got []string
 			for _, line := range log.lines(t) {
 				got = append(got, fmt.Sprint(line["level"], " ", line["message"], " ", line["error"], " ", line["lost_for_ms"]))
 			}
 			log.buf.Reset()
-			equal(t, "logged", strings.Join(got, "\n"), want)
+			equal(t, fmt.Sprint("logged at step ", i), strings.Join(got, "\n"), step.want)
 		}
-		see(lost, "") // at start that is connect's to tell
-		time.Sleep(time.Minute)
-		see(lost, "")
-		see(connectedState, "")
-		see(lost, "")
-		time.Sleep(999 * time.Millisecond)
-		see(connectedState, "INFO tailnet connected again <nil> 999")
-		see(lost, "")
-		time.Sleep(time.Second)
-		see(lacks(tailnetAuth, "real"), "WARN tailnet connection lost; requests that still arrive are served TailnetAuth: real <nil>")
-		time.Sleep(time.Hour)
-		see(lost, "")
-		see(connectedState, "INFO tailnet connected again <nil> 3.601e+06")
-		see(lost, "")
-		time.Sleep(time.Second)
-		see(lost, "WARN tailnet connection lost; requests that still arrive are served TailnetNotRunning: first <nil>")
-		see(connectedState, "INFO tailnet connected again <nil> 1000")
-		see(&tailnetState{hostname: "node-1-1"}, "WARN this node has another name than tailscale.hostname says; clients reach it under its actual name <nil> <nil>")
-		see(&tailnetState{hostname: "node-1-1"}, "")
-		see(connectedState, "")
 	})
 }
 
@@ -446,15 +440,14 @@ func TestSocketPath(t *testing.T) {
 // TestTailnetGauges: the gauges follow the state of the tailnet, and that there is none.
 func TestTailnetGauges(t *testing.T) {
 	expiry := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	for _, row := range []struct {
-		name  string
+	for name, row := range map[string]struct {
 		state *tailnetState // nil: no tailnet
 		want  string
 	}{
-		{name: "no tailnet", want: ""},
-		{name: "not connected", state: &tailnetState{problem: &problem{tailnetConnect, ""}, online: true}, want: "connected 0, control_online 0"},
-		{name: "connected", state: &tailnetState{hostname: "node-1", online: true}, want: "connected 1, control_online 1"},
-		{name: "connected, control lost, key that expires", state: &tailnetState{hostname: "node-1", keyExpiry: expiry}, want: fmt.Sprint("connected 1, control_online 0, key_expiry_timestamp_seconds ", expiry.Unix())},
+		"no tailnet":    {want: ""},
+		"not connected": {state: &tailnetState{problem: &problem{tailnetConnect, ""}, online: true}, want: "connected 0, control_online 0"},
+		"connected":     {state: &tailnetState{hostname: "node-1", online: true}, want: "connected 1, control_online 1"},
+		"connected, control lost, key that expires": {state: &tailnetState{hostname: "node-1", keyExpiry: expiry}, want: fmt.Sprint("connected 1, control_online 0, key_expiry_timestamp_seconds ", expiry.Unix())},
 	} {
 		var tn *tailnet
 		if row.state != nil {
@@ -462,12 +455,12 @@ func TestTailnetGauges(t *testing.T) {
 			tn.publish(row.state)
 		}
 		var got []string
-		tailnetGauges(tn, func(name, help string, value func() (float64, bool)) {
+		tailnetGauges(tn, func(metric, help string, value func() (float64, bool)) {
 			if v, ok := value(); ok {
-				got = append(got, fmt.Sprint(strings.TrimPrefix(name, "tailnet_"), " ", int64(v)))
+				got = append(got, fmt.Sprint(strings.TrimPrefix(metric, "tailnet_"), " ", int64(v)))
 			}
 		})
-		equal(t, row.name, strings.Join(got, ", "), row.want)
+		equal(t, name, strings.Join(got, ", "), row.want)
 	}
 }
 
