@@ -165,33 +165,35 @@ func TestUploadBroken(t *testing.T) {
 // TestBodyMemory: what a body reserves, and when it gives that back.
 func TestBodyMemory(t *testing.T) {
 	const mib, declared = 1 << 20, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
-	for request, reservation := range map[string]int64{declared: 1000, chunkedPost + "3e8\r\n": mib} {
-		inBubble(t, fmt.Sprint(reservation), func(t *testing.T) {
-			r := newRig(t, tight, func(w http.ResponseWriter, r *http.Request) {
-				io.Copy(io.Discard, r.Body)
-				time.Sleep(time.Second)
-				http.NewResponseController(w).Flush()
-				time.Sleep(time.Second)
-			})
-			reserved := func(when string, want int64) {
-				t.Helper()
-				synctest.Wait()
-				taken, _ := r.proxy.bodies.budget.load()
-				equal(t, "reserved "+when, taken, want)
-			}
-			c := r.dialRaw()
-			c.send(request)
-			reserved("while uploading", reservation)
-			c.send(strings.Repeat("x", 1000))
-			if request != declared {
-				c.send("\r\n0\r\n\r\n")
-			}
-			reserved("while waiting for headers", 1000)
-			time.Sleep(1500 * time.Millisecond)
-			reserved("while streaming", 0)
-			equal(t, "the status", c.answer().status, 200)
-		})
+	type row struct {
+		request     string
+		reservation int64
 	}
+	inBubbles(t, map[string]row{"declared": {declared, 1000}, "chunked": {chunkedPost + "3e8\r\n", mib}}, func(t *testing.T, row row) {
+		r := newRig(t, tight, func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			time.Sleep(time.Second)
+			http.NewResponseController(w).Flush()
+			time.Sleep(time.Second)
+		})
+		reserved := func(when string, want int64) {
+			t.Helper()
+			synctest.Wait()
+			taken, _ := r.proxy.bodies.budget.load()
+			equal(t, "reserved "+when, taken, want)
+		}
+		c := r.dialRaw()
+		c.send(row.request)
+		reserved("while uploading", row.reservation)
+		c.send(strings.Repeat("x", 1000))
+		if row.request != declared {
+			c.send("\r\n0\r\n\r\n")
+		}
+		reserved("while waiting for headers", 1000)
+		time.Sleep(1500 * time.Millisecond)
+		reserved("while streaming", 0)
+		equal(t, "the status", c.answer().status, 200)
+	})
 }
 
 // TestUploadAnyPieces: whatever pieces a body comes in, every attempt reads exactly it, and little more memory is held.
@@ -211,18 +213,14 @@ func TestUploadAnyPieces(t *testing.T) {
 				r.ContentLength = declared
 				reader := &bodyReader{budget: newGate(1 << 20), largest: 1 << 20, timeout: time.Minute, crowded: func() bool { return false }}
 				reader.budget.tryAcquire(reader.reservation(r))
-				b, err := reader.read(bodySource{Request: r})
-				if err != nil || b.size != int64(size) {
-					t.Fatalf("%s: %d were read, %v", what, b.size, err)
-				}
+				b := must(reader.read(bodySource{Request: r}))
+				equal(t, what+": read", b.size, int64(size))
 				held := 0
 				for _, segment := range b.content {
 					held += cap(segment)
 				}
-				if held > size+size/4+512 { // size classes round up
-					t.Errorf("%s: %d bytes are held", what, held)
-				}
-				for range 2 { // attempts
+				holds(t, held <= size+size/4+512, "%s: %d bytes are held", what, held) // size classes round up
+				for range 2 {                                                          // attempts
 					if size < 5000 { // it reads byte by byte, among others
 						equal(t, what, iotest.TestReader(b.open(), content), nil)
 					}

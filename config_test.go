@@ -145,11 +145,7 @@ func TestConfigRefused(t *testing.T) {
 		{text: withHeader("'a'", "'1'") + "\n" + withHeader("'A'", "'2'"), want: []string{"5:8: the header A is given twice: keep one entry (several betas are one value with commas)"}},
 	} {
 		cfg, err := parseConfig("c.toml", []byte(row.text), row.overrides)
-		problems, _ := err.(configError)
-		for i := range problems {
-			problems[i] = strings.TrimPrefix(problems[i], "c.toml:")
-		}
-		equal(t, "the problems in\n"+row.text, strings.Join(problems, "\n"), strings.Join(row.want, "\n"))
+		equal(t, "the problems in\n"+row.text, strings.ReplaceAll(errorText(err), "c.toml:", ""), strings.Join(row.want, "\n"))
 		equal(t, "the configuration", cfg, nil)
 	}
 }
@@ -201,15 +197,12 @@ func TestOverrides(t *testing.T) {
 	}
 }
 
-// TestLoadConfig: a file that is named must be there, readable and no larger than 1 MiB.
+// TestLoadConfig: a file that is named must be there, readable and no larger than 1 MiB. An empty text is not written; want is in the error.
 func TestLoadConfig(t *testing.T) {
 	const text = "tailscale.hostname = 'x' #"
 	dir := t.TempDir()
 	const unreadable = "name an existing, readable file with -config or CONFIG_PATH"
-	for name, row := range map[string]struct {
-		text string // not written if empty
-		want string // in the error
-	}{
+	for name, row := range map[string]struct{ text, want string }{
 		"good":               {text: text},
 		"bad":                {text: "x", want: "bad:1:2: "},
 		"missing":            {want: unreadable},
@@ -222,11 +215,10 @@ func TestLoadConfig(t *testing.T) {
 			equal(t, path, os.WriteFile(path, []byte(row.text), 0o600), nil)
 		}
 		cfg, found, err := loadConfig(overrides{path: path})
-		switch {
-		case row.want == "" && (err != nil || !found || cfg.hostname != "x"):
-			t.Errorf("%s: %+v, %t, %v", name, cfg, found, err)
-		case row.want != "" && (!strings.Contains(errorText(err), row.want) || exitCode(err) != 2):
-			t.Errorf("%s: the error is %v, and the exit code %d; want one with %q, and 2", name, err, exitCode(err), row.want)
+		if row.want == "" {
+			holds(t, err == nil && found && cfg.hostname == "x", "%s: %+v, %t, %v", name, cfg, found, err)
+		} else {
+			holds(t, strings.Contains(errorText(err), row.want) && exitCode(err) == 2, "%s: the error is %v, want one with %q", name, err, row.want)
 		}
 	}
 }

@@ -74,7 +74,7 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// valid returns s as JSON carries it: what is not UTF-8 is replaced, byte by byte.
+// valid returns s as JSON and TOML carry it: what is not UTF-8 is replaced, byte by byte.
 func valid(s string) string { return string([]rune(s)) }
 
 // inBubble runs f as a subtest in a bubble of synctest.

@@ -18,47 +18,46 @@ import (
 func TestProxyHeader(t *testing.T) {
 	const signature = "\r\n\r\n\x00\r\nQUIT\n"
 	four, six := "\x64\x40\x00\x07\x64\x40\x00\x01\xa0\x28\x1f\x92", "\xfd\x7a\x11\x5c\xa1\xe0"+strings.Repeat("\x00", 9)+"\x07"+strings.Repeat("\x01", 16)+"\xa0\x28\x1f\x92"
-	for _, row := range []struct {
-		header string
-		client string // "" if it names none
-		refuse bool
-	}{
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n", client: "100.64.0.7:41000"},
-		{header: "PROXY TCP6 fd7a:115c:a1e0::7 fd7a:115c:a1e0::1 41000 8082\r\n", client: "[fd7a:115c:a1e0::7]:41000"},
-		{header: "PROXY TCP6 ::ffff:100.64.0.7 ::1 0 65535\r\n", client: "100.64.0.7:0"},
-		{header: "PROXY UNKNOWN\r\n"},
-		{header: "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n"},
-		{header: signature + "\x21\x11\x00\x0c" + four, client: "100.64.0.7:41000"},
-		{header: signature + "\x21\x11\x00\x0f" + four + "\x04\x00\x00", client: "100.64.0.7:41000"}, // with an extension
-		{header: signature + "\x21\x21\x00\x24" + six, client: "[fd7a:115c:a1e0::7]:41000"},
-		{header: signature + "\x20\x11\x00\x0c" + four}, // LOCAL
-		{header: signature + "\x21\x12\x00\x0c" + four}, // UDP
-		{header: signature + "\x21\x00\x00\x00"},
+	const refused = "refused"
+	for header, want := range map[string]string{ // the client, "" if it names none
+		"PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n":               "100.64.0.7:41000",
+		"PROXY TCP6 fd7a:115c:a1e0::7 fd7a:115c:a1e0::1 41000 8082\r\n": "[fd7a:115c:a1e0::7]:41000",
+		"PROXY TCP6 ::ffff:100.64.0.7 ::1 0 65535\r\n":                  "100.64.0.7:0",
+		"PROXY UNKNOWN\r\n": "",
+		"PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n": "",
+		signature + "\x21\x11\x00\x0c" + four:                  "100.64.0.7:41000",
+		signature + "\x21\x11\x00\x0f" + four + "\x04\x00\x00": "100.64.0.7:41000", // with an extension
+		signature + "\x21\x21\x00\x24" + six:                   "[fd7a:115c:a1e0::7]:41000",
+		signature + "\x20\x11\x00\x0c" + four:                  "", // LOCAL
+		signature + "\x21\x12\x00\x0c" + four:                  "", // UDP
+		signature + "\x21\x00\x00\x00":                         "",
 
-		{header: "GET / HTTP/1.1\r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082 \r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 041000 8082\r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 65536 8082\r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 here 41000 8082\r\n", refuse: true},
-		{header: "PROXY TCP4 ::1 ::1 41000 8082\r\n", refuse: true},
-		{header: "PROXY TCP6 fe80::7%eth0 ::1 41000 8082\r\n", refuse: true},
-		{header: "PROXY \r\n", refuse: true},
-		{header: "PROXY " + strings.Repeat("x", 200), refuse: true},
-		{header: signature + "\x11\x11\x00\x0c" + four, refuse: true}, // version 1
-		{header: signature + "\x22\x11\x00\x0c" + four, refuse: true}, // neither LOCAL nor PROXY
-		{header: signature + "\x21\x11\x00\x0b" + four, refuse: true}, // too short for its address
-		{header: signature + "\x21\x21\x00\x23" + six, refuse: true},
-		{header: signature + "\x21\x41\x00\x00", refuse: true}, // no such family
-		{header: signature + "\x21\x11\xff\xff" + four, refuse: true},
+		"GET / HTTP/1.1\r\n":                               refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\n":    refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082 \r\n": refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 041000 8082\r\n": refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 65536 8082\r\n":  refused,
+		"PROXY TCP4 100.64.0.7 here 41000 8082\r\n":        refused,
+		"PROXY TCP4 ::1 ::1 41000 8082\r\n":                refused,
+		"PROXY TCP6 fe80::7%eth0 ::1 41000 8082\r\n":       refused,
+		"PROXY \r\n":                          refused,
+		"PROXY " + strings.Repeat("x", 200):   refused,
+		signature + "\x11\x11\x00\x0c" + four: refused, // version 1
+		signature + "\x22\x11\x00\x0c" + four: refused, // neither LOCAL nor PROXY
+		signature + "\x21\x11\x00\x0b" + four: refused, // too short for its address
+		signature + "\x21\x21\x00\x23" + six:  refused,
+		signature + "\x21\x41\x00\x00":        refused, // no such family
+		signature + "\x21\x11\xff\xff" + four: refused,
 	} {
-		client, size, err := parseProxyHeader([]byte(row.header + "GET /"))
-		switch {
-		case row.refuse:
-			holds(t, err != nil, "%q is taken, for %v", row.header, client)
-		case err != nil || size != len(row.header) || client.IsValid() != (row.client != "") || client.IsValid() && client.String() != row.client:
-			t.Errorf("%q: %v, %d bytes, %v; want %s, all of it", row.header, client, size, err, row.client)
+		client, size, err := parseProxyHeader([]byte(header + "GET /"))
+		got := ""
+		if err != nil {
+			got, size = refused, len(header)
+		} else if client.IsValid() {
+			got = client.String()
 		}
+		equal(t, fmt.Sprintf("%q", header), got, want)
+		equal(t, fmt.Sprintf("the size of %q", header), size, len(header))
 	}
 }
 
