@@ -24,15 +24,8 @@ func TestCheck(t *testing.T) {
 	defer secure.Close()
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
-	mute := must(net.Listen("tcp", "127.0.0.1:0"))
-	defer mute.Close()
-	go func() {
-		for conn, err := mute.Accept(); err == nil; conn, err = mute.Accept() {
-			conn.Read(make([]byte, 1))
-			io.WriteString(conn, "SSH-2.0-x\r\n")
-			conn.Close()
-		}
-	}()
+	garbled := httptest.NewServer(says("SSH-2.0-x\r\n"))
+	defer garbled.Close()
 	missing := filepath.Join(t.TempDir(), "missing.sock")
 	for name, row := range map[string]struct {
 		overrides overrides
@@ -43,7 +36,7 @@ func TestCheck(t *testing.T) {
 		"no daemon":         {overrides: overrides{upstream: ok.URL, socket: missing}, want: "config defaults\ntailscaled FAILED"},
 		"nobody listens":    {overrides: overrides{local: true, upstream: closed.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp FAILED"},
 		"unknown authority": {overrides: overrides{local: true, upstream: secure.URL}, want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls FAILED"},
-		"no HTTP": {overrides: overrides{local: true, upstream: "http://" + mute.Addr().String()},
+		"no HTTP": {overrides: overrides{local: true, upstream: garbled.URL},
 			want: "config defaults\ntailscaled skipped: -local has no tailnet\ndns 127.0.0.1 is 127.0.0.1\ntcp connected to ADDR\ntls skipped: the upstream is plain http\nhttp FAILED"},
 	} {
 		var out bytes.Buffer

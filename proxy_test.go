@@ -16,20 +16,21 @@ import (
 // neither this nor one that breaks off can be taken for a complete one.
 func TestStream(t *testing.T) {
 	const minute, silent = time.Minute, "response_read: the upstream fell silent for 1m0s"
+	whole, breaks, silence := func(*http.Request) {}, func(*http.Request) { panic(http.ErrAbortHandler) }, func(r *http.Request) { <-r.Context().Done() }
 	type row struct {
 		pauses   []time.Duration // before each byte
 		declared bool            // its length
-		end      func()          // nil: it falls silent
+		end      func(r *http.Request)
 		took     time.Duration
 		err      any // in the log, if it is cut
 	}
 	inBubbles(t, map[string]row{
-		"whole":                      {pauses: slices.Repeat([]time.Duration{minute / 2}, 10), end: func() {}, took: 5 * minute},
-		"breaks off":                 {pauses: []time.Duration{0}, end: func() { panic(http.ErrAbortHandler) }, err: "response_read: unexpected EOF"},
-		"silent from the start":      {took: minute, err: silent},
-		"silent after several bytes": {pauses: []time.Duration{time.Second, 59 * time.Second, minute / 2}, took: 150 * time.Second, err: silent},
-		"nearly silent before":       {pauses: []time.Duration{minute - 1, minute - 1}, took: 3*minute - 2, err: silent},
-		"silent, of declared length": {pauses: []time.Duration{10 * time.Second}, declared: true, took: 70 * time.Second, err: silent},
+		"whole":                      {pauses: slices.Repeat([]time.Duration{minute / 2}, 10), end: whole, took: 5 * minute},
+		"breaks off":                 {pauses: []time.Duration{0}, end: breaks, err: "response_read: unexpected EOF"},
+		"silent from the start":      {took: minute, end: silence, err: silent},
+		"silent after several bytes": {pauses: []time.Duration{time.Second, 59 * time.Second, minute / 2}, took: 150 * time.Second, end: silence, err: silent},
+		"nearly silent before":       {pauses: []time.Duration{minute - 1, minute - 1}, took: 3*minute - 2, end: silence, err: silent},
+		"silent, of declared length": {pauses: []time.Duration{10 * time.Second}, declared: true, took: 70 * time.Second, end: silence, err: silent},
 	}, func(t *testing.T, row row) {
 		var sent []time.Duration // when each byte was
 		start := time.Now()
@@ -45,20 +46,12 @@ func TestStream(t *testing.T) {
 				io.WriteString(w, "x")
 				control.Flush()
 			}
-			if row.end == nil {
-				<-r.Context().Done()
-			} else {
-				row.end()
-			}
+			row.end(r)
 		})
-		kind, counted := "200", []errorType(nil)
-		if row.err != nil {
-			kind, counted = "cut", []errorType{typeResponseRead}
-		}
 		got := r.do("GET", "/", "")
-		got.expect(t, fmt.Sprint(kind, " after ", row.took))
+		got.expect(t, fmt.Sprint(map[bool]string{true: "200", false: "cut"}[row.err == nil], " after ", row.took))
 		equal(t, "when the bytes came", got.came, sent)
-		r.expectErrors(counted...)
+		r.expectErrors(map[bool][]errorType{false: {typeResponseRead}}[row.err == nil]...)
 		r.completed().expect(t, "error", row.err, "status", 200.0, "latency_ms", float64(row.took.Milliseconds()), "bytes_out", float64(len(row.pauses)))
 	})
 }

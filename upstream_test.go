@@ -114,17 +114,19 @@ func failing(err error, times int) func(int, net.Conn) (net.Conn, error) {
 	}
 }
 
+// says is an upstream that reads the request, says text and hangs up.
+func says(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		conn, _, _ := http.NewResponseController(w).Hijack()
+		io.WriteString(conn, text)
+		conn.Close()
+	}
+}
+
 // TestConnectionFailure: 502 of type connection, repeated once at most, and only if nothing was sent.
 func TestConnectionFailure(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
-	says := func(text string) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			io.Copy(io.Discard, r.Body)
-			conn, _, _ := http.NewResponseController(w).Hijack()
-			io.WriteString(conn, text)
-			conn.Close()
-		}
-	}
 	type row struct {
 		settings string
 		dial     func(n int, conn net.Conn) (net.Conn, error)
