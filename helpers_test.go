@@ -136,9 +136,7 @@ func (l *logRecorder) lines(t testing.TB, messages ...string) (lines []logLine) 
 	defer l.mu.Unlock()
 	for text := range strings.Lines(l.buf.String()) {
 		var line logLine
-		if err := json.Unmarshal([]byte(text), &line); err != nil {
-			t.Fatalf("a log line is not JSON: %v\n%s", err, text)
-		}
+		equal(t, "reading "+text, json.Unmarshal([]byte(text), &line), nil)
 		if message, _ := line["message"].(string); len(messages) == 0 || slices.Contains(messages, message) {
 			lines = append(lines, line)
 		}

@@ -221,9 +221,8 @@ func TestLogWaitsForIdentity(t *testing.T) {
 			time.Sleep(wait)
 			synctest.Wait()
 			lines := r.log.lines(t, "request completed")
-			if wait > 0 && early > i || len(lines) != i+1 {
-				t.Fatalf("%d lines at once, then %v", early, lines)
-			}
+			holds(t, wait == 0 || early == i, "%d lines at once", early)
+			equal(t, "lines in the end", len(lines), i+1)
 			lines[i].expect(t, "tailnet_node", alice.node, "tailnet_user", alice.user)
 		}
 	})

@@ -93,9 +93,7 @@ func TestProxyListener(t *testing.T) {
 				},
 			}
 			defer l.others.Close()
-			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				fmt.Fprint(w, connOf(r).claimed)
-			})}
+			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, connOf(r).claimed) })}
 			go server.Serve(l)
 			defer server.Close()
 			conn := must(net.Dial("tcp", from.Addr().String()))

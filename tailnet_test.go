@@ -39,6 +39,8 @@ type seen struct {
 
 func wait(d time.Duration) seen { return seen{wait: d} }
 
+func happens(e event) seen { return seen{event: func(time.Time) event { return e }} }
+
 func (s seen) after(d time.Duration) seen { return seen{d, s.event} }
 
 // busJSON is a notice as it comes over the wire: bus of a state, busError of control's refusal of a login, busHealth a health report.
@@ -47,15 +49,13 @@ func busJSON(format string, values ...any) seen {
 	if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
 		panic(err)
 	}
-	return seen{event: func(time.Time) event { return event{notice: &n} }}
+	return happens(event{notice: &n})
 }
 
 func bus(s ipn.State) seen           { return busJSON(`{"State":%d}`, s) }
 func busError(message string) seen   { return busJSON(`{"ErrMessage":%q}`, message) }
 func busHealth(warnings string) seen { return busJSON(`{"Health":{"Warnings":%s}}`, warnings) }
-func busEnd(text string) seen {
-	return seen{event: func(time.Time) event { return event{err: errors.New(text)} }}
-}
+func busEnd(text string) seen        { return happens(event{err: errors.New(text)}) }
 
 // polled is the answer to a poll that was begun age before: poll that of a daemon in the given state, pollSelf of a running one that says
 // self of itself, pollFails a failure.
@@ -350,8 +350,7 @@ func TestFollow(t *testing.T) {
 		expect := func(what, want string) {
 			t.Helper()
 			synctest.Wait()
-			now := tn.current()
-			equal(t, what, verdict(&now), want)
+			equal(t, what, verdict(new(tn.current())), want)
 		}
 		expect("at start", "TailnetConnect: tailscaled is not logged in")
 		d.bus <- `{"State":2}`
@@ -420,8 +419,7 @@ func TestTailnetTalksTooMuch(t *testing.T) {
 			d.bus <- text
 		}
 		synctest.Wait()
-		now := tn.current()
-		equal(t, "the state", verdict(&now), row.want)
+		equal(t, "the state", verdict(new(tn.current())), row.want)
 	})
 }
 

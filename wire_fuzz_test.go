@@ -139,9 +139,9 @@ func (w *wire) compare(sent []wireRequest) {
 			w.t.Errorf("answer %d, %s, number %q of the upstream's, is to no request", i+1, a.Status, number)
 		}
 	}
-	holds(w.t, len(w.arrived) == forwarded, "%d requests reached the upstream, and %d of its answers the client: %v", len(w.arrived), forwarded, w.arrived)
-	n := len(answers)
-	holds(w.t, n >= len(sent) || n > 0 && answers[n-1].Close, "%d answers to %d requests", n, len(sent))
+	equal(w.t, "requests that reached the upstream, by its answers", len(w.arrived), forwarded)
+	complete := len(answers) >= len(sent) || len(answers) > 0 && answers[len(answers)-1].Close
+	holds(w.t, complete, "%d answers to %d requests", len(answers), len(sent))
 	for id, line := range logged {
 		w.t.Errorf("the request %s is logged, but not answered: %v", id, line)
 	}
