@@ -206,8 +206,9 @@ func FuzzParseTOML(f *testing.F) {
 	})
 }
 
-// FuzzQuoteTOML reads back what quoteTOML writes.
+// FuzzQuoteTOML reads back what quoteTOML writes, which is as plain as it can be.
 func FuzzQuoteTOML(f *testing.F) {
+	equal(f, "quoted", quoteTOML("é # \b\t\n\f\r\"\\é😀 '~\x7f"), `"é # \u0008\u0009\u000A\u000C\u000D\"\\é😀 '~\u007F"`)
 	f.Add("\"\\\x00\u0085é\ufeff\U0010ffff\xff")
 	f.Add("\"C:\\n\" \t\n\r\x1f\x7f # 'x' a\xff\xfeb")
 	f.Fuzz(func(t *testing.T, text string) {

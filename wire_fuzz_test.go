@@ -101,10 +101,8 @@ func (w *wire) converse(sent []byte, piece int) {
 			conn.Write(part) // unless the proxy has closed
 		}
 	}()
-	conn.SetReadDeadline(time.Now().Add(clientIdle + w.cfg.timeout))
-	var err error
-	w.answers, err = io.ReadAll(conn)
-	holds(w.t, err == nil, "the proxy does not close an idle connection: %v", err)
+	conn.SetReadDeadline(time.Now().Add(clientIdle + w.cfg.timeout)) // the proxy closes an idle connection before
+	w.answers = must(io.ReadAll(conn))
 }
 
 // compare holds the answers, the log and what reached the upstream against what the client sent.
