@@ -5,8 +5,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,9 +31,7 @@ func TestConfig(t *testing.T) {
 			headers: []header{{"Anthropic-Beta", []string{"a", "b"}}, {"X-Thing", []string{"1, 2"}}},
 		},
 	} {
-		if cfg := testConfig(t, text, overrides{}); !reflect.DeepEqual(cfg, want) {
-			t.Errorf("got  %+v\nwant %+v", cfg, want)
-		}
+		equal(t, text, testConfig(t, text, overrides{}), want)
 	}
 }
 
@@ -61,9 +57,7 @@ func TestRanges(t *testing.T) {
 			"9223372036854775807": refusal, "-9223372036854775808": refusal, `"1"`: refusal, "true": refusal,
 		} {
 			_, err := parseConfig("c.toml", fmt.Appendf(nil, "[proxy]\n%s\n%s = %s\n", row.other, row.key, value), overrides{})
-			if got := errorText(err); got != want {
-				t.Errorf("%s = %s: %q, want %q", row.key, value, got, want)
-			}
+			equal(t, row.key+" = "+value, errorText(err), want)
 		}
 	}
 }
@@ -151,13 +145,8 @@ func TestConfigRefused(t *testing.T) {
 		{text: withHeader("'a'", "'1'") + "\n" + withHeader("'A'", "'2'"), want: []string{"5:8: the header A is given twice: keep one entry (several betas are one value with commas)"}},
 	} {
 		cfg, err := parseConfig("c.toml", []byte(row.text), row.overrides)
-		problems, _ := err.(configError)
-		for i := range problems {
-			problems[i] = strings.TrimPrefix(problems[i], "c.toml:")
-		}
-		if !slices.Equal(problems, row.want) || cfg != nil {
-			t.Errorf("problems in\n%s\n\ngot\n%s\n\nwant\n%s", row.text, errorText(err), strings.Join(row.want, "\n"))
-		}
+		equal(t, "the problems in\n"+row.text, strings.ReplaceAll(errorText(err), "c.toml:", ""), strings.Join(row.want, "\n"))
+		equal(t, "the configuration", cfg, nil)
 	}
 }
 
@@ -182,9 +171,7 @@ func TestConfigWarnings(t *testing.T) {
 		{overrides: overrides{upstream: "http://127.1.2.3:1"}}, {overrides: overrides{upstream: "http://[::1]:1"}}, {overrides: overrides{upstream: "http://localhost"}},
 		{text: "[[headers]]\nname = 'a'\nvalue = ''", want: []string{"c.toml:1:3: " + noBeta}},
 	} {
-		if cfg := testConfig(t, row.text, row.overrides); !slices.Equal(cfg.warnings, row.want) {
-			t.Errorf("got\n%s\nwant\n%s", strings.Join(cfg.warnings, "\n"), strings.Join(row.want, "\n"))
-		}
+		equal(t, "the warnings about\n"+row.text, testConfig(t, row.text, row.overrides).warnings, row.want)
 	}
 }
 
@@ -192,55 +179,46 @@ func TestConfigWarnings(t *testing.T) {
 // wins over -local, and that over the file.
 func TestOverrides(t *testing.T) {
 	const file = "[tailscale]\nsocket = '/file'\n[proxy]\nlisten_addr = 'file:1'\nupstream_url = 'https://file'"
-	for _, row := range []struct {
-		name                     string
-		text                     string
-		overrides                overrides
-		listen, upstream, socket string
+	for name, row := range map[string]struct {
+		text      string
+		overrides overrides
+		want      string // listen_addr, upstream_url and socket
 	}{
-		{name: "defaults", listen: defaultListen, upstream: defaultUpstream, socket: defaultSocket},
-		{name: "file", text: file, listen: "file:1", upstream: "https://file", socket: "/file"},
-		{name: "-listen", text: file, overrides: overrides{listen: "flag:2"}, listen: "flag:2", upstream: "https://file", socket: "/file"},
-		{name: "-upstream and TAILSCALE_SOCKET", text: file, overrides: overrides{upstream: "https://flag", socket: "/env"}, listen: "file:1", upstream: "https://flag", socket: "/env"},
-		{name: "-local", text: file, overrides: overrides{local: true}, listen: "127.0.0.1:8080", upstream: "https://file", socket: "/file"},
-		{name: "-listen over -local", text: file, overrides: overrides{local: true, listen: "flag:2"}, listen: "flag:2", upstream: "https://file", socket: "/file"},
+		"defaults":                       {want: defaultListen + " " + defaultUpstream + " " + defaultSocket},
+		"file":                           {text: file, want: "file:1 https://file /file"},
+		"-listen":                        {text: file, overrides: overrides{listen: "flag:2"}, want: "flag:2 https://file /file"},
+		"-upstream and TAILSCALE_SOCKET": {text: file, overrides: overrides{upstream: "https://flag", socket: "/env"}, want: "file:1 https://flag /env"},
+		"-local":                         {text: file, overrides: overrides{local: true}, want: "127.0.0.1:8080 https://file /file"},
+		"-listen over -local":            {text: file, overrides: overrides{local: true, listen: "flag:2"}, want: "flag:2 https://file /file"},
 	} {
 		cfg := testConfig(t, row.text, row.overrides)
-		if cfg.listenAddr != row.listen || cfg.upstream.String() != row.upstream || cfg.socket != row.socket || cfg.local != row.overrides.local {
-			t.Errorf("%s: listen %s, upstream %s, socket %s, local %t", row.name, cfg.listenAddr, cfg.upstream, cfg.socket, cfg.local)
-		}
+		equal(t, name, fmt.Sprintf("%s %v %s", cfg.listenAddr, cfg.upstream, cfg.socket), row.want)
+		equal(t, name+": without a tailnet", cfg.local, row.overrides.local)
 	}
 }
 
-// TestLoadConfig: a file that is named must be there, readable and no larger than 1 MiB.
+// TestLoadConfig: a file that is named must be there, readable and no larger than 1 MiB. An empty text is not written; want is in the error.
 func TestLoadConfig(t *testing.T) {
 	const text = "tailscale.hostname = 'x' #"
 	dir := t.TempDir()
 	const unreadable = "name an existing, readable file with -config or CONFIG_PATH"
-	for _, row := range []struct {
-		name string
-		text string // not written if empty
-		want string // in the error
-	}{
-		{name: "good", text: text},
-		{name: "bad", text: "x", want: "bad:1:2: "},
-		{name: "missing", want: unreadable},
-		{name: "as large as may be", text: text + strings.Repeat("x", 1<<20-len(text))},
-		{name: "too large", text: text + strings.Repeat("x", 1<<20+1-len(text)), want: " is larger than 1 MiB"},
-		{name: ".", want: unreadable}, // a folder
+	for name, row := range map[string]struct{ text, want string }{
+		"good":               {text: text},
+		"bad":                {text: "x", want: "bad:1:2: "},
+		"missing":            {want: unreadable},
+		"as large as may be": {text: text + strings.Repeat("x", 1<<20-len(text))},
+		"too large":          {text: text + strings.Repeat("x", 1<<20+1-len(text)), want: " is larger than 1 MiB"},
+		".":                  {want: unreadable}, // a folder
 	} {
-		path := filepath.Join(dir, row.name)
+		path := filepath.Join(dir, name)
 		if row.text != "" {
-			if err := os.WriteFile(path, []byte(row.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			equal(t, path, os.WriteFile(path, []byte(row.text), 0o600), nil)
 		}
 		cfg, found, err := loadConfig(overrides{path: path})
-		switch {
-		case row.want == "" && (err != nil || !found || cfg.hostname != "x"):
-			t.Errorf("%s: %+v, %t, %v", row.name, cfg, found, err)
-		case row.want != "" && (!strings.Contains(errorText(err), row.want) || exitCode(err) != 2):
-			t.Errorf("%s: the error is %v, and the exit code %d; want one with %q, and 2", row.name, err, exitCode(err), row.want)
+		if row.want == "" {
+			holds(t, err == nil && found && cfg.hostname == "x", "%s: %+v, %t, %v", name, cfg, found, err)
+		} else {
+			holds(t, strings.Contains(errorText(err), row.want) && exitCode(err) == 2, "%s: the error is %v, want one with %q", name, err, row.want)
 		}
 	}
 }
@@ -248,25 +226,22 @@ func TestLoadConfig(t *testing.T) {
 // TestConfigRoundTrip: what -check-config prints is read back as the same configuration.
 func TestConfigRoundTrip(t *testing.T) {
 	texts := []string{"", settings}
-	for _, text := range []string{"x", `a"b\c`, "tab\tnl\n", "é\x7f😀", "'''", "# not a comment"} {
-		texts = append(texts, "tailscale.hostname = "+quoteTOML(text))
-	}
-	for _, value := range []string{"", `"\`, "é\tx", "x, y"} {
-		texts = append(texts, "[[headers]]\nname = 'X-a'\nvalue = "+quoteTOML(value))
-	}
-	for _, addr := range []string{":0", "[::]:65535", "host:1", "[fe80::1%eth0]:80"} {
-		texts = append(texts, "[proxy]\nlisten_addr = "+quoteTOML(addr))
-	}
-	for _, url := range []string{"https://h", "HTTPS://H/", "http://[::1]:8/a/", "https://h/a%2Fb//", "https://h/a b", "https://h/é|*",
-		"https://h//x", "https://h/a%3Fb%23", "https://h/;x=1", "http://[fe80::1%25eth0]:80/"} {
-		texts = append(texts, "[proxy]\nupstream_url = "+quoteTOML(url))
+	for key, values := range map[string][]string{
+		"tailscale.hostname":               {"x", `a"b\c`, "tab\tnl\n", "é\x7f😀", "'''", "# not a comment"},
+		"[[headers]]\nname = 'X-a'\nvalue": {"", `"\`, "é\tx", "x, y"},
+		"proxy.listen_addr":                {":0", "[::]:65535", "host:1", "[fe80::1%eth0]:80"},
+		"proxy.upstream_url": {"https://h", "HTTPS://H/", "http://[::1]:8/a/", "https://h/a%2Fb//", "https://h/a b", "https://h/é|*",
+			"https://h//x", "https://h/a%3Fb%23", "https://h/;x=1", "http://[fe80::1%25eth0]:80/"},
+	} {
+		for _, value := range values {
+			texts = append(texts, key+" = "+quoteTOML(value))
+		}
 	}
 	for _, text := range texts {
 		first := testConfig(t, text, overrides{})
 		second := testConfig(t, first.toml(), overrides{})
 		first.warnings, second.warnings = nil, nil
-		if !reflect.DeepEqual(first, second) || second.toml() != first.toml() {
-			t.Errorf("%s\nbecame\n%+v\nthrough\n%s\nwant\n%+v", text, second, first.toml(), first)
-		}
+		equal(t, text, second, first)
+		equal(t, text, second.toml(), first.toml())
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -28,43 +27,34 @@ func newClient(t *testing.T) *clientConn {
 
 // TestRequireCaller: who is let in, who is refused, and how long it takes.
 func TestRequireCaller(t *testing.T) {
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		who    identity
 		err    error         // of the look-up, after a second
 		leaves time.Duration // when the client does
 		want   error
-
-		capability string // that is required
-	}{
-		{name: "known", who: alice, leaves: time.Hour},
-		{name: "unknown", leaves: time.Hour, want: errUnknownCaller},
-		{name: "granted", who: granted, capability: "example.com/cap/claude", leaves: time.Hour},
-		{name: "not granted", who: alice, capability: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
-		{name: "no answer", err: context.DeadlineExceeded, leaves: time.Hour, want: errLookupFailed},
-		{name: "nobody waits for who is gone", who: alice, leaves: time.Millisecond, want: errClientGone},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), row.leaves)
-			defer cancel()
-			start := time.Now()
-			l := newClient(t).caller(time.Hour, func(context.Context, string) (identity, error) {
-				time.Sleep(time.Second)
-				return row.who, row.err
-			})
-			if !l.pending() || l.answer() != (identity{}) {
-				t.Error("there is an answer before tailscaled gave one")
-			}
-			took := min(time.Second, row.leaves)
-			if err := l.require(ctx, row.capability); fmt.Sprint(err) != fmt.Sprint(row.want) || time.Since(start) != took {
-				t.Errorf("%v after %v, want %v after %v", err, time.Since(start), row.want, took)
-			}
-			<-l.done
-			if l.answer() != row.who {
-				t.Errorf("it is %+v, want %+v", l.answer(), row.who)
-			}
-		})
+		needs  string // the capability
 	}
+	inBubbles(t, map[string]row{
+		"known":                        {who: alice, leaves: time.Hour},
+		"unknown":                      {leaves: time.Hour, want: errUnknownCaller},
+		"granted":                      {who: granted, needs: "example.com/cap/claude", leaves: time.Hour},
+		"not granted":                  {who: alice, needs: "example.com/cap/claude", leaves: time.Hour, want: errNotGranted("example.com/cap/claude", alice.node)},
+		"no answer":                    {err: context.DeadlineExceeded, leaves: time.Hour, want: errLookupFailed},
+		"nobody waits for who is gone": {who: alice, leaves: time.Millisecond, want: errClientGone},
+	}, func(t *testing.T, row row) {
+		ctx, cancel := context.WithTimeout(t.Context(), row.leaves)
+		defer cancel()
+		start := time.Now()
+		l := newClient(t).caller(time.Hour, func(context.Context, string) (identity, error) {
+			time.Sleep(time.Second)
+			return row.who, row.err
+		})
+		holds(t, l.pending() && l.answer() == (identity{}), "there is an answer before tailscaled gave one")
+		equal(t, "the error", fmt.Sprint(l.require(ctx, row.needs)), fmt.Sprint(row.want))
+		equal(t, "took", time.Since(start), min(time.Second, row.leaves))
+		<-l.done
+		equal(t, "who it is", l.answer(), row.who)
+	})
 }
 
 // TestOneLookupPerConnection: however many requests come, at once or later. A failed look-up is repeated by the
@@ -84,18 +74,11 @@ func TestOneLookupPerConnection(t *testing.T) {
 			if round == 3 {
 				time.Sleep(time.Minute)
 			}
-			var wg sync.WaitGroup
-			for range 10 {
-				wg.Go(func() {
-					if err := conn.caller(time.Minute, whoIs).require(t.Context(), ""); (err == nil) != (round > 0) {
-						t.Errorf("round %d: %v", round, err)
-					}
-				})
-			}
-			wg.Wait()
-			if n := lookups.Load(); n != want {
-				t.Errorf("round %d: %d look-ups so far, want %d", round, n, want)
-			}
+			together(10, func(int) {
+				err := conn.caller(time.Minute, whoIs).require(t.Context(), "")
+				holds(t, (err == nil) == (round > 0), "round %d: %v", round, err)
+			})
+			equal(t, fmt.Sprint("look-ups up to round ", round), lookups.Load(), want)
 		}
 	})
 }
@@ -113,59 +96,35 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		time.Sleep(idleGrace)
 		idle[0].send(get)
-		if got := idle[0].answer(); got.status != 200 {
-			t.Fatalf("%+v", got)
-		}
+		equal(t, "the status", idle[0].answer().status, 200)
 		idle[1].send(get[:10])
 		synctest.Wait()
 		newest := r.dialRaw()
 		go newest.send(get)
-		if got := newest.answer(); got.status != 200 || got.took != 0 {
-			t.Errorf("a new client got %d after %v, want 200 at once", got.status, got.took)
-		}
-		if err := idle[2].send(get); err == nil {
-			t.Error("the connection that was idle longest is still open")
-		}
+		newest.answer().expect(t, "200 after 0s")
+		holds(t, idle[2].send(get) != nil, "the connection that was idle longest is still open")
 		idle[1].send(get[10:])
-		if got := idle[1].answer(); got.status != 200 {
-			t.Errorf("a client that had begun a request got %+v", got)
-		}
-		if err := idle[3].send(get); err != nil {
-			t.Errorf("another one is closed: %v", err)
-		}
-		if n := r.clients.connections(); n != rigConnections {
-			t.Errorf("%d connections are open, want %d", n, rigConnections)
-		}
+		equal(t, "the status, for who had begun a request", idle[1].answer().status, 200)
+		equal(t, "sending on another one", idle[3].send(get), nil)
+		equal(t, "open connections", r.clients.connections(), rigConnections)
 	})
 	inBubble(t, "busy ones do not", func(t *testing.T) {
 		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { time.Sleep(50 * time.Second) })
-		var wg sync.WaitGroup
 		var late atomic.Int32
-		for range 2 * rigConnections {
-			wg.Go(func() {
-				c := r.dialRaw()
-				defer c.Close()
-				go c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-				if got := c.answer(); got.status != 200 {
-					t.Errorf("%+v", got)
-				} else if got.took > 50*time.Second {
-					late.Add(1)
-					if got.took > 100*time.Second+idleGrace {
-						t.Errorf("an answer took %v", got.took)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		if late.Load() > rigConnections {
-			t.Errorf("%d clients waited, want %d", late.Load(), rigConnections)
-		}
+		together(2*rigConnections, func(int) {
+			got := r.ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			holds(t, got.status == 200 && got.took <= 100*time.Second+idleGrace, "%+v", got)
+			if got.took > 50*time.Second {
+				late.Add(1)
+			}
+		})
+		holds(t, late.Load() <= rigConnections, "%d clients waited, want %d", late.Load(), rigConnections)
 	})
 }
 
 // TestStillReaders: those who have read nothing for the longest time are cut when there are too many, and nobody else is.
 func TestStillReaders(t *testing.T) {
-	inBubble(t, "", func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, "", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 4*bulkBuffer)) })
 		var still []*rawConnection
 		for range rigConnections/stallShare + 2 {
@@ -176,15 +135,12 @@ func TestStillReaders(t *testing.T) {
 		}
 		time.Sleep(2 * stallGrace)
 		for i, c := range still {
-			if got := c.answer(); (got.err == nil) != (i >= 2) {
-				t.Errorf("client %d: %d bytes, %v", i, len(got.body), got.err)
-			}
+			got := c.answer()
+			holds(t, (got.err == nil) == (i >= 2), "client %d: %d bytes, %v", i, len(got.body), got.err)
 		}
 		r.expectNothingLeft()
 		for _, line := range r.log.lines(t, "request completed")[:2] {
-			if line["status"] != 499.0 || line["error"] != errSlowReader.Error() {
-				t.Errorf("%v", line)
-			}
+			line.expect(t, "status", 499.0, "error", errSlowReader.Error())
 		}
 	})
 }
@@ -193,47 +149,42 @@ func TestStillReaders(t *testing.T) {
 func TestHeaderBounds(t *testing.T) {
 	const get, end = "GET /livez HTTP/1.1\r\nHost: x\r\n", "\r\n"
 	fields := func(n int) string { return strings.Repeat("a: b\r\n", n) }
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		sent   []string      // and a pause after each
 		pause  time.Duration // longer than a moment
 		second bool          // on a connection that has had a request
 		status int           // 0: closed without an answer
-	}{
-		{name: "a request after 29 s", sent: []string{"", get + end}, pause: 29 * time.Second, status: 200},
-		{name: "nothing for 31 s", sent: []string{"", get + end}, pause: 31 * time.Second},
-		{name: "headers within 9 s", sent: []string{get, end}, pause: 9 * time.Second, status: 200},
-		{name: "headers that take 11 s", sent: []string{get, end}, pause: 11 * time.Second},
-		{name: "256 fields", sent: []string{get + fields(255) + end}, status: 200},
-		{name: "257 fields", sent: []string{get + fields(256) + end}, status: 431},
-		{name: "256 fields again", second: true, sent: []string{get + fields(255) + end}, status: 200},
-		{name: "257 fields in a second request", second: true, sent: []string{get + fields(256) + end}, status: 431},
-		{name: "many fields, and no end", sent: []string{get + fields(5000)}, status: 431},
-		{name: "60 KiB", sent: []string{get + "a: " + strings.Repeat("x", 60<<10) + "\r\n" + end}, status: 200},
-		{name: "over 64 KiB", sent: []string{get + "a: " + strings.Repeat("x", 70<<10) + "\r\n" + end}, status: 431},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newRig(t, "", echo)
-			c := r.dialRaw()
-			defer c.Close()
-			if row.second {
-				go c.send(get + fields(200) + end)
-				c.answer()
-			}
-			go func() {
-				for _, text := range row.sent {
-					c.send(text)
-					time.Sleep(row.pause)
-				}
-			}()
-			if got := c.answer(); got.status != row.status {
-				t.Errorf("%+v, want %d", got, row.status)
-			}
-			c.Close()
-			synctest.Wait()
-			if taken, _ := r.clients.headers.load(); taken != 0 {
-				t.Errorf("%d bytes are still charged for headers", taken)
-			}
-		})
 	}
+	inBubbles(t, map[string]row{
+		"a request after 29 s":           {sent: []string{"", get + end}, pause: 29 * time.Second, status: 200},
+		"nothing for 31 s":               {sent: []string{"", get + end}, pause: 31 * time.Second},
+		"headers within 9 s":             {sent: []string{get, end}, pause: 9 * time.Second, status: 200},
+		"headers that take 11 s":         {sent: []string{get, end}, pause: 11 * time.Second},
+		"256 fields":                     {sent: []string{get + fields(255) + end}, status: 200},
+		"257 fields":                     {sent: []string{get + fields(256) + end}, status: 431},
+		"256 fields again":               {second: true, sent: []string{get + fields(255) + end}, status: 200},
+		"257 fields in a second request": {second: true, sent: []string{get + fields(256) + end}, status: 431},
+		"many fields, and no end":        {sent: []string{get + fields(5000)}, status: 431},
+		"60 KiB":                         {sent: []string{get + "a: " + strings.Repeat("x", 60<<10) + "\r\n" + end}, status: 200},
+		"over 64 KiB":                    {sent: []string{get + "a: " + strings.Repeat("x", 70<<10) + "\r\n" + end}, status: 431},
+	}, func(t *testing.T, row row) {
+		r := newRig(t, "", echo)
+		c := r.dialRaw()
+		defer c.Close()
+		if row.second {
+			go c.send(get + fields(200) + end)
+			c.answer()
+		}
+		go func() {
+			for _, text := range row.sent {
+				c.send(text)
+				time.Sleep(row.pause)
+			}
+		}()
+		equal(t, "the status", c.answer().status, row.status)
+		c.Close()
+		synctest.Wait()
+		taken, _ := r.clients.headers.load()
+		equal(t, "still charged for headers", taken, 0)
+	})
 }

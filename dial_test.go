@@ -30,21 +30,20 @@ func (c *faultyConn) Write(p []byte) (int, error) {
 
 // TestEarlyAnswerConn: the error of a write is kept back only while an answer may still stand in the socket.
 func TestEarlyAnswerConn(t *testing.T) {
-	for _, row := range []struct {
-		name     string
+	for name, row := range map[string]struct {
 		sent     bool // something was written before
 		answers  bool // and something read after it
 		gathered bool
 		err      error
 		kept     bool
 	}{
-		{name: "first write", err: syscall.EPIPE},
-		{name: "in the middle of a request: closed", sent: true, err: syscall.EPIPE, kept: true},
-		{name: "in the middle of a request: reset", sent: true, err: syscall.ECONNRESET, kept: true},
-		{name: "in the middle of a request: something else", sent: true, err: os.ErrDeadlineExceeded},
-		{name: "after the answer", sent: true, answers: true, err: syscall.EPIPE},
-		{name: "gathered: an answer to others may be there", gathered: true, err: syscall.EPIPE, kept: true},
-		{name: "gathered: something else", gathered: true, err: os.ErrDeadlineExceeded},
+		"first write":                                {err: syscall.EPIPE},
+		"in the middle of a request: closed":         {sent: true, err: syscall.EPIPE, kept: true},
+		"in the middle of a request: reset":          {sent: true, err: syscall.ECONNRESET, kept: true},
+		"in the middle of a request: something else": {sent: true, err: os.ErrDeadlineExceeded},
+		"after the answer":                           {sent: true, answers: true, err: syscall.EPIPE},
+		"gathered: an answer to others may be there": {gathered: true, err: syscall.EPIPE, kept: true},
+		"gathered: something else":                   {gathered: true, err: os.ErrDeadlineExceeded},
 	} {
 		here, there := net.Pipe()
 		var failing error
@@ -66,25 +65,24 @@ func TestEarlyAnswerConn(t *testing.T) {
 			conn.gathered.flush(time.Minute)
 			_, err = conn.gathered.state()
 		}
-		if row.kept && (n != 2 || err != nil) || !row.kept && !errors.Is(err, row.err) {
-			t.Errorf("%s: %d, %v; kept back: %t", row.name, n, err, row.kept)
+		if row.kept {
+			equal(t, name, err, nil)
+			equal(t, name+": written", n, 2)
+		} else {
+			holds(t, errors.Is(err, row.err), "%s: %d, %v", name, n, err)
 		}
 	}
 }
 
 // TestDialTLSTimeout: connect_timeout_secs also ends a handshake with a peer that accepts and says nothing.
 func TestDialTLSTimeout(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer l.Close()
 	u := newUpstream(testConfig(t, "proxy.upstream_url = \"https://"+l.Addr().String()+"\"", overrides{}))
 	u.pool.timeout = 50 * time.Millisecond
-	_, err = u.pool.reserve(t.Context())
-	if dial, ok := errors.AsType[*dialError](err); !ok || !dial.Timeout() {
-		t.Errorf("the error is %v, want a timeout", err)
-	}
+	_, err := u.pool.reserve(t.Context())
+	dial, ok := errors.AsType[*dialError](err)
+	holds(t, ok && dial.Timeout(), "the error is %v, want a timeout", err)
 }
 
 // gathering returns a connection that gathers, and its peer, in memory.
@@ -108,14 +106,12 @@ func TestGatheredWrites(t *testing.T) {
 	for i := range 300 {
 		piece := bytes.Repeat([]byte{byte(i)}, 1+i*i%(2*directWrite))
 		want.Write(piece)
-		if n, err := conn.Write(piece); n != len(piece) || err != nil {
-			t.Fatal(n, err)
-		}
+		equal(t, "written", must(conn.Write(piece)), len(piece))
 	}
 	conn.Close()
-	if got := <-read; !bytes.Equal(got, want.Bytes()) || conn.written.Load() != int64(len(got)) {
-		t.Errorf("%d bytes came, want these %d; %d count as written", len(got), want.Len(), conn.written.Load())
-	}
+	got := <-read
+	holds(t, bytes.Equal(got, want.Bytes()), "%d bytes came, want these %d", len(got), want.Len())
+	equal(t, "counted as written", conn.written.Load(), int64(want.Len()))
 }
 
 // TestGatheredPressure: a peer that reads nothing makes writers wait when 128 KiB wait and as many are under way, and is given up
@@ -129,16 +125,12 @@ func TestGatheredPressure(t *testing.T) {
 			var n int
 			n, err = conn.Write(make([]byte, 1<<10))
 			accepted += n
-			if time.Since(start) == 0 && accepted > 2*maxGathered {
-				t.Fatalf("%d bytes were accepted at once", accepted)
-			}
+			holds(t, time.Since(start) > 0 || accepted <= 2*maxGathered, "%d bytes were accepted at once", accepted)
 		}
-		if took := time.Since(start); took != time.Minute || accepted < maxGathered || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%v after %v and %d bytes", err, took, accepted)
-		}
-		if _, read := conn.Read(make([]byte, 1)); !errors.Is(read, os.ErrDeadlineExceeded) {
-			t.Errorf("reading gives %v, want why the connection was closed", read)
-		}
+		took := time.Since(start)
+		holds(t, took == time.Minute && accepted >= maxGathered && errors.Is(err, os.ErrDeadlineExceeded), "%v after %v and %d bytes", err, took, accepted)
+		_, read := conn.Read(make([]byte, 1))
+		holds(t, errors.Is(read, os.ErrDeadlineExceeded), "reading gives %v, want why the connection was closed", read)
 	})
 }
 
@@ -152,9 +144,7 @@ func TestGatheredSlowPeer(t *testing.T) {
 			time.Sleep(59 * time.Second)
 			io.ReadFull(there, make([]byte, 1))
 		}
-		if _, err := conn.Write([]byte("x")); err != nil {
-			t.Error(err)
-		}
+		equal(t, "written", must(conn.Write([]byte("x"))), 1)
 		go io.Copy(io.Discard, there)
 		synctest.Wait()
 	})
@@ -162,38 +152,33 @@ func TestGatheredSlowPeer(t *testing.T) {
 
 // TestGatheredClose: what was gathered gets a second to go out, and a second Close does not wait.
 func TestGatheredClose(t *testing.T) {
-	for _, row := range []struct {
-		name  string
+	type row struct {
 		reads time.Duration // when the peer begins to
 		again bool          // it is closed a second time
 		took  time.Duration
 		got   string
-	}{
-		{name: "at once", got: "goaway"},
-		{name: "late", reads: 999 * time.Millisecond, took: 999 * time.Millisecond, got: "goaway"},
-		{name: "too late", reads: time.Minute, took: time.Second},
-		{name: "twice", reads: time.Minute, again: true},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			conn, there := gathering(t)
-			conn.Write([]byte("goaway"))
-			var wg sync.WaitGroup
-			wg.Go(func() {
-				time.Sleep(row.reads)
-				if got, _ := io.ReadAll(there); string(got) != row.got {
-					t.Errorf("the peer got %q, want %q", got, row.got)
-				}
-			})
-			start := time.Now()
-			if row.again {
-				go conn.Close()
-				synctest.Wait()
-			}
-			conn.Close()
-			if took := time.Since(start); took != row.took {
-				t.Errorf("Close took %v, want %v", took, row.took)
-			}
-			wg.Wait()
-		})
 	}
+	inBubbles(t, map[string]row{
+		"at once":  {got: "goaway"},
+		"late":     {reads: 999 * time.Millisecond, took: 999 * time.Millisecond, got: "goaway"},
+		"too late": {reads: time.Minute, took: time.Second},
+		"twice":    {reads: time.Minute, again: true},
+	}, func(t *testing.T, row row) {
+		conn, there := gathering(t)
+		conn.Write([]byte("goaway"))
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			time.Sleep(row.reads)
+			got, _ := io.ReadAll(there)
+			equal(t, "the peer got", string(got), row.got)
+		})
+		start := time.Now()
+		if row.again {
+			go conn.Close()
+			synctest.Wait()
+		}
+		conn.Close()
+		equal(t, "Close took", time.Since(start), row.took)
+		wg.Wait()
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -23,29 +22,19 @@ func checkErrorBody(t *testing.T, f *failure, id string) http.Header {
 	w := httptest.NewRecorder()
 	f.writeTo(w, id)
 	var wire bytes.Buffer
-	if err := w.Result().Write(&wire); err != nil {
-		t.Fatal(err)
-	}
-	a, err := http.ReadResponse(bufio.NewReader(&wire), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(a.Body)
-	isJSON := a.Header.Get("Content-Type") == "application/json"
-	if err != nil || a.StatusCode != f.status || a.ContentLength != int64(len(body)) || !isJSON {
-		t.Errorf("status %d, %d bytes, header %v: %v", a.StatusCode, len(body), a.Header, err)
-	}
+	equal(t, "writing it", w.Result().Write(&wire), nil)
+	a := must(http.ReadResponse(bufio.NewReader(&wire), nil))
+	body := must(io.ReadAll(a.Body))
+	equal(t, "the status", a.StatusCode, f.status)
+	equal(t, "the length", a.ContentLength, int64(len(body)))
+	equal(t, "the type", a.Header.Get("Content-Type"), "application/json")
 	line, rest, ok := strings.Cut(string(body), "\n")
-	if !ok || rest != "" || !utf8.ValidString(line) {
-		t.Errorf("not one line of text: %q", body)
-	}
-	valid := func(s string) string { return string([]rune(s)) } // what is not UTF-8 is replaced, byte by byte
+	holds(t, ok && rest == "" && utf8.ValidString(line), "not one line of text: %q", body)
 	want := map[string]any{"type": "error", "request_id": valid(id), "error": map[string]any{
 		"type": "proxy_error", "code": valid(f.code), "message": valid(f.message), "request_id": valid(id)}}
-	var got any
-	if err := json.Unmarshal(body, &got); err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("the body %s says %v, want %v: %v", body, got, want, err)
-	}
+	var got map[string]any
+	equal(t, "reading the body", json.Unmarshal(body, &got), nil)
+	equal(t, "the body", got, want)
 	return w.Header()
 }
 
@@ -53,31 +42,28 @@ func checkErrorBody(t *testing.T, f *failure, id string) http.Header {
 func TestFailureAnswers(t *testing.T) {
 	cause := errors.New("cause")
 	for _, row := range []struct {
-		failure   *failure
-		status    int
-		code      string
-		errorType errorType
-		message   string // in the body's message
-		header    string // besides those of the body
+		failure *failure
+		want    string // status, code and type
+		message string // in the body's message
+		header  string // besides those of the body
 	}{
-		{failure: errTimeout(3, cause), status: 504, code: "timeout", errorType: "timeout", message: "in 3 attempt(s)", header: "X-Should-Retry: false"},
-		{failure: errConnection(cause), status: 502, code: "connection", errorType: "connection", message: "cause"},
-		{failure: errBodyTooLarge(10 << 20), status: 400, code: "invalid_request", errorType: "invalid_request", message: "prompt is too long: the request body is larger than 10 MiB"},
-		{failure: errMalformedBody, status: 400, code: "invalid_request", errorType: "invalid_request", message: "chunked"},
-		{failure: errInternal(cause), status: 500, code: "internal", errorType: "internal", message: "bug"},
-		{failure: errResponseRead(cause), status: 502, code: "response_read", errorType: "response_read", message: "broke off"},
-		{failure: errNotConnected, status: 503, code: "not_connected", message: "tailnet", header: "Retry-After: 2"},
-		{failure: errLookupFailed, status: 503, code: "caller_unknown", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
-		{failure: errUnknownCaller, status: 403, code: "forbidden", message: "tailnet"},
-		{failure: errShuttingDown, status: 503, code: "shutting_down", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
-		{failure: errConnectMethod, status: 405, code: "method_not_allowed", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
-		{failure: errSilentUpload, status: 408, code: "request_timeout", message: "stopped arriving"},
-		{failure: errSlowUpload, status: 408, code: "request_timeout", message: "too slowly"},
+		{failure: errTimeout(3, cause), want: "504 timeout timeout", message: "in 3 attempt(s)", header: "X-Should-Retry: false"},
+		{failure: errConnection(cause), want: "502 connection connection", message: "cause"},
+		{failure: errBodyTooLarge(10 << 20), want: "400 invalid_request invalid_request", message: "prompt is too long: the request body is larger than 10 MiB"},
+		{failure: errMalformedBody, want: "400 invalid_request invalid_request", message: "chunked"},
+		{failure: errInternal(cause), want: "500 internal internal", message: "bug"},
+		{failure: errResponseRead(cause), want: "502 response_read response_read", message: "broke off"},
+		{failure: errNotConnected, want: "503 not_connected ", message: "tailnet", header: "Retry-After: 2"},
+		{failure: errLookupFailed, want: "503 caller_unknown ", message: "tailscaled", header: "Retry-After: 1, X-Should-Retry: true"},
+		{failure: errUnknownCaller, want: "403 forbidden ", message: "tailnet"},
+		{failure: errShuttingDown, want: "503 shutting_down ", message: "shutting down", header: "Connection: close, X-Should-Retry: true"},
+		{failure: errConnectMethod, want: "405 method_not_allowed ", message: "CONNECT", header: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
+		{failure: errSilentUpload, want: "408 request_timeout ", message: "stopped arriving"},
+		{failure: errSlowUpload, want: "408 request_timeout ", message: "too slowly"},
 	} {
 		f := row.failure
-		if f.status != row.status || f.code != row.code || f.errorType != row.errorType || !strings.Contains(f.message, row.message) {
-			t.Errorf("%+v, want %+v", f, row)
-		}
+		equal(t, row.message, fmt.Sprint(f.status, " ", f.code, " ", f.errorType), row.want)
+		holds(t, strings.Contains(f.message, row.message), "%+v, want %+v", f, row)
 		var header []string
 		for name, values := range checkErrorBody(t, f, "req_1") {
 			if !strings.HasPrefix(name, "Content-") {
@@ -85,9 +71,7 @@ func TestFailureAnswers(t *testing.T) {
 			}
 		}
 		slices.Sort(header)
-		if got := strings.Join(header, ", "); got != row.header {
-			t.Errorf("%s: the header is %s, want %s", row.code, got, row.header)
-		}
+		equal(t, row.want+": the header", strings.Join(header, ", "), row.header)
 	}
 }
 
@@ -110,12 +94,10 @@ func FuzzErrorBody(f *testing.F) {
 			// As net/http words it, with what the peer has sent in quotes.
 			unquoted := strings.ReplaceAll(message, `"`, "")
 			got, want := failed(fmt.Errorf("%s: %q, %s", unquoted, theirs, code)), failed(fmt.Errorf("%s: %q", unquoted, ""))
-			if got.Error() != want.Error() || got.message != want.message {
-				t.Errorf("%q and %q, but without the peer's %q %q and %q", got, got.message, theirs, want, want.message)
-			}
-			if said := unquoted == strings.TrimRight(unquoted, " :="); said && !strings.HasSuffix(got.Error(), unquoted) {
-				t.Errorf("%q lacks what is not the peer's, %q", got, unquoted)
-			}
+			equal(t, "the error without the peer's words", got.Error(), want.Error())
+			equal(t, "the message without them", got.message, want.message)
+			said := unquoted == strings.TrimRight(unquoted, " :=")
+			holds(t, !said || strings.HasSuffix(got.Error(), unquoted), "%q lacks what is not the peer's, %q", got, unquoted)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,24 +25,17 @@ func TestGatherer(t *testing.T) {
 			after time.Duration // since the start, when add returns
 		}{{"first", 0}, {"four", 0}, {"two", 0}, {"six", 0}, {"-", time.Second}, {"more than the limit", 2 * time.Second}} {
 			piece := []byte(row.text)
-			if err := g.add(piece); err != nil || time.Since(start) != row.after {
-				t.Errorf("piece %d: %v after %v, want it taken after %v", i, err, time.Since(start), row.after)
-			}
+			equal(t, row.text, g.add(piece), nil)
+			equal(t, row.text+": taken after", time.Since(start), row.after)
 			clear(piece) // as tls.Conn, which uses its buffer again
 			synctest.Wait()
-			if i == 3 && g.tryAdd([]byte("x")) {
-				t.Error("more than the limit is kept waiting")
-			}
+			holds(t, i != 3 || !g.tryAdd([]byte("x")), "more than the limit is kept waiting")
 		}
-		if busy, _ := g.state(); !busy || g.flush(time.Millisecond) || !g.flush(time.Minute) {
-			t.Error("settle does not wait for what is under way")
-		}
-		if got := string(bytes.Join(out, []byte("|"))); got != "first|fourtwosix|-|more than the limit" {
-			t.Errorf("written: %s", got)
-		}
-		if busy, _ := g.state(); busy || g.waiting != nil {
-			t.Error("something is still held")
-		}
+		busy, _ := g.state()
+		holds(t, busy && !g.flush(time.Millisecond) && g.flush(time.Minute), "settle does not wait for what is under way")
+		equal(t, "written", string(bytes.Join(out, []byte("|"))), "first|fourtwosix|-|more than the limit")
+		busy, _ = g.state()
+		holds(t, !busy && g.waiting == nil, "something is still held")
 	})
 }
 
@@ -55,13 +49,10 @@ func TestGathererFails(t *testing.T) {
 			return failed
 		})
 		for i, want := range []error{nil, nil, failed, failed} {
-			if err := g.add([]byte("x")); err != want {
-				t.Errorf("piece %d: %v, want %v", i, err, want)
-			}
+			equal(t, fmt.Sprint("piece ", i), g.add([]byte("x")), want)
 			synctest.Wait()
 		}
-		if busy, err := g.state(); busy || err != failed || calls != 1 {
-			t.Errorf("busy %t, error %v, %d writes", busy, err, calls)
-		}
+		busy, err := g.state()
+		holds(t, !busy && err == failed && calls == 1, "busy %t, error %v, %d writes", busy, err, calls)
 	})
 }

@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +33,39 @@ func testConfig(t testing.TB, text string, o overrides) *config {
 	return cfg
 }
 
+// equal wants got to be want; what says of what.
+func equal[T any](t testing.TB, what string, got, want T) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s:\ngot  %+v\nwant %+v", what, got, want)
+	}
+}
+
+// holds fails the test unless a condition does, with what was the case instead.
+func holds(t testing.TB, condition bool, instead string, values ...any) {
+	t.Helper()
+	if !condition {
+		t.Errorf(instead, values...)
+	}
+}
+
+// together calls f n times at once, each with its number, and waits for all.
+func together(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f(i) })
+	}
+	wg.Wait()
+}
+
+// must returns what a call that is no part of the test has made.
+func must[T any](made T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return made
+}
+
 // errorText returns an error's text, "" for nil.
 func errorText(err error) string {
 	if err == nil {
@@ -39,9 +74,19 @@ func errorText(err error) string {
 	return err.Error()
 }
 
+// valid returns s as JSON and TOML carry it: what is not UTF-8 is replaced, byte by byte.
+func valid(s string) string { return string([]rune(s)) }
+
 // inBubble runs f as a subtest in a bubble of synctest.
 func inBubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+// inBubbles runs f for each of the rows, as a subtest in a bubble.
+func inBubbles[R any](t *testing.T, rows map[string]R, f func(t *testing.T, row R)) {
+	for name, row := range rows {
+		inBubble(t, name, func(t *testing.T) { f(t, row) })
+	}
 }
 
 // logRecorder keeps the lines of a log.
@@ -67,13 +112,18 @@ func (l *logRecorder) Write(p []byte) (int, error) {
 type logLine map[string]any
 
 // time returns when the line was written.
-func (l logLine) time(t testing.TB) time.Time {
+func (l logLine) time() time.Time {
+	return must(time.Parse(time.RFC3339Nano, fmt.Sprint(l["timestamp"])))
+}
+
+// expect wants the line to have these fields: names and values in turn.
+func (l logLine) expect(t testing.TB, fields ...any) {
 	t.Helper()
-	at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(l["timestamp"]))
-	if err != nil {
-		t.Fatalf("the line %v has no timestamp: %v", l, err)
+	for i := 0; i+1 < len(fields); i += 2 {
+		if name := fields[i].(string); l[name] != fields[i+1] {
+			t.Errorf("%s is %v, want %v, in the line %v", name, l[name], fields[i+1], l)
+		}
 	}
-	return at
 }
 
 // lines returns the lines so far; with messages, only those that have one of them.
@@ -86,9 +136,7 @@ func (l *logRecorder) lines(t testing.TB, messages ...string) (lines []logLine) 
 	defer l.mu.Unlock()
 	for text := range strings.Lines(l.buf.String()) {
 		var line logLine
-		if err := json.Unmarshal([]byte(text), &line); err != nil {
-			t.Fatalf("a log line is not JSON: %v\n%s", err, text)
-		}
+		equal(t, "reading "+text, json.Unmarshal([]byte(text), &line), nil)
 		if message, _ := line["message"].(string); len(messages) == 0 || slices.Contains(messages, message) {
 			lines = append(lines, line)
 		}
@@ -242,6 +290,30 @@ type answer struct {
 	last   bool // the connection is closed after it
 }
 
+// expect wants the answer to be of the given kind, at the given time: such as "200 after 1m0s", with ", last" if the connection is
+// closed after it; "cut" is one that breaks off, "none" one that does not come.
+func (a answer) expect(t testing.TB, want string) {
+	t.Helper()
+	if got := a.String(); got != want {
+		t.Errorf("%s, want %s: error %v, header %v, body %.300q", got, want, a.err, a.header, a.body)
+	}
+}
+
+// String implements fmt.Stringer.
+func (a answer) String() string {
+	kind, end := strconv.Itoa(a.status), ""
+	switch {
+	case a.status == 0:
+		kind = "none"
+	case a.err != nil:
+		kind = "cut"
+	}
+	if a.last {
+		end = ", last"
+	}
+	return fmt.Sprintf("%s after %v%s", kind, a.took, end)
+}
+
 // read reads all of an answer; start is when the request began.
 func (a answer) read(resp *http.Response, start time.Time) answer {
 	var body []byte
@@ -260,19 +332,14 @@ func (a answer) read(resp *http.Response, start time.Time) answer {
 
 // do sends a request and reads its whole answer. header holds names and values in turn.
 func (r *rig) do(method, path, body string, header ...string) answer {
-	r.t.Helper()
 	return r.doFor(time.Hour*24, method, path, body, header...)
 }
 
 // doFor is do for a client that leaves after patience.
 func (r *rig) doFor(patience time.Duration, method, path, body string, header ...string) answer {
-	r.t.Helper()
 	ctx, leave := context.WithTimeout(context.Background(), patience)
 	defer leave()
-	req, err := http.NewRequestWithContext(ctx, method, "http://proxy"+path, nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	req := must(http.NewRequestWithContext(ctx, method, "http://proxy"+path, nil))
 	if body != "" {
 		req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 	}
@@ -290,19 +357,22 @@ func (r *rig) doFor(patience time.Duration, method, path, body string, header ..
 
 // post is do with a POST of a small body to /v1/messages.
 func (r *rig) post(header ...string) answer {
-	r.t.Helper()
 	return r.do(http.MethodPost, "/v1/messages", `{"max_tokens":1}`, header...)
 }
 
 // dialRaw returns a client connection for requests that are written by hand.
 func (r *rig) dialRaw() *rawConnection {
-	r.t.Helper()
-	conn, err := r.front.dial(context.Background(), "", "")
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	conn := must(r.front.dial(context.Background(), "", ""))
 	r.t.Cleanup(func() { conn.Close() })
 	return &rawConnection{Conn: conn, start: time.Now()}
+}
+
+// ask sends text on a connection of its own, as far as it is read, and reads the answer.
+func (r *rig) ask(text string) answer {
+	c := r.dialRaw()
+	defer c.Close()
+	go c.send(text)
+	return c.answer()
 }
 
 // rawConnection is a client's side of a connection.
@@ -342,9 +412,7 @@ func (r *rig) expectErrors(want ...errorType) {
 	for i, kind := range errorTypes {
 		got = append(got, slices.Repeat([]errorType{kind}, int(r.proxy.metrics.errors[i].Load()))...)
 	}
-	if !slices.Equal(got, want) {
-		r.t.Errorf("errors %v, want %v", got, want)
-	}
+	equal(r.t, "the errors counted", got, want)
 }
 
 // expectNothingLeft wants all requests to have ended, and to have given back what they held.
@@ -353,9 +421,7 @@ func (r *rig) expectNothingLeft() {
 	synctest.Wait()
 	places, inLine := r.proxy.places.load()
 	bytes, inLineForBytes := r.proxy.bodies.budget.load()
-	if active := r.proxy.active.Load(); places+inLine+bytes+inLineForBytes+active != 0 {
-		r.t.Errorf("%d places and %d bytes are taken, %d requests wait for them, %d are left", places, bytes, inLine+inLineForBytes, active)
-	}
+	equal(r.t, "places taken and waited for, bytes taken and waited for, requests left", []int64{places, inLine, bytes, inLineForBytes, r.proxy.active.Load()}, make([]int64, 5))
 }
 
 // never is an upstream that reads the request and never answers.
@@ -371,11 +437,4 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	w.Write(body)
-}
-
-// localProxy returns a proxy without a tailnet, in front of nothing.
-func localProxy(t testing.TB) *proxy {
-	t.Helper()
-	cfg := testConfig(t, "", overrides{local: true, upstream: "http://127.0.0.1:1"})
-	return newLife(cfg, []net.Listener{newPipeListener(), nil, nil}, rigConnections, slog.New(slog.DiscardHandler), new(lineWriter)).proxy
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,40 +14,35 @@ import (
 	"unicode/utf8"
 )
 
-// TestLogFormat: the keys, their order and the names of the levels.
+// TestLogFormat: the keys, their order and the names of the levels; the time is UTC whatever the zone, with three decimals.
 func TestLogFormat(t *testing.T) {
-	var out bytes.Buffer
-	log, lines := newLogger(&out, levelTrace)
-	log.Error("x", "error", errors.New("e"))
-	log.Warn("—")
-	log.Info("hello", "n", 1, "s", `"`, "time", "a field with the name of a first one")
-	log.Debug("x")
-	log.Log(t.Context(), levelTrace, "x")
-	lines.flush(time.Minute)
-	want := `"level":"ERROR","message":"x","error":"e"}` + "\n" + `"level":"WARN","message":"—"}` + "\n" +
-		`"level":"INFO","message":"hello","n":1,"s":"\"","time":"a field with the name of a first one"}` + "\n" +
-		`"level":"DEBUG","message":"x"}` + "\n" + `"level":"TRACE","message":"x"}` + "\n"
-	stamp := regexp.MustCompile(`(?m)^\{"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z",`)
-	if got := stamp.ReplaceAllString(out.String(), ""); got != want {
-		t.Errorf("got\n%swant timestamps and\n%s", out.String(), want)
-	}
-}
-
-// TestLogTimestamp: UTC whatever the zone, and always three decimals.
-func TestLogTimestamp(t *testing.T) {
-	for at, want := range map[time.Time]string{
-		time.Date(2026, 1, 2, 3, 4, 5, 999_999_999, time.UTC):                        "2026-01-02T03:04:05.999Z",
-		time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("east", 3600)):              "2026-01-02T02:04:05.000Z",
-		time.Date(2026, 1, 1, 0, 0, 0, 100_000_000, time.FixedZone("west", -9*3600)): "2026-01-01T09:00:00.100Z",
-	} {
+	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		log, lines := newLogger(&out, levelTrace)
-		log.Handler().Handle(t.Context(), slog.NewRecord(at, slog.LevelInfo, "x", 0))
-		lines.flush(time.Minute)
-		if !strings.HasPrefix(out.String(), `{"timestamp":"`+want+`",`) {
-			t.Errorf("%v: %s, want %s", at, &out, want)
+		log.Error("x", "error", errors.New("e"))
+		log.Warn("—")
+		log.Info("hello", "n", 1, "s", `"`, "time", "a field with the name of a first one")
+		log.Debug("x")
+		log.Log(t.Context(), levelTrace, "x")
+		for _, at := range []time.Time{
+			time.Date(2026, 1, 2, 3, 4, 5, 999_999_999, time.UTC),
+			time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("east", 3600)),
+			time.Date(2026, 1, 1, 0, 0, 0, 100_000_000, time.FixedZone("west", -9*3600)),
+		} {
+			log.Handler().Handle(t.Context(), slog.NewRecord(at, slog.LevelInfo, "at", 0))
 		}
-	}
+		lines.flush(time.Minute)
+		equal(t, "the lines", "\n"+out.String(), `
+{"timestamp":"2000-01-01T00:00:00.000Z","level":"ERROR","message":"x","error":"e"}
+{"timestamp":"2000-01-01T00:00:00.000Z","level":"WARN","message":"—"}
+{"timestamp":"2000-01-01T00:00:00.000Z","level":"INFO","message":"hello","n":1,"s":"\"","time":"a field with the name of a first one"}
+{"timestamp":"2000-01-01T00:00:00.000Z","level":"DEBUG","message":"x"}
+{"timestamp":"2000-01-01T00:00:00.000Z","level":"TRACE","message":"x"}
+{"timestamp":"2026-01-02T03:04:05.999Z","level":"INFO","message":"at"}
+{"timestamp":"2026-01-02T02:04:05.000Z","level":"INFO","message":"at"}
+{"timestamp":"2026-01-01T09:00:00.100Z","level":"INFO","message":"at"}
+`)
+	})
 }
 
 // FuzzLogLine: whatever a line says, it is one line of JSON that says just that.
@@ -62,33 +56,21 @@ func FuzzLogLine(f *testing.F) {
 		log.With("with", value).Info(message, "."+key, value, "count", 7, "yes", true)
 		lines.flush(time.Minute)
 		line, rest, _ := strings.Cut(out.String(), "\n")
-		if rest != "" || !utf8.ValidString(line) {
-			t.Fatalf("not one line of UTF-8: %q", out.String())
-		}
+		holds(t, rest == "" && utf8.ValidString(line), "not one line of UTF-8: %q", out.String())
 		var got map[string]any
-		if err := json.Unmarshal([]byte(line), &got); err != nil {
-			t.Fatalf("%v: %s", err, line)
-		}
-		valid := func(s string) string { return string([]rune(s)) } // what is not UTF-8 is replaced, byte by byte
+		equal(t, "reading it", json.Unmarshal([]byte(line), &got), nil)
 		for key, want := range map[string]any{"message": valid(message), "with": valid(value), "." + valid(key): valid(value), "count": 7.0, "yes": true} {
-			if got[key] != want {
-				t.Errorf("%q is %q, want %q: %s", key, got[key], want, line)
-			}
+			equal(t, key, got[key], want)
 		}
 	})
 }
 
 // TestParseLevel: the words in any case; what is unknown is info, and said to be unknown.
 func TestParseLevel(t *testing.T) {
-	for word, want := range map[string]slog.Level{"error": slog.LevelError, "warn": slog.LevelWarn, "info": slog.LevelInfo, "debug": slog.LevelDebug, "trace": levelTrace, "ERROR": slog.LevelError, "Trace": levelTrace, "": slog.LevelInfo} {
-		if level, ok := parseLevel(word); level != want || !ok {
-			t.Errorf("parseLevel(%q) = %v, %t; want %v", word, level, ok, want)
-		}
-	}
-	for _, word := range []string{"warning", "off", " info", "-8"} {
-		if level, ok := parseLevel(word); level != slog.LevelInfo || ok {
-			t.Errorf("parseLevel(%q) = %v, %t; want info, false", word, level, ok)
-		}
+	for word, want := range map[string]string{"error": "ERROR true", "warn": "WARN true", "info": "INFO true", "debug": "DEBUG true", "trace": "DEBUG-4 true", "ERROR": "ERROR true", "Trace": "DEBUG-4 true",
+		"": "INFO true", "warning": "INFO false", "off": "INFO false", " info": "INFO false", "-8": "INFO false"} {
+		level, known := parseLevel(word)
+		equal(t, word, fmt.Sprint(level, " ", known), want)
 	}
 }
 
@@ -106,24 +88,21 @@ func TestLogReaderHangs(t *testing.T) {
 			}
 		}
 		start := time.Now()
-		if lines.flush(time.Second); time.Since(start) != time.Second {
-			t.Errorf("the end waits %v for it, want 1s", time.Since(start))
-		}
+		lines.flush(time.Second)
+		equal(t, "the end waits for it", time.Since(start), time.Second)
 		dropped := int(lines.dropped.Load())
 		var out bytes.Buffer
 		go io.Copy(&out, reader)
 		defer writer.Close()
 		synctest.Wait()
-		if kept := out.Len(); kept > logBuffer || kept < logBuffer/3 {
-			t.Errorf("%d bytes were kept", kept)
-		}
+		kept := out.Len()
+		holds(t, kept <= logBuffer && kept >= logBuffer/3, "%d bytes were kept", kept)
 		log.Info("afterwards")
 		synctest.Wait()
 		got := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 		told := got[len(got)-2]
-		if len(got) != written-dropped+2 || dropped == 0 || !strings.Contains(told, fmt.Sprintf(`"lines":%d}`, dropped)) || !json.Valid([]byte(told)) {
-			t.Errorf("%d lines of %d came, %d are said to be dropped; the last but one is %s", len(got), written, dropped, told)
-		}
+		equal(t, "lines that came", len(got), written-dropped+2)
+		holds(t, dropped > 0 && strings.Contains(told, fmt.Sprintf(`"lines":%d}`, dropped)) && json.Valid([]byte(told)), "%d are dropped, the line says %s", dropped, told)
 	})
 }
 
@@ -137,9 +116,9 @@ func TestComplaints(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		lines := log.lines(t)
-		if len(lines) != 10 || lines[0]["left_out"] != 0.0 || lines[1]["left_out"] != 9.0 || len(fmt.Sprint(lines[1]["message"])) > maxLogged {
-			t.Errorf("%d lines; the second is %v", len(lines), lines[1])
-		}
+		equal(t, "lines", len(lines), 10)
+		lines[0].expect(t, "left_out", 0.0)
+		lines[1].expect(t, "left_out", 9.0, "message", shorten("http: "+strings.Repeat("x", 1000)))
 	})
 }
 
@@ -151,8 +130,6 @@ func TestShorten(t *testing.T) {
 		strings.Repeat("x", 257): strings.Repeat("x", 253) + "…",
 		strings.Repeat("é", 129): strings.Repeat("é", 126) + "…",
 	} {
-		if got := shorten(in); got != want {
-			t.Errorf("%d bytes become %q", len(in), got)
-		}
+		equal(t, fmt.Sprint(len(in), " bytes"), shorten(in), want)
 	}
 }

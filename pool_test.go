@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +21,13 @@ func newPoolRig(t *testing.T, http2 bool, upstream http.HandlerFunc) *rig {
 	r := newRig(t, "", upstream)
 	r.overHTTP2(http2)
 	return r
+}
+
+// conns returns the connections of the pool.
+func (r *rig) conns() []*pooledConn {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	return slices.Clone(r.pool.conns)
 }
 
 // send makes one request over the pool and reads its whole answer.
@@ -48,48 +57,36 @@ func slowly(d time.Duration) func(int, net.Conn) (net.Conn, error) {
 // TestPoolColdStart: while it is not known what the upstream speaks, one connection is opened; then as many as are needed, for all who
 // wait at once.
 func TestPoolColdStart(t *testing.T) {
-	for name, dials := range map[string]int32{"HTTP/2": 3, "HTTP/1.1": 300} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newPoolRig(t, name == "HTTP/2", func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
-			r.wrap = slowly(300 * time.Millisecond)
-			start := time.Now()
-			var wg sync.WaitGroup
-			for range 300 {
-				wg.Go(func() {
-					if _, err := r.send(t.Context(), "/", nil); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
-			// One handshake to learn what the upstream speaks, one for the others, and a second for the answer.
-			if took := time.Since(start); took != 1600*time.Millisecond || r.dials.Load() != dials {
-				t.Errorf("%d dials, all answered after %v; want %d and 1.6s", r.dials.Load(), took, dials)
-			}
-		})
+	type row struct {
+		http2 bool
+		dials int32
 	}
+	inBubbles(t, map[string]row{"HTTP/2": {true, 3}, "HTTP/1.1": {false, 300}}, func(t *testing.T, row row) {
+		r := newPoolRig(t, row.http2, func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
+		r.wrap = slowly(300 * time.Millisecond)
+		start := time.Now()
+		together(300, func(int) {
+			_, err := r.send(t.Context(), "/", nil)
+			equal(t, "the error", err, nil)
+		})
+		// One handshake to learn what the upstream speaks, one for the others, and a second for the answer.
+		equal(t, "all answered after", time.Since(start), 1600*time.Millisecond)
+		equal(t, "dials", r.dials.Load(), row.dials)
+	})
 }
 
 // TestPoolReuse: one connection serves requests that come one after the other, and is closed when it was unused for five minutes.
 func TestPoolReuse(t *testing.T) {
-	for _, name := range []string{"HTTP/2", "HTTP/1.1"} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newPoolRig(t, name == "HTTP/2", echo)
-			for i, row := range []struct {
-				pause time.Duration
-				dials int32
-			}{{0, 1}, {0, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle - time.Second, 1}, {upstreamIdle + time.Second, 2}} {
-				time.Sleep(row.pause)
-				synctest.Wait()
-				if got, err := r.send(t.Context(), "/", strings.NewReader("x")); got != "x" || err != nil {
-					t.Fatalf("request %d: %q, %v", i, got, err)
-				}
-				if r.dials.Load() != row.dials {
-					t.Errorf("request %d: %d dials, want %d", i, r.dials.Load(), row.dials)
-				}
-			}
-		})
-	}
+	inBubbles(t, map[string]bool{"HTTP/2": true, "HTTP/1.1": false}, func(t *testing.T, http2 bool) {
+		r := newPoolRig(t, http2, echo)
+		for i, pause := range []time.Duration{0, 0, upstreamIdle - time.Second, upstreamIdle - time.Second, upstreamIdle + time.Second} {
+			time.Sleep(pause)
+			synctest.Wait()
+			got, err := r.send(t.Context(), "/", strings.NewReader("x"))
+			holds(t, got == "x" && err == nil, "request %d: %q, %v", i, got, err)
+			equal(t, fmt.Sprint("dials after request ", i), r.dials.Load(), int32(1+i/4)) // the last has its own
+		}
+	})
 }
 
 // TestPoolDialFails: the failure goes to those who waited when the dial began. Who comes later gets a dial of their own.
@@ -100,57 +97,39 @@ func TestPoolDialFails(t *testing.T) {
 			time.Sleep(time.Second)
 			return failing(syscall.ECONNREFUSED, 1)(n, conn)
 		}
-		var wg sync.WaitGroup
 		start := time.Now()
-		for i := range 20 {
-			wg.Go(func() {
-				if i > 0 {
-					time.Sleep(time.Millisecond)
-				}
-				_, err := r.send(t.Context(), "/", nil)
-				_, dial := errors.AsType[*dialError](err)
-				switch took := time.Since(start); {
-				case i == 0 && (!dial || !errors.Is(err, syscall.ECONNREFUSED) || took != time.Second):
-					t.Errorf("at first: %v after %v", err, took)
-				case i > 0 && (err != nil || took != 2*time.Second):
-					t.Errorf("later: %v after %v", err, took)
-				}
-			})
-		}
-		wg.Wait()
-		if r.dials.Load() != 2 {
-			t.Errorf("%d dials, want 2", r.dials.Load())
-		}
+		together(20, func(i int) {
+			if i > 0 {
+				time.Sleep(time.Millisecond)
+			}
+			_, err := r.send(t.Context(), "/", nil)
+			_, dial := errors.AsType[*dialError](err)
+			if took := time.Since(start); i == 0 {
+				holds(t, dial && errors.Is(err, syscall.ECONNREFUSED) && took == time.Second, "at first: %v after %v", err, took)
+			} else {
+				holds(t, err == nil && took == 2*time.Second, "later: %v after %v", err, took)
+			}
+		})
+		equal(t, "dials", r.dials.Load(), 2)
 	})
 }
 
 // TestPoolWaiterLeaves: the dial that it has begun goes on for the others, and a place that comes too late is not lost.
 func TestPoolWaiterLeaves(t *testing.T) {
-	for name, leaves := range map[string]time.Duration{"before": 500 * time.Millisecond, "at the same moment": time.Second} {
-		inBubble(t, name, func(t *testing.T) {
-			r := newPoolRig(t, false, echo)
-			r.wrap = slowly(time.Second)
-			ctx, cancel := context.WithTimeout(t.Context(), leaves)
-			defer cancel()
-			var wg sync.WaitGroup
-			wg.Go(func() { r.send(ctx, "/", nil) })
-			wg.Go(func() {
-				time.Sleep(time.Millisecond)
-				if _, err := r.send(t.Context(), "/", nil); err != nil || r.dials.Load() > 2 {
-					t.Errorf("the other: %v, %d dials", err, r.dials.Load())
-				}
-			})
-			wg.Wait()
-			synctest.Wait()
-			r.pool.mu.Lock()
-			defer r.pool.mu.Unlock()
-			for _, c := range r.pool.conns {
-				if c.inUse != 0 || c.Available() != 1 {
-					t.Errorf("a connection without requests has %d, and %d places", c.inUse, c.Available())
-				}
-			}
-		})
-	}
+	inBubbles(t, map[string]time.Duration{"before": 500 * time.Millisecond, "at the same moment": time.Second}, func(t *testing.T, leaves time.Duration) {
+		r := newPoolRig(t, false, echo)
+		r.wrap = slowly(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), leaves)
+		defer cancel()
+		go r.send(ctx, "/", nil)
+		time.Sleep(time.Millisecond)
+		_, err := r.send(t.Context(), "/", nil)
+		holds(t, err == nil && r.dials.Load() <= 2, "the other: %v, %d dials", err, r.dials.Load())
+		synctest.Wait()
+		for _, c := range r.conns() {
+			holds(t, c.inUse == 0 && c.Available() == 1, "a connection without requests has %d, and %d places", c.inUse, c.Available())
+		}
+	})
 }
 
 // TestPoolCancelled: a connection on which 100 requests were cancelled takes no further ones, and is closed with its last answer, which is whole.
@@ -166,9 +145,8 @@ func TestPoolCancelled(t *testing.T) {
 		})
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if got, err := r.send(t.Context(), "/stream", nil); got != "whole" || err != nil {
-				t.Errorf("%q, %v", got, err)
-			}
+			got, err := r.send(t.Context(), "/stream", nil)
+			holds(t, got == "whole" && err == nil, "%q, %v", got, err)
 		})
 		synctest.Wait()
 		for i := range 2*cancelledAtMost + 1 {
@@ -176,21 +154,13 @@ func TestPoolCancelled(t *testing.T) {
 			r.send(ctx, "/", nil)
 			cancel()
 			synctest.Wait()
-			if want := int32(1 + i/cancelledAtMost); r.dials.Load() != want {
-				t.Fatalf("%d dials after %d departures, want %d", r.dials.Load(), i+1, want)
-			}
+			equal(t, fmt.Sprint("dials after departure ", i), r.dials.Load(), int32(1+i/cancelledAtMost))
 		}
-		r.pool.mu.Lock()
-		first := r.pool.conns[0]
-		r.pool.mu.Unlock()
-		if first.cancelled < cancelledAtMost || first.Err() != nil {
-			t.Errorf("the connection with the stream: %d cancelled, %v", first.cancelled, first.Err())
-		}
+		first := r.conns()[0]
+		holds(t, first.cancelled >= cancelledAtMost && first.Err() == nil, "the connection with the stream: %d cancelled, %v", first.cancelled, first.Err())
 		wg.Wait()
 		synctest.Wait()
-		if first.Err() == nil {
-			t.Error("it is still open after its last answer")
-		}
+		holds(t, first.Err() != nil, "it is still open after its last answer")
 	})
 }
 
@@ -205,71 +175,57 @@ func TestPoolStandstill(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 		})
 		var wg sync.WaitGroup
-		for range 6 {
-			wg.Go(func() {
-				if _, err := r.send(t.Context(), "/unread", strings.NewReader(strings.Repeat("x", 2<<20))); err != nil {
-					t.Error(err)
-				}
+		wg.Go(func() {
+			together(6, func(int) {
+				_, err := r.send(t.Context(), "/unread", strings.NewReader(strings.Repeat("x", 2<<20)))
+				equal(t, "the error of an unread one", err, nil)
 			})
-		}
+		})
 		time.Sleep(uploadStall + time.Millisecond)
 		start := time.Now()
-		if _, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20))); err != nil || time.Since(start) > time.Second {
-			t.Errorf("another upload: %v after %v", err, time.Since(start))
-		}
-		if r.dials.Load() != 2 {
-			t.Errorf("%d dials, want 2", r.dials.Load())
-		}
+		_, err := r.send(t.Context(), "/", strings.NewReader(strings.Repeat("x", 1<<20)))
+		holds(t, err == nil && time.Since(start) <= time.Second, "another upload: %v after %v", err, time.Since(start))
+		equal(t, "dials", r.dials.Load(), 2)
 		close(read)
 		wg.Wait()
-		r.pool.mu.Lock()
-		defer r.pool.mu.Unlock()
-		for _, c := range r.pool.conns {
-			if len(c.uploads) > 0 {
-				t.Errorf("%d uploads are still thought to be under way", len(c.uploads))
-			}
+		for _, c := range r.conns() {
+			equal(t, "uploads that are thought to be under way", len(c.uploads), 0)
 		}
 	})
 }
 
 // TestUnprocessed pins what net/http says when an HTTP/2 upstream has not processed a request: it is told by its text.
 func TestUnprocessed(t *testing.T) {
-	for _, row := range []struct {
-		name  string
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	type row struct {
 		frame string // the server's answer, after its settings
-		want  bool
-	}{
-		{name: "refused stream", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x07", want: true},
-		{name: "cancelled by the upstream", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x08"},
-		{name: "internal error", frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x02"},
-		{name: "GOAWAY before the stream", frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00", want: true},
-		{name: "GOAWAY that includes the stream", frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00"},
-		{name: "closed"},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			r := newPoolRig(t, true, nil)
-			r.serveRaw(func(conn net.Conn) {
-				defer conn.Close()
-				go io.Copy(io.Discard, conn)
-				io.WriteString(conn, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
-				time.Sleep(time.Second)
-				io.WriteString(conn, row.frame)
-				time.Sleep(time.Second)
-			})
-			_, err := r.send(t.Context(), "/", strings.NewReader("x"))
-			if _, got := errors.AsType[*unprocessedError](err); got != row.want || err == nil {
-				t.Errorf("%v: unprocessed %t", err, got)
-			}
-		})
+		early bool   // it closes after the preface
+		want  bool   // it was not processed
 	}
-	inBubble(t, "closed before the request", func(t *testing.T) {
+	inBubbles(t, map[string]row{
+		"refused stream":                  {frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x07", want: true},
+		"cancelled by the upstream":       {frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x08"},
+		"internal error":                  {frame: "\x00\x00\x04\x03\x00\x00\x00\x00\x01" + "\x00\x00\x00\x02"},
+		"GOAWAY before the stream":        {frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00", want: true},
+		"GOAWAY that includes the stream": {frame: "\x00\x00\x08\x07\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01" + "\x00\x00\x00\x00"},
+		"closed":                          {},
+		"closed before the request":       {early: true},
+	}, func(t *testing.T, row row) {
 		r := newPoolRig(t, true, nil)
 		r.serveRaw(func(conn net.Conn) {
-			io.ReadFull(conn, make([]byte, 24)) // the preface
-			conn.Close()
+			defer conn.Close()
+			io.ReadFull(conn, make([]byte, len(preface)))
+			if row.early {
+				return
+			}
+			go io.Copy(io.Discard, conn)
+			io.WriteString(conn, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
+			time.Sleep(time.Second)
+			io.WriteString(conn, row.frame)
+			time.Sleep(time.Second)
 		})
-		if _, err := r.send(t.Context(), "/", nil); err == nil || r.dials.Load() > 1 {
-			t.Errorf("%v after %d dials, want an error after one", err, r.dials.Load())
-		}
+		_, err := r.send(t.Context(), "/", strings.NewReader("x"))
+		_, got := errors.AsType[*unprocessedError](err)
+		holds(t, got == row.want && err != nil && r.dials.Load() == 1, "%v after %d dials: unprocessed %t", err, r.dials.Load(), got)
 	})
 }

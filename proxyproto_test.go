@@ -18,49 +18,46 @@ import (
 func TestProxyHeader(t *testing.T) {
 	const signature = "\r\n\r\n\x00\r\nQUIT\n"
 	four, six := "\x64\x40\x00\x07\x64\x40\x00\x01\xa0\x28\x1f\x92", "\xfd\x7a\x11\x5c\xa1\xe0"+strings.Repeat("\x00", 9)+"\x07"+strings.Repeat("\x01", 16)+"\xa0\x28\x1f\x92"
-	for _, row := range []struct {
-		header string
-		client string // "" if it names none
-		refuse bool
-	}{
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n", client: "100.64.0.7:41000"},
-		{header: "PROXY TCP6 fd7a:115c:a1e0::7 fd7a:115c:a1e0::1 41000 8082\r\n", client: "[fd7a:115c:a1e0::7]:41000"},
-		{header: "PROXY TCP6 ::ffff:100.64.0.7 ::1 0 65535\r\n", client: "100.64.0.7:0"},
-		{header: "PROXY UNKNOWN\r\n"},
-		{header: "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n"},
-		{header: signature + "\x21\x11\x00\x0c" + four, client: "100.64.0.7:41000"},
-		{header: signature + "\x21\x11\x00\x0f" + four + "\x04\x00\x00", client: "100.64.0.7:41000"}, // with an extension
-		{header: signature + "\x21\x21\x00\x24" + six, client: "[fd7a:115c:a1e0::7]:41000"},
-		{header: signature + "\x20\x11\x00\x0c" + four}, // LOCAL
-		{header: signature + "\x21\x12\x00\x0c" + four}, // UDP
-		{header: signature + "\x21\x00\x00\x00"},
+	const refused = "refused"
+	for header, want := range map[string]string{ // the client, "" if it names none
+		"PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\r\n":               "100.64.0.7:41000",
+		"PROXY TCP6 fd7a:115c:a1e0::7 fd7a:115c:a1e0::1 41000 8082\r\n": "[fd7a:115c:a1e0::7]:41000",
+		"PROXY TCP6 ::ffff:100.64.0.7 ::1 0 65535\r\n":                  "100.64.0.7:0",
+		"PROXY UNKNOWN\r\n": "",
+		"PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n": "",
+		signature + "\x21\x11\x00\x0c" + four:                  "100.64.0.7:41000",
+		signature + "\x21\x11\x00\x0f" + four + "\x04\x00\x00": "100.64.0.7:41000", // with an extension
+		signature + "\x21\x21\x00\x24" + six:                   "[fd7a:115c:a1e0::7]:41000",
+		signature + "\x20\x11\x00\x0c" + four:                  "", // LOCAL
+		signature + "\x21\x12\x00\x0c" + four:                  "", // UDP
+		signature + "\x21\x00\x00\x00":                         "",
 
-		{header: "GET / HTTP/1.1\r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082 \r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 041000 8082\r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 100.64.0.1 65536 8082\r\n", refuse: true},
-		{header: "PROXY TCP4 100.64.0.7 here 41000 8082\r\n", refuse: true},
-		{header: "PROXY TCP4 ::1 ::1 41000 8082\r\n", refuse: true},
-		{header: "PROXY TCP6 fe80::7%eth0 ::1 41000 8082\r\n", refuse: true},
-		{header: "PROXY \r\n", refuse: true},
-		{header: "PROXY " + strings.Repeat("x", 200), refuse: true},
-		{header: signature + "\x11\x11\x00\x0c" + four, refuse: true}, // version 1
-		{header: signature + "\x22\x11\x00\x0c" + four, refuse: true}, // neither LOCAL nor PROXY
-		{header: signature + "\x21\x11\x00\x0b" + four, refuse: true}, // too short for its address
-		{header: signature + "\x21\x21\x00\x23" + six, refuse: true},
-		{header: signature + "\x21\x41\x00\x00", refuse: true}, // no such family
-		{header: signature + "\x21\x11\xff\xff" + four, refuse: true},
+		"GET / HTTP/1.1\r\n":                               refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082\n":    refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 41000 8082 \r\n": refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 041000 8082\r\n": refused,
+		"PROXY TCP4 100.64.0.7 100.64.0.1 65536 8082\r\n":  refused,
+		"PROXY TCP4 100.64.0.7 here 41000 8082\r\n":        refused,
+		"PROXY TCP4 ::1 ::1 41000 8082\r\n":                refused,
+		"PROXY TCP6 fe80::7%eth0 ::1 41000 8082\r\n":       refused,
+		"PROXY \r\n":                          refused,
+		"PROXY " + strings.Repeat("x", 200):   refused,
+		signature + "\x11\x11\x00\x0c" + four: refused, // version 1
+		signature + "\x22\x11\x00\x0c" + four: refused, // neither LOCAL nor PROXY
+		signature + "\x21\x11\x00\x0b" + four: refused, // too short for its address
+		signature + "\x21\x21\x00\x23" + six:  refused,
+		signature + "\x21\x41\x00\x00":        refused, // no such family
+		signature + "\x21\x11\xff\xff" + four: refused,
 	} {
-		client, size, err := parseProxyHeader([]byte(row.header + "GET /"))
-		switch {
-		case row.refuse:
-			if err == nil {
-				t.Errorf("%q is taken, for %v", row.header, client)
-			}
-		case err != nil || size != len(row.header) || client.IsValid() != (row.client != "") || client.IsValid() && client.String() != row.client:
-			t.Errorf("%q: %v, %d bytes, %v; want %s, all of it", row.header, client, size, err, row.client)
+		client, size, err := parseProxyHeader([]byte(header + "GET /"))
+		got := ""
+		if err != nil {
+			got, size = refused, len(header)
+		} else if client.IsValid() {
+			got = client.String()
 		}
+		equal(t, fmt.Sprintf("%q", header), got, want)
+		equal(t, fmt.Sprintf("the size of %q", header), size, len(header))
 	}
 }
 
@@ -84,45 +81,31 @@ func TestProxyListener(t *testing.T) {
 		{name: "IPv6", addr: "[::1]:0", begin: hello, daemon: me, peer: alice, refusal: "it is a forgery"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			from, err := net.Listen("tcp", row.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
+			from := must(net.Listen("tcp", row.addr))
 			var log logRecorder
 			l := &serviceListener{
 				Listener: from, clients: newClientListener(from, rigConnections), refused: &throttledWarnings{log: log.syncLogger()},
 				daemon: func() (uint32, error) { return row.daemon, row.err },
 				whoIs: func(_ context.Context, addr string) (identity, error) {
-					if host, _, _ := net.SplitHostPort(addr); host != "127.0.0.1" && host != "::1" {
-						t.Errorf("asked about %s", addr)
-					}
+					host, _, _ := net.SplitHostPort(addr)
+					holds(t, host == "127.0.0.1" || host == "::1", "asked about %s", addr)
 					return row.peer, nil
 				},
 			}
 			defer l.clients.Close()
-			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				fmt.Fprint(w, connOf(r).claimed)
-			})}
+			server := &http.Server{ConnContext: withConn, ConnState: connState, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, connOf(r).claimed) })}
 			go server.Serve(l)
 			defer server.Close()
-			conn, err := net.Dial("tcp", from.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := must(net.Dial("tcp", from.Addr().String()))
 			defer conn.Close()
 			fmt.Fprint(conn, row.begin, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if row.refusal != "" {
-				if err == nil || !strings.Contains(fmt.Sprint(log.lines(t)), row.refusal) {
-					t.Errorf("answered %v; want none, and a log line with %q:\n%s", resp, row.refusal, fmt.Sprint(log.lines(t)))
-				}
-				return
-			}
-			if err != nil {
-				t.Fatalf("%v\n%s", err, fmt.Sprint(log.lines(t)))
-			}
-			if body, _ := io.ReadAll(resp.Body); string(body) != "100.64.0.7:41000" {
-				t.Errorf("the client is %s", body)
+				holds(t, err != nil && strings.Contains(fmt.Sprint(log.lines(t)), row.refusal), "answered %v; want none, and %q in the log %v", resp, row.refusal, log.lines(t))
+			} else if err != nil {
+				t.Errorf("%v\n%s", err, fmt.Sprint(log.lines(t)))
+			} else {
+				equal(t, "the client", string(must(io.ReadAll(resp.Body))), "100.64.0.7:41000")
 			}
 		})
 	}
@@ -136,14 +119,10 @@ func TestSilentProxyClient(t *testing.T) {
 		l := &serviceListener{Listener: from, clients: newClientListener(from, 1), refused: &throttledWarnings{log: log.syncLogger()}}
 		server := &http.Server{ConnContext: withConn, ConnState: connState}
 		go server.Serve(l)
-		conn, err := from.dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := must(from.dial(t.Context(), "", ""))
 		start := time.Now()
-		if n, err := conn.Read(make([]byte, 1)); n > 0 || err != io.EOF || time.Since(start) != proxyHeaderTime {
-			t.Errorf("it ended with %d bytes, %v, after %v", n, err, time.Since(start))
-		}
+		n, err := conn.Read(make([]byte, 1))
+		holds(t, n == 0 && err == io.EOF && time.Since(start) == proxyHeaderTime, "it ended with %d bytes, %v, after %v", n, err, time.Since(start))
 		server.Close()
 		l.clients.Close()
 	})

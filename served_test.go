@@ -50,7 +50,7 @@ func serveE2E(r io.Reader, w io.Writer) error {
 		var response servedResponse
 		switch {
 		case request.Metrics != nil:
-			response.Page = request.Metrics.page()
+			response.Page = request.Metrics.proxy().metrics.page()
 		case len(request.Proxied) > 0:
 			client, size, err := parseProxyHeader(request.Proxied)
 			if response.Size = size; err != nil {
@@ -62,7 +62,7 @@ func serveE2E(r io.Reader, w io.Writer) error {
 			table, errs := parseTOML(request.TOML)
 			response.Errors = tomlMessages(errs)
 			if len(errs) == 0 {
-				response.Document = tomlTagged(table)
+				response.Document = tomlTree(table, tomlTagged)
 			}
 		}
 		if err := responses.Encode(response); err != nil {
@@ -73,11 +73,7 @@ func serveE2E(r io.Reader, w io.Writer) error {
 
 // records are what FuzzMetrics in e2e has the proxy record.
 type records struct {
-	Requests []struct {
-		Status  int           `json:"status"`
-		Method  []byte        `json:"method"`
-		Elapsed time.Duration `json:"elapsed"`
-	} `json:"requests"`
+	Requests   []recorded      `json:"requests"`
 	FirstBytes []time.Duration `json:"first_bytes"`
 	Errors     []errorType     `json:"errors"`
 	Retries    uint64          `json:"retries"`
@@ -87,13 +83,17 @@ type records struct {
 	Revision   []byte          `json:"revision"`
 }
 
-// page records r in a new proxy and returns its metrics.
-func (r *records) page() []byte {
+// recorded is a request.
+type recorded struct {
+	Status  int           `json:"status"`
+	Method  []byte        `json:"method"`
+	Elapsed time.Duration `json:"elapsed"`
+}
+
+// proxy returns a new proxy that has recorded r.
+func (r *records) proxy() *proxy {
 	log := slog.New(slog.DiscardHandler)
-	cfg, err := parseConfig("c.toml", nil, overrides{local: true})
-	if err != nil {
-		panic(err)
-	}
+	cfg := must(parseConfig("c.toml", nil, overrides{local: true}))
 	counters := newMetrics(version, string(r.Revision))
 	p := newProxy(cfg, newClientListener(nil, rigConnections), nil, counters, log)
 	tn := newTailnet(&config{socket: "/nowhere", hostname: "x"}, log)
@@ -111,5 +111,5 @@ func (r *records) page() []byte {
 	p.metrics.retries.Add(r.Retries)
 	p.places.tryAcquire(r.Places)
 	p.bodies.budget.tryAcquire(r.Bytes)
-	return counters.page()
+	return p
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,54 +31,55 @@ const (
 	healthLogin   = `{"login-state":{"Text":"You are logged out."}}`
 )
 
-// seen builds an event; from is when a poll was begun, for those that are answers to one.
-type seen func(now time.Time) event
-
-// busJSON is a notice as it comes over the wire.
-func busJSON(format string, values ...any) seen {
-	return func(time.Time) event {
-		var n notice
-		if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
-			panic(err)
-		}
-		return event{notice: &n}
-	}
+// seen is what happens next: an event, some time after the last one.
+type seen struct {
+	wait  time.Duration
+	event func(now time.Time) event // nil: only time passes
 }
 
-// bus is a notice of a state, busError control's refusal of a login, busHealth a health report.
+func wait(d time.Duration) seen { return seen{wait: d} }
+
+func happens(e event) seen { return seen{event: func(time.Time) event { return e }} }
+
+func (s seen) after(d time.Duration) seen { return seen{d, s.event} }
+
+// busJSON is a notice as it comes over the wire: bus of a state, busError of control's refusal of a login, busHealth a health report.
+func busJSON(format string, values ...any) seen {
+	var n notice
+	if err := json.Unmarshal(fmt.Appendf(nil, format, values...), &n); err != nil {
+		panic(err)
+	}
+	return happens(event{notice: &n})
+}
+
 func bus(s ipn.State) seen           { return busJSON(`{"State":%d}`, s) }
 func busError(message string) seen   { return busJSON(`{"ErrMessage":%q}`, message) }
 func busHealth(warnings string) seen { return busJSON(`{"Health":{"Warnings":%s}}`, warnings) }
+func busEnd(text string) seen        { return happens(event{err: errors.New(text)}) }
 
-// busEnd is the end of the bus.
-func busEnd(text string) seen { return func(time.Time) event { return event{err: errors.New(text)} } }
+// polled is the answer to a poll that was begun age before: poll that of a daemon in the given state, pollSelf of a running one that says
+// self of itself, pollFails a failure.
+func polled(age time.Duration, status *ipnstate.Status, err error) seen {
+	return seen{event: func(now time.Time) event { return event{status: status, err: err, asked: now.Add(-age)} }}
+}
 
-// poll is a status, asked for age before it came.
 func poll(age time.Duration, backend string) seen {
-	return func(now time.Time) event {
-		return event{status: daemonStatus(backend, "node-1.x.ts.net."), asked: now.Add(-age)}
-	}
+	return polled(age, daemonStatus(backend, "node-1.x.ts.net."), nil)
 }
 
-// pollSelf is the status of a running daemon, which says self of itself.
 func pollSelf(self ipnstate.PeerStatus) seen {
-	return func(now time.Time) event {
-		status := daemonStatus("Running", "")
-		status.Self = &self
-		return event{status: status, asked: now}
-	}
+	return polled(0, &ipnstate.Status{BackendState: "Running", TailscaleIPs: daemonStatus("", "").TailscaleIPs, Self: &self}, nil)
 }
 
-// pollFails is a poll that failed, asked age before.
-func pollFails(age time.Duration, text string) seen {
-	return func(now time.Time) event { return event{err: errors.New(text), asked: now.Add(-age)} }
-}
+func pollFails(age time.Duration, text string) seen { return polled(age, nil, errors.New(text)) }
 
 // daemonStatus is what tailscaled says of itself.
 func daemonStatus(backend, dnsName string, health ...string) *ipnstate.Status {
 	return &ipnstate.Status{BackendState: backend, Health: health, TailscaleIPs: []netip.Addr{netip.MustParseAddr("100.1.2.3"), netip.MustParseAddr("fd7a::1")},
 		Self: &ipnstate.PeerStatus{DNSName: dnsName, HostName: "node", Online: true}}
 }
+
+var running = daemonStatus("Running", "node-1.")
 
 // verdict describes a state: "-" for none yet, the name, or the problem.
 func verdict(s *tailnetState) string {
@@ -98,101 +100,91 @@ func verdict(s *tailnetState) string {
 }
 
 // TestView holds the state machine against what real daemons were seen to do (field notes): each
-// step says what is seen, how much time passed before it, and what is concluded.
+// step says what is seen, what is concluded, and whether another poll is wanted.
 func TestView(t *testing.T) {
 	const (
-		connected = "connected as node-1 100.1.2.3"
-		login     = "TailnetConnect: tailscaled is not logged in"
-		stopped   = "TailnetNotRunning: tailscaled is stopped (tailscale down): run tailscale up"
-		expired   = "TailnetAuth: the node's key has expired, or it was logged out"
-		approval  = "TailnetMachineAuth: the node awaits approval"
-		refusal   = "TailnetAuth: invalid authkey"
-
+		connected  = "connected as node-1 100.1.2.3"
+		login      = "TailnetConnect: tailscaled is not logged in"
+		inState    = "TailnetConnect: tailscaled is in state "
 		unanswered = "TailnetConnect: You are logged out: no answer"
+		notRunning = "TailnetNotRunning: "
+		stopped    = "TailnetNotRunning: tailscaled is stopped (tailscale down): run tailscale up"
+		expired    = "TailnetAuth: the node's key has expired, or it was logged out"
+		approval   = "TailnetMachineAuth: the node awaits approval"
+		refusal    = "TailnetAuth: invalid authkey"
+		again      = " (poll again)"
 	)
 	type step struct {
-		after time.Duration
-		see   seen // nil: only time passes
-		want  string
-		again bool // another poll is wanted
+		see  seen
+		want string
 	}
-	for _, row := range []struct {
-		name  string
-		steps []step
-	}{
-		{name: "nothing yet", steps: []step{{want: "-"}}},
-		{name: "socket absent", steps: []step{{see: busEnd("connect: no such file or directory"), want: "TailnetNotRunning: connect: no such file or directory"},
-			{see: pollFails(time.Millisecond, "x"), want: "TailnetNotRunning: connect: no such file or directory", again: true},
-			{after: time.Second, see: pollFails(time.Millisecond, "still absent"), want: "TailnetNotRunning: still absent"}}},
-		{name: "normal login", steps: []step{{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: bus(ipn.NeedsLogin), want: login, again: true},
-			{see: poll(0, "NeedsLogin"), want: login}, {see: busJSON(`{"LoginFinished":{}}`), want: login}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
-			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Millisecond, see: poll(0, "Running"), want: connected}}},
-		{name: "known by polls alone", steps: []step{{see: poll(0, "Starting"), want: "TailnetConnect: tailscaled is in state Starting"}, {see: poll(0, "Running"), want: connected}}},
-		{name: "bad key", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("invalid authkey"), want: refusal},
-			{after: time.Second, see: poll(0, "NeedsLogin"), want: refusal}, {see: busError("invalid authkey"), want: refusal}, {see: busEnd("EOF"), want: refusal}, // the daemon exits over it
-			{after: time.Minute, see: pollFails(0, "ENOENT"), want: refusal}}},
-		{name: "bad key, seen by the health report alone", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthKey), want: "TailnetAuth: You are logged out: invalid authkey"},
-			{see: poll(0, "NeedsLogin"), want: "TailnetAuth: You are logged out: invalid authkey"}, {see: busHealth(healthLogin), want: login}}},
-		{name: "bad key cleared by Running", steps: []step{{see: busError("invalid authkey"), want: "-"}, {see: bus(ipn.NeedsLogin), want: refusal, again: true},
-			{see: poll(0, "Running"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
-		{name: "an error while running means nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busError("x"), want: connected}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}}},
-		{name: "slow consumer", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busError("IPN bus consumer fell behind"), want: login}}},
-		{name: "approval needed", steps: []step{{see: bus(ipn.NeedsMachineAuth), want: approval, again: true}, {after: time.Second, see: poll(0, "NeedsMachineAuth"), want: approval},
-			{see: busEnd("EOF"), want: approval}, {see: bus(ipn.Starting), want: approval, again: true},
-			{after: time.Second, see: poll(0, "Running"), want: connected}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}}},
-		{name: "control unreachable at start", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthControl), want: unanswered},
-			{see: busHealth(`{}`), want: login}}},
-		{name: "control unreachable with state", steps: []step{{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth(healthControl), want: unanswered},
-			{see: poll(0, "NoState"), want: unanswered}, {see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: time.Second, see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}}},
-		{name: "control unreachable at the second step of a login", steps: []step{{see: bus(ipn.NeedsLogin), want: login, again: true}, {see: busHealth(healthStep2), want: unanswered}}},
-		{name: "control lost while running", steps: []step{{see: poll(0, "Running"), want: connected}, {see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), want: connected + ", control lost"}}},
-		{name: "a key that expires", steps: []step{
-			{see: pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), want: connected + ", until 2030"}}},
-		{name: "daemon killed, and back", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("unexpected EOF"), want: "TailnetNotRunning: unexpected EOF"},
-			{after: time.Second, see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true},
-			{see: bus(ipn.Running), want: "-", again: true}, {after: time.Second, see: poll(0, "Running"), want: connected}}},
-		{name: "bus ends and comes back to a running daemon", steps: []step{
-			{see: poll(0, "Running"), want: connected}, {after: time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: time.Second, see: bus(ipn.Running), want: connected, again: true}}},
-		{name: "down and up", steps: []step{{see: poll(0, "Running"), want: connected}, {see: bus(ipn.Stopped), want: stopped, again: true}, {after: time.Second, see: poll(0, "Stopped"), want: stopped},
-			{see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true}, {see: bus(ipn.Running), want: "-", again: true},
-			{after: time.Second, see: poll(0, "Running"), want: connected}}},
-		{name: "stopped at start: only for a while", steps: []step{{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true},
-			{after: 3 * time.Second, see: poll(0, "Stopped"), want: "TailnetConnect: tailscaled is in state Stopped"},
-			{after: 2*time.Second - 1, want: "TailnetConnect: tailscaled is in state Stopped"}, {after: 1, want: stopped}, {see: bus(ipn.Starting), want: "TailnetConnect: tailscaled is in state Starting", again: true},
-			{after: time.Hour, see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}}},
-		{name: "stopped, lost, and stopped again: the grace starts anew", steps: []step{
-			{see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}, {after: 4 * time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"},
-			{after: time.Second, see: bus(ipn.Stopped), want: "TailnetConnect: tailscaled is in state Stopped", again: true}, {after: 5 * time.Second, want: stopped}}},
-		{name: "key expired by control", steps: []step{{see: poll(0, "Running"), want: connected}, {see: bus(ipn.NeedsLogin), want: expired, again: true}, {after: time.Second, see: poll(0, "NeedsLogin"), want: expired}}},
-		{name: "state folder unusable", steps: []step{
-			{see: bus(ipn.NoState), want: "TailnetConnect: tailscaled is in state NoState", again: true}, {see: busHealth(healthStore), want: "TailnetNotRunning: State store failed"},
-			{after: time.Second, see: poll(0, "NoState"), want: "TailnetNotRunning: State store failed"}}},
-
-		{name: "a poll overtaken by the bus says nothing", steps: []step{{see: poll(0, "Running"), want: connected}, {after: time.Second, see: bus(ipn.Stopped), want: stopped, again: true},
-			{after: time.Millisecond, see: poll(2*time.Millisecond, "Running"), want: stopped, again: true}, {after: time.Millisecond, see: pollFails(3*time.Millisecond, "x"), want: stopped, again: true},
-			{after: time.Millisecond, see: poll(time.Millisecond, "Running"), want: connected}}},
-		{name: "a poll overtaken by the end of the bus", steps: []step{
-			{after: time.Second, see: busEnd("EOF"), want: "TailnetNotRunning: EOF"}, {after: 1, see: poll(2, "Running"), want: "TailnetNotRunning: EOF", again: true}}},
-		{name: "a rename on the bus asks for a poll", steps: []step{{see: poll(0, "Running"), want: connected}, {see: busJSON(`{"SelfChange":{"Name":"x"}}`), want: connected, again: true},
-			{see: pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), want: "connected as other 100.1.2.3"}}},
-		{name: "a state that is new to this client", steps: []step{{see: poll(0, "Hibernating"), want: "TailnetConnect: tailscaled is in state NoState"}}},
-		{name: "running, but without itself", steps: []step{{see: func(now time.Time) event { return event{status: &ipnstate.Status{BackendState: "Running"}, asked: now} }, want: "-"}}},
-		{name: "a notice of nothing that matters", steps: []step{{see: busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), want: "-"}}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			v, now := &view{}, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-			for i, step := range row.steps {
-				now = now.Add(step.after)
-				again := false
-				if step.see != nil {
-					again = v.take(step.see(now), now)
-				}
-				if got := verdict(v.state(now)); got != step.want || again != step.again {
-					t.Fatalf("step %d: %s, poll again: %t\nwant    %s, %t", i, got, again, step.want, step.again)
-				}
+	inBubbles(t, map[string][]step{
+		"nothing yet": {{wait(0), "-"}},
+		"socket absent": {{busEnd("connect: no such file or directory"), notRunning + "connect: no such file or directory"},
+			{pollFails(time.Millisecond, "x"), notRunning + "connect: no such file or directory" + again},
+			{pollFails(time.Millisecond, "still absent").after(time.Second), notRunning + "still absent"}},
+		"normal login": {{bus(ipn.NoState), inState + "NoState" + again}, {bus(ipn.NeedsLogin), login + again}, {poll(0, "NeedsLogin"), login},
+			{busJSON(`{"LoginFinished":{}}`), login}, {bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again},
+			{poll(0, "Running").after(time.Millisecond), connected}},
+		"known by polls alone": {{poll(0, "Starting"), inState + "Starting"}, {poll(0, "Running"), connected}},
+		"bad key": {{bus(ipn.NeedsLogin), login + again}, {busError("invalid authkey"), refusal}, {poll(0, "NeedsLogin").after(time.Second), refusal},
+			{busError("invalid authkey"), refusal}, {busEnd("EOF"), refusal}, {pollFails(0, "ENOENT").after(time.Minute), refusal}}, // the daemon exits over it
+		"bad key, seen by the health report alone": {{bus(ipn.NeedsLogin), login + again}, {busHealth(healthKey), "TailnetAuth: You are logged out: invalid authkey"},
+			{poll(0, "NeedsLogin"), "TailnetAuth: You are logged out: invalid authkey"}, {busHealth(healthLogin), login}},
+		"bad key cleared by Running": {{busError("invalid authkey"), "-"}, {bus(ipn.NeedsLogin), refusal + again}, {poll(0, "Running"), connected},
+			{busEnd("EOF"), notRunning + "EOF"}},
+		"an error while running means nothing": {{poll(0, "Running"), connected}, {busError("x"), connected}, {busEnd("EOF"), notRunning + "EOF"}},
+		"slow consumer":                        {{bus(ipn.NeedsLogin), login + again}, {busError("IPN bus consumer fell behind"), login}},
+		"approval needed": {{bus(ipn.NeedsMachineAuth), approval + again}, {poll(0, "NeedsMachineAuth").after(time.Second), approval}, {busEnd("EOF"), approval},
+			{bus(ipn.Starting), approval + again}, {poll(0, "Running").after(time.Second), connected}, {bus(ipn.Starting), inState + "Starting" + again}},
+		"control unreachable at start": {{bus(ipn.NeedsLogin), login + again}, {busHealth(healthControl), unanswered}, {busHealth(`{}`), login}},
+		"control unreachable with state": {{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthControl), unanswered}, {poll(0, "NoState"), unanswered},
+			{busEnd("EOF"), notRunning + "EOF"}, {bus(ipn.NoState).after(time.Second), inState + "NoState" + again}},
+		"control unreachable at the second step of a login": {{bus(ipn.NeedsLogin), login + again}, {busHealth(healthStep2), unanswered}},
+		"control lost while running":                        {{poll(0, "Running"), connected}, {pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net."}), connected + ", control lost"}},
+		"a key that expires":                                {{pollSelf(ipnstate.PeerStatus{DNSName: "node-1.x.ts.net.", Online: true, KeyExpiry: new(time.Date(2030, 6, 1, 0, 0, 0, 0, time.UTC))}), connected + ", until 2030"}},
+		"daemon killed, and back": {{poll(0, "Running"), connected}, {busEnd("unexpected EOF").after(time.Second), notRunning + "unexpected EOF"},
+			{bus(ipn.NoState).after(time.Second), inState + "NoState" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}},
+		"bus ends and comes back to a running daemon": {{poll(0, "Running"), connected}, {busEnd("EOF").after(time.Second), notRunning + "EOF"},
+			{bus(ipn.Running).after(time.Second), connected + again}},
+		"down and up": {{poll(0, "Running"), connected}, {bus(ipn.Stopped), stopped + again}, {poll(0, "Stopped").after(time.Second), stopped},
+			{bus(ipn.Starting), inState + "Starting" + again}, {bus(ipn.Running), "-" + again}, {poll(0, "Running").after(time.Second), connected}},
+		"stopped at start: only for a while": {{bus(ipn.Stopped), inState + "Stopped" + again}, {poll(0, "Stopped").after(3 * time.Second), inState + "Stopped"},
+			{wait(2*time.Second - 1), inState + "Stopped"}, {wait(1), stopped}, {bus(ipn.Starting), inState + "Starting" + again},
+			{bus(ipn.Stopped).after(time.Hour), inState + "Stopped" + again}},
+		"stopped, lost, and stopped again: the grace starts anew": {{bus(ipn.Stopped), inState + "Stopped" + again},
+			{busEnd("EOF").after(4 * time.Second), notRunning + "EOF"}, {bus(ipn.Stopped).after(time.Second), inState + "Stopped" + again}, {wait(5 * time.Second), stopped}},
+		"key expired by control": {{poll(0, "Running"), connected}, {bus(ipn.NeedsLogin), expired + again}, {poll(0, "NeedsLogin").after(time.Second), expired}},
+		"state folder unusable": {{bus(ipn.NoState), inState + "NoState" + again}, {busHealth(healthStore), notRunning + "State store failed"},
+			{poll(0, "NoState").after(time.Second), notRunning + "State store failed"}},
+		"a poll overtaken by the bus says nothing": {{poll(0, "Running"), connected}, {bus(ipn.Stopped).after(time.Second), stopped + again},
+			{poll(2*time.Millisecond, "Running").after(time.Millisecond), stopped + again}, {pollFails(3*time.Millisecond, "x").after(time.Millisecond), stopped + again},
+			{poll(time.Millisecond, "Running").after(time.Millisecond), connected}},
+		"a poll overtaken by the end of the bus": {{busEnd("EOF").after(time.Second), notRunning + "EOF"}, {poll(2, "Running").after(1), notRunning + "EOF" + again}},
+		"a rename on the bus asks for a poll": {{poll(0, "Running"), connected}, {busJSON(`{"SelfChange":{"Name":"x"}}`), connected + again},
+			{pollSelf(ipnstate.PeerStatus{DNSName: "other.x.ts.net.", Online: true}), "connected as other 100.1.2.3"}},
+		"a state that is new to this client": {{poll(0, "Hibernating"), inState + "NoState"}},
+		"running, but without itself":        {{polled(0, &ipnstate.Status{BackendState: "Running"}, nil), "-"}},
+		"a notice of nothing that matters":   {{busJSON(`{"Version":"1","NetMap":{"x":1},"Prefs":null}`), "-"}},
+	}, func(t *testing.T, steps []step) {
+		v, now := &view{}, time.Now()
+		for i, step := range steps {
+			now = now.Add(step.see.wait)
+			polls := step.see.event != nil && v.take(step.see.event(now), now)
+			got := verdict(v.state(now))
+			if polls {
+				got += again
 			}
-		})
-	}
+			equal(t, fmt.Sprint("step ", i), got, step.want)
+		}
+	})
+}
+
+// connectedState and lacks are states of the tailnet.
+var connectedState = &tailnetState{hostname: "node-1", ip: "100.1.2.3"}
+
+func lacks(kind *problemKind, detail string) *tailnetState {
+	return &tailnetState{problem: &problem{kind, detail}}
 }
 
 // newTestTailnet returns a tailnet that nothing follows, and its log.
@@ -204,130 +196,108 @@ func newTestTailnet() (*tailnet, *logRecorder) {
 // TestConnect holds the retries to the clock: looks after 1, 2, 4, 8 and 16 s, an end at once when the
 // connection comes, and the right name when it does not.
 func TestConnect(t *testing.T) {
-	lacks := func(kind *problemKind, detail string) *tailnetState {
-		return &tailnetState{problem: &problem{kind, detail}}
-	}
-	connected := &tailnetState{hostname: "node-1", ip: "100.1.2.3"}
 	retries := []time.Duration{0, 1 * time.Second, 3 * time.Second, 7 * time.Second, 15 * time.Second}
 	type change struct {
 		at    time.Duration
 		state *tailnetState
 	}
-	for _, row := range []struct {
-		name    string
+	type row struct {
 		changes []change
 		cancel  time.Duration
 		retries []time.Duration
 		took    time.Duration
 		want    string // the error
-	}{
-		{name: "at once", changes: []change{{0, connected}}},
-		{name: "wakes up at once", changes: []change{{0, lacks(tailnetConnect, "x")}, {1234 * time.Millisecond, connected}}, retries: retries[:2], took: 1234 * time.Millisecond},
-		{name: "in the last pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {31*time.Second - 1, connected}}, retries: retries, took: 31*time.Second - 1},
-		{name: "connected and lost again within a pause", changes: []change{{0, lacks(tailnetConnect, "x")}, {2 * time.Second, connected}, {2 * time.Second, lacks(tailnetConnect, "y")}},
-			retries: retries[:2], took: 2 * time.Second},
-		{name: "gives up", changes: []change{{0, lacks(tailnetConnect, "x")}}, retries: retries, took: 31 * time.Second, want: "TailnetConnect: x"},
-		{name: "gives up with the last cause", changes: []change{{0, lacks(tailnetConnect, "x")}, {30 * time.Second, lacks(tailnetMachineAuth, "y")}}, retries: retries, took: 31 * time.Second, want: "TailnetMachineAuth: y"},
-		{name: "a login that never came lacks a key", changes: []change{{0, lacks(tailnetConnect, awaitingLogin)}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: " + awaitingLogin},
-		{name: "bad key is not given up early", changes: []change{{0, lacks(tailnetAuth, "invalid authkey")}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: invalid authkey"},
-		{name: "nothing is ever seen", retries: []time.Duration{3 * time.Second, 4 * time.Second, 6 * time.Second, 10 * time.Second, 18 * time.Second}, took: 34 * time.Second,
-			want: "TailnetNotRunning: tailscaled has not answered yet on /nowhere"},
-		{name: "told to stop before anything is seen", cancel: time.Second, took: time.Second, want: "context canceled"},
-		{name: "told to stop in a pause", changes: []change{{0, lacks(tailnetConnect, "x")}}, cancel: 5 * time.Second, retries: retries[:3], took: 5 * time.Second, want: "context canceled"},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				tn, log := newTestTailnet()
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				start := time.Now()
-				go func() {
-					for _, c := range row.changes {
-						time.Sleep(c.at - time.Since(start))
-						tn.publish(c.state)
-					}
-				}()
-				if row.cancel > 0 {
-					time.AfterFunc(row.cancel, cancel)
-				}
-				err := tn.connect(ctx)
-				if took := time.Since(start); errorText(err) != row.want || took != row.took {
-					t.Errorf("%v after %v; want %s after %v", err, took, row.want, row.took)
-				}
-				lines := log.lines(t, "tailnet not connected yet, trying again")
-				if len(lines) != len(row.retries) {
-					t.Fatalf("%d retries, want %d", len(lines), len(row.retries))
-				}
-				for i, line := range lines {
-					if at := line.time(t).Sub(start); at != row.retries[i] || line["retry"] != float64(i+1) || line["retry_in_secs"] != connectBackoff[i].Seconds() {
-						t.Errorf("retry after %v: %v; want it after %v", at, line, row.retries[i])
-					}
-				}
-			})
-		})
 	}
+	inBubbles(t, map[string]row{
+		"at once":           {changes: []change{{0, connectedState}}},
+		"wakes up at once":  {changes: []change{{0, lacks(tailnetConnect, "x")}, {1234 * time.Millisecond, connectedState}}, retries: retries[:2], took: 1234 * time.Millisecond},
+		"in the last pause": {changes: []change{{0, lacks(tailnetConnect, "x")}, {31*time.Second - 1, connectedState}}, retries: retries, took: 31*time.Second - 1},
+		"connected and lost again within a pause": {changes: []change{{0, lacks(tailnetConnect, "x")}, {2 * time.Second, connectedState}, {2 * time.Second, lacks(tailnetConnect, "y")}},
+			retries: retries[:2], took: 2 * time.Second},
+		"gives up":                            {changes: []change{{0, lacks(tailnetConnect, "x")}}, retries: retries, took: 31 * time.Second, want: "TailnetConnect: x"},
+		"gives up with the last cause":        {changes: []change{{0, lacks(tailnetConnect, "x")}, {30 * time.Second, lacks(tailnetMachineAuth, "y")}}, retries: retries, took: 31 * time.Second, want: "TailnetMachineAuth: y"},
+		"a login that never came lacks a key": {changes: []change{{0, lacks(tailnetConnect, awaitingLogin)}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: " + awaitingLogin},
+		"bad key is not given up early":       {changes: []change{{0, lacks(tailnetAuth, "invalid authkey")}}, retries: retries, took: 31 * time.Second, want: "TailnetAuth: invalid authkey"},
+		"nothing is ever seen": {retries: []time.Duration{3 * time.Second, 4 * time.Second, 6 * time.Second, 10 * time.Second, 18 * time.Second}, took: 34 * time.Second,
+			want: "TailnetNotRunning: tailscaled has not answered yet on /nowhere"},
+		"told to stop before anything is seen": {cancel: time.Second, took: time.Second, want: "context canceled"},
+		"told to stop in a pause":              {changes: []change{{0, lacks(tailnetConnect, "x")}}, cancel: 5 * time.Second, retries: retries[:3], took: 5 * time.Second, want: "context canceled"},
+	}, func(t *testing.T, row row) {
+		tn, log := newTestTailnet()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		start := time.Now()
+		go func() {
+			for _, c := range row.changes {
+				time.Sleep(c.at - time.Since(start))
+				tn.publish(c.state)
+			}
+		}()
+		if row.cancel > 0 {
+			time.AfterFunc(row.cancel, cancel)
+		}
+		equal(t, "the error", errorText(tn.connect(ctx)), row.want)
+		equal(t, "took", time.Since(start), row.took)
+		var retries []time.Duration
+		for i, line := range log.lines(t, "tailnet not connected yet, trying again") {
+			retries = append(retries, line.time().Sub(start))
+			line.expect(t, "retry", float64(i+1), "retry_in_secs", connectBackoff[i].Seconds())
+		}
+		equal(t, "retries", retries, row.retries)
+	})
 }
 
 // TestTell: a loss is told once, when it has lasted for a second, and its end with how long it was.
 func TestTell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tn, log := newTestTailnet()
-		connected, lost := &tailnetState{hostname: "node-1", ip: "100.1.2.3"}, &tailnetState{problem: &problem{tailnetNotRunning, "first"}}
-		see := func(s *tailnetState, want string) {
-			t.Helper()
-			tn.publish(s)
+		lost, renamed := lacks(tailnetNotRunning, "first"), &tailnetState{hostname: "node-1-1"}
+		for i, step := range []struct {
+			after time.Duration
+			state *tailnetState
+			want  string
+		}{
+			{0, lost, ""}, // at start that is connect's to tell
+			{time.Minute, lost, ""}, {0, connectedState, ""}, {0, lost, ""},
+			{999 * time.Millisecond, connectedState, "INFO tailnet connected again <nil> 999"}, {0, lost, ""},
+			{time.Second, lacks(tailnetAuth, "real"), "WARN tailnet connection lost; requests that still arrive are served TailnetAuth: real <nil>"},
+			{time.Hour, lost, ""}, {0, connectedState, "INFO tailnet connected again <nil> 3.601e+06"}, {0, lost, ""},
+			{time.Second, lost, "WARN tailnet connection lost; requests that still arrive are served TailnetNotRunning: first <nil>"},
+			{0, connectedState, "INFO tailnet connected again <nil> 1000"},
+			{0, renamed, "WARN this node has another name than tailscale.hostname says; clients reach it under its actual name <nil> <nil>"},
+			{0, renamed, ""}, {0, connectedState, ""},
+		} {
+			time.Sleep(step.after)
+			tn.publish(step.state)
 			var got []string
 			for _, line := range log.lines(t) {
 				got = append(got, fmt.Sprint(line["level"], " ", line["message"], " ", line["error"], " ", line["lost_for_ms"]))
 			}
 			log.buf.Reset()
-			if text := strings.Join(got, "\n"); text != want {
-				t.Errorf("after %v: logged %q, want %q", time.Now(), text, want)
-			}
+			equal(t, fmt.Sprint("logged at step ", i), strings.Join(got, "\n"), step.want)
 		}
-		see(lost, "") // at start that is connect's to tell
-		time.Sleep(time.Minute)
-		see(lost, "")
-		see(connected, "")
-		see(lost, "")
-		time.Sleep(999 * time.Millisecond)
-		see(connected, "INFO tailnet connected again <nil> 999")
-		see(lost, "")
-		time.Sleep(time.Second)
-		cause := &tailnetState{problem: &problem{tailnetAuth, "real"}}
-		see(cause, "WARN tailnet connection lost; requests that still arrive are served TailnetAuth: real <nil>")
-		time.Sleep(time.Hour)
-		see(lost, "")
-		see(connected, "INFO tailnet connected again <nil> 3.601e+06")
-		see(lost, "")
-		time.Sleep(time.Second)
-		see(lost, "WARN tailnet connection lost; requests that still arrive are served TailnetNotRunning: first <nil>")
-		see(connected, "INFO tailnet connected again <nil> 1000")
-		see(&tailnetState{hostname: "node-1-1"}, "WARN this node has another name than tailscale.hostname says; clients reach it under its actual name <nil> <nil>")
-		see(&tailnetState{hostname: "node-1-1"}, "")
-		see(connected, "")
 	})
 }
 
 // daemon is a scripted tailscaled behind a pipe. End-to-end tests run the real one; this one can be
 // as slow as a test wants, to the nanosecond.
 type daemon struct {
-	mu     sync.Mutex
-	status *ipnstate.Status
-	hung   bool
+	status atomic.Pointer[ipnstate.Status] // nil: it hangs
 	whois  http.HandlerFunc
-	polls  []time.Time
-	dials  []time.Time // of the bus
-	bus    chan string // notices; closed to end the bus
+	dials  chan time.Time // of the bus
+	bus    chan string    // notices; closed to end the bus
+	log    *logRecorder   // of the tailnet that follows it
 }
 
-// followed starts a tailnet that follows d.
-func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
+// followed starts a tailnet that follows a daemon.
+func followed(t *testing.T, status *ipnstate.Status, whois http.HandlerFunc) (*tailnet, *daemon) {
 	t.Helper()
+	tn, log := newTestTailnet()
+	d := &daemon{whois: whois, dials: make(chan time.Time, 100), bus: make(chan string), log: log}
+	d.status.Store(status)
 	listener := newPipeListener()
 	server := &http.Server{Handler: d}
 	go server.Serve(listener)
-	tn, log := newTestTailnet()
 	transport := &http.Transport{DialContext: listener.dial, MaxIdleConnsPerHost: maxLookups}
 	tn.client.Transport = bounded{transport}
 	ctx, stop := context.WithCancel(context.Background())
@@ -336,38 +306,31 @@ func followed(t *testing.T, d *daemon) (*tailnet, *logRecorder) {
 	t.Cleanup(func() {
 		stop()
 		wg.Wait()
-		if p := tn.current().problem; p != nil && strings.Contains(p.detail, "canceled") {
-			t.Errorf("its own end is taken for the daemon's: %v", p)
-		}
+		p := tn.current().problem
+		holds(t, p == nil || !strings.Contains(p.detail, "canceled"), "its own end is taken for the daemon's: %v", p)
 		transport.CloseIdleConnections()
 		server.Close()
 		time.Sleep(time.Minute) // for handlers that sleep
 	})
-	return tn, log
+	return tn, d
 }
 
 // ServeHTTP implements http.Handler.
 func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	d.mu.Lock()
-	hung, bus := d.hung, d.bus
-	status, _ := json.Marshal(d.status)
-	switch r.URL.Path {
-	case "/localapi/v0/status":
-		d.polls = append(d.polls, time.Now())
-	case busPath:
-		d.dials = append(d.dials, time.Now())
-	}
-	d.mu.Unlock()
+	status := d.status.Load()
 	switch {
-	case hung:
+	case status == nil:
 		<-r.Context().Done()
 	case r.URL.Path == "/localapi/v0/status":
-		w.Write(status)
+		json.NewEncoder(w).Encode(status)
+	case r.URL.Path == "/localapi/v0/whois":
+		d.whois(w, r)
 	case r.URL.Path == busPath:
+		d.dials <- time.Now()
 		http.NewResponseController(w).Flush()
 		for {
 			select {
-			case text, ok := <-bus:
+			case text, ok := <-d.bus:
 				if !ok {
 					return
 				}
@@ -377,51 +340,36 @@ func (d *daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		}
-	case r.URL.Path == "/localapi/v0/whois":
-		d.whois(w, r)
 	}
-}
-
-// set changes the daemon.
-func (d *daemon) set(change func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	change()
 }
 
 // TestFollow follows a daemon through its life.
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &daemon{status: daemonStatus("NeedsLogin", ""), bus: make(chan string)}
-		tn, log := followed(t, d)
+		tn, d := followed(t, daemonStatus("NeedsLogin", ""), nil)
 		expect := func(what, want string) {
 			t.Helper()
 			synctest.Wait()
-			now := tn.current()
-			if got := verdict(&now); got != want {
-				t.Errorf("%s: %s, want %s", what, got, want)
-			}
+			equal(t, what, verdict(new(tn.current())), want)
 		}
 		expect("at start", "TailnetConnect: tailscaled is not logged in")
 		d.bus <- `{"State":2}`
 		d.bus <- `{"ErrMessage":"invalid authkey"}`
 		expect("bad key", "TailnetAuth: invalid authkey")
 		time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
-		d.set(func() { d.status = daemonStatus("Running", "node-1.x.") })
+		d.status.Store(daemonStatus("Running", "node-1.x."))
 		d.bus <- fmt.Sprintf(`{"LoginFinished":{},"State":%d}`, ipn.Running)
 		expect("the bus reports Running: polled at once", "connected as node-1 100.1.2.3")
-		if !tn.wasConnected() {
-			t.Error("there was a connection")
-		}
+		holds(t, tn.wasConnected(), "there was a connection")
 
-		d.set(func() { d.hung = true })
+		d.status.Store(nil)
 		for range 3 { // two more than there is a poll for
 			d.bus <- `{"SelfChange":{}}`
 		}
 		time.Sleep(pollTimeout + lossGrace + time.Second)
 		expect("hung", "TailnetNotRunning: tailscaled does not answer on /nowhere")
-		log.one(t, "tailnet connection lost; requests that still arrive are served")
-		d.set(func() { d.hung = false })
+		d.log.one(t, "tailnet connection lost; requests that still arrive are served")
+		d.status.Store(daemonStatus("Running", "node-1.x."))
 		time.Sleep(pollTimeout + pollInterval) // less than the 20 s that are promised
 		expect("recovered", "connected as node-1 100.1.2.3")
 	})
@@ -436,19 +384,14 @@ func TestRedial(t *testing.T) {
 		"Running":    {100 * ms, 200 * ms, 400 * ms, 500 * ms, 500 * ms},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &daemon{status: daemonStatus(backend, "node-1."), bus: make(chan string)}
-			followed(t, d)
+			_, d := followed(t, daemonStatus(backend, "node-1."), nil)
 			synctest.Wait()
 			close(d.bus)
-			at := time.Now()
+			at := <-d.dials
 			time.Sleep(3 * time.Second)
-			d.mu.Lock()
-			defer d.mu.Unlock()
 			for i, pause := range pauses {
 				at = at.Add(pause)
-				if got := d.dials[i+1]; !got.Equal(at) {
-					t.Errorf("%s: dial %d at %v, want %v", backend, i+1, got, at)
-				}
+				equal(t, fmt.Sprint(backend, ": dial ", i+1), <-d.dials, at)
 			}
 		})
 	}
@@ -458,34 +401,26 @@ func TestRedial(t *testing.T) {
 // A bus may say as much as it likes in messages of a usual size.
 func TestTailnetTalksTooMuch(t *testing.T) {
 	long := strings.Repeat("x", maxAnswer)
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		status *ipnstate.Status
 		bus    []string
 		want   string
-	}{
-		{name: "status", status: daemonStatus("Running", "node-1.", long), want: "TailnetNotRunning: " + errTooLarge.Error()},
-		{name: "status of almost that size", status: daemonStatus("Running", "node-1.", long[:len(long)-1000]), want: "connected as node-1 100.1.2.3"},
-		{name: "bus", status: daemonStatus("Running", "node-1."), bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
-		{name: "bus, in parts", status: daemonStatus("Running", "node-1."), bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				d := &daemon{status: row.status, bus: make(chan string)}
-				tn, _ := followed(t, d)
-				synctest.Wait()
-				time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
-				for _, text := range row.bus {
-					d.bus <- text
-				}
-				synctest.Wait()
-				now := tn.current()
-				if got := verdict(&now); got != row.want {
-					t.Errorf("%s, want %s", got, row.want)
-				}
-			})
-		})
 	}
+	inBubbles(t, map[string]row{
+		"status":                     {status: daemonStatus("Running", "node-1.", long), want: "TailnetNotRunning: " + errTooLarge.Error()},
+		"status of almost that size": {status: daemonStatus("Running", "node-1.", long[:len(long)-1000]), want: "connected as node-1 100.1.2.3"},
+		"bus":                        {bus: []string{`{"State":6}`, `{"ErrMessage":"` + long}, want: "TailnetNotRunning: " + errTooLarge.Error()},
+		"bus, in parts":              {bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
+	}, func(t *testing.T, row row) {
+		tn, d := followed(t, cmp.Or(row.status, running), nil)
+		synctest.Wait()
+		time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
+		for _, text := range row.bus {
+			d.bus <- text
+		}
+		synctest.Wait()
+		equal(t, "the state", verdict(new(tn.current())), row.want)
+	})
 }
 
 // TestSocketPath: the kernel says no more than "invalid argument" of a path that is too long for a socket.
@@ -496,24 +431,21 @@ func TestSocketPath(t *testing.T) {
 	} {
 		path := "/" + strings.Repeat("s", size-1)
 		_, err := newTailnet(&config{socket: path, hostname: "x"}, slog.New(slog.DiscardHandler)).status(t.Context())
-		if got := strings.ReplaceAll(errorText(err), path, "PATH"); got != want {
-			t.Errorf("got  %s\nwant %s", got, want)
-		}
+		equal(t, "the error", strings.ReplaceAll(errorText(err), path, "PATH"), want)
 	}
 }
 
 // TestTailnetGauges: the gauges follow the state of the tailnet, and that there is none.
 func TestTailnetGauges(t *testing.T) {
 	expiry := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	for _, row := range []struct {
-		name  string
+	for name, row := range map[string]struct {
 		state *tailnetState // nil: no tailnet
 		want  string
 	}{
-		{name: "no tailnet", want: ""},
-		{name: "not connected", state: &tailnetState{problem: &problem{tailnetConnect, ""}, online: true}, want: "connected 0, control_online 0"},
-		{name: "connected", state: &tailnetState{hostname: "node-1", online: true}, want: "connected 1, control_online 1"},
-		{name: "connected, control lost, key that expires", state: &tailnetState{hostname: "node-1", keyExpiry: expiry}, want: fmt.Sprint("connected 1, control_online 0, key_expiry_timestamp_seconds ", expiry.Unix())},
+		"no tailnet":    {want: ""},
+		"not connected": {state: &tailnetState{problem: &problem{tailnetConnect, ""}, online: true}, want: "connected 0, control_online 0"},
+		"connected":     {state: &tailnetState{hostname: "node-1", online: true}, want: "connected 1, control_online 1"},
+		"connected, control lost, key that expires": {state: &tailnetState{hostname: "node-1", keyExpiry: expiry}, want: fmt.Sprint("connected 1, control_online 0, key_expiry_timestamp_seconds ", expiry.Unix())},
 	} {
 		var tn *tailnet
 		if row.state != nil {
@@ -521,14 +453,12 @@ func TestTailnetGauges(t *testing.T) {
 			tn.publish(row.state)
 		}
 		var got []string
-		tailnetGauges(tn, func(name, help string, value func() (float64, bool)) {
+		tailnetGauges(tn, func(metric, help string, value func() (float64, bool)) {
 			if v, ok := value(); ok {
-				got = append(got, fmt.Sprint(strings.TrimPrefix(name, "tailnet_"), " ", int64(v)))
+				got = append(got, fmt.Sprint(strings.TrimPrefix(metric, "tailnet_"), " ", int64(v)))
 			}
 		})
-		if text := strings.Join(got, ", "); text != row.want {
-			t.Errorf("%s: got %s, want %s", row.name, text, row.want)
-		}
+		equal(t, name, strings.Join(got, ", "), row.want)
 	}
 }
 
@@ -537,8 +467,7 @@ const whoisAlice = `{"Node":{"Name":"laptop.x.ts.net."},"UserProfile":{"LoginNam
 
 // TestWhoIs: what tailscaled says of a caller, and how long that may take.
 func TestWhoIs(t *testing.T) {
-	for _, row := range []struct {
-		name   string
+	type row struct {
 		status int
 		answer string
 		delay  time.Duration
@@ -546,50 +475,44 @@ func TestWhoIs(t *testing.T) {
 		want   identity
 		err    string
 		took   time.Duration
-	}{
-		{name: "person", answer: whoisAlice, want: alice},
-		{name: "tagged node", answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{node: "ci.x.ts.net", user: "tag:ci,tag:prod"}},
-		{name: "granted", answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"a.b/c":null,"example.com/cap/claude":[{"x":1}]},`, 1), want: granted},
-		{name: "granted another", answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"example.com/cap/claude2":null},`, 1), want: alice},
-		{name: "no profile", answer: `{"Node":{"Name":"x."}}`, want: identity{node: "x"}},
-		{name: "no node", answer: `{"UserProfile":{"LoginName":"a@b"}}`, want: identity{user: "a@b"}},
-		{name: "nothing", answer: `{}`},
-		{name: "null", answer: `null`},
-		{name: "unknown", status: 404, answer: "no match for IP:port"},
-		{name: "slow", answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: alice},
-		{name: "hung", answer: whoisAlice, delay: time.Hour, took: lookupTimeout, err: "tailscaled does not answer on /nowhere"},
-		{name: "caller leaves", answer: whoisAlice, delay: time.Hour, leaves: time.Second, took: time.Second, err: "gone"},
-		{name: "failure", status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
-		{name: "too much", answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, r *http.Request) {
-					if addr := r.FormValue("addr"); addr != "100.9.8.7:1234" {
-						t.Errorf("asked about %s", addr)
-					}
-					select {
-					case <-time.After(row.delay):
-					case <-r.Context().Done():
-					}
-					w.WriteHeader(max(200, row.status))
-					io.WriteString(w, row.answer)
-				}}
-				tn, _ := followed(t, d)
-				tn.required = "example.com/cap/claude"
-				ctx, leave := context.WithCancelCause(t.Context())
-				defer leave(nil)
-				if row.leaves > 0 {
-					time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
-				}
-				start := time.Now()
-				who, err := tn.whoIs(ctx, "100.9.8.7:1234")
-				if took := time.Since(start); who != row.want || errorText(err) != row.err || took != row.took {
-					t.Errorf("%+v, %v after %v; want %+v, %s after %v", who, err, took, row.want, row.err, row.took)
-				}
-			})
-		})
 	}
+	inBubbles(t, map[string]row{
+		"person":          {answer: whoisAlice, want: alice},
+		"tagged node":     {answer: `{"Node":{"Name":"ci.x.ts.net.","Tags":["tag:ci","tag:prod"]},"UserProfile":{"LoginName":"tagged-devices"}}`, want: identity{node: "ci.x.ts.net", user: "tag:ci,tag:prod"}},
+		"granted":         {answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"a.b/c":null,"example.com/cap/claude":[{"x":1}]},`, 1), want: granted},
+		"granted another": {answer: strings.Replace(whoisAlice, "{", `{"CapMap":{"example.com/cap/claude2":null},`, 1), want: alice},
+		"no profile":      {answer: `{"Node":{"Name":"x."}}`, want: identity{node: "x"}},
+		"no node":         {answer: `{"UserProfile":{"LoginName":"a@b"}}`, want: identity{user: "a@b"}},
+		"nothing":         {answer: `{}`},
+		"null":            {answer: `null`},
+		"unknown":         {status: 404, answer: "no match for IP:port"},
+		"slow":            {answer: whoisAlice, delay: lookupTimeout - 1, took: lookupTimeout - 1, want: alice},
+		"hung":            {answer: whoisAlice, delay: time.Hour, took: lookupTimeout, err: "tailscaled does not answer on /nowhere"},
+		"caller leaves":   {answer: whoisAlice, delay: time.Hour, leaves: time.Second, took: time.Second, err: "gone"},
+		"failure":         {status: 500, answer: "oh", err: "500 Internal Server Error: oh"},
+		"too much":        {answer: `{"Node":{"Name":"` + strings.Repeat("x", maxAnswer), err: errTooLarge.Error()},
+	}, func(t *testing.T, row row) {
+		tn, _ := followed(t, running, func(w http.ResponseWriter, r *http.Request) {
+			equal(t, "asked about", r.FormValue("addr"), "100.9.8.7:1234")
+			select {
+			case <-time.After(row.delay):
+			case <-r.Context().Done():
+			}
+			w.WriteHeader(max(200, row.status))
+			io.WriteString(w, row.answer)
+		})
+		tn.required = "example.com/cap/claude"
+		ctx, leave := context.WithCancelCause(t.Context())
+		defer leave(nil)
+		if row.leaves > 0 {
+			time.AfterFunc(row.leaves, func() { leave(errors.New("gone")) })
+		}
+		start := time.Now()
+		who, err := tn.whoIs(ctx, "100.9.8.7:1234")
+		equal(t, "who", who, row.want)
+		equal(t, "the error", errorText(err), row.err)
+		equal(t, "took", time.Since(start), row.took)
+	})
 }
 
 // TestLookupsAreLimited: tailscaled is asked about 16 callers at once at most. The others wait for their turn, and
@@ -597,27 +520,22 @@ func TestWhoIs(t *testing.T) {
 func TestLookupsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most, answered atomic.Int32
-		d := &daemon{status: daemonStatus("Running", "node-1."), bus: make(chan string), whois: func(w http.ResponseWriter, _ *http.Request) {
+		tn, _ := followed(t, running, func(w http.ResponseWriter, _ *http.Request) {
 			n := now.Add(1)
 			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 			}
 			time.Sleep(4 * time.Second)
 			now.Add(-1)
 			io.WriteString(w, whoisAlice)
-		}}
-		tn, _ := followed(t, d)
+		})
 		start := time.Now()
-		var wg sync.WaitGroup
-		for range 3 * maxLookups {
-			wg.Go(func() {
-				if who, err := tn.whoIs(t.Context(), "100.9.8.7:1234"); err == nil && who.node != "" {
-					answered.Add(1)
-				}
-			})
-		}
-		wg.Wait()
-		if took := time.Since(start); most.Load() != maxLookups || answered.Load() != 2*maxLookups || took != lookupTimeout {
-			t.Errorf("%d at once, %d answered, %v; want %d, %d, %v", most.Load(), answered.Load(), took, maxLookups, 2*maxLookups, lookupTimeout)
-		}
+		together(3*maxLookups, func(int) {
+			if who, err := tn.whoIs(t.Context(), "100.9.8.7:1234"); err == nil && who.node != "" {
+				answered.Add(1)
+			}
+		})
+		equal(t, "at once", most.Load(), maxLookups)
+		equal(t, "answered", answered.Load(), 2*maxLookups)
+		equal(t, "took", time.Since(start), lookupTimeout)
 	})
 }

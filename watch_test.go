@@ -2,7 +2,6 @@ package main
 
 import (
 	"net"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -12,35 +11,29 @@ import (
 // TestWatch: overdue is asked when the time has passed, and not after stop; one that is late may be the fault of a stopped process,
 // and is asked a second later.
 func TestWatch(t *testing.T) {
-	for _, row := range []struct {
-		name    string
+	type row struct {
 		more    []time.Duration // what overdue answers
 		stopped time.Duration   // when stop is called
 		want    []time.Duration // when overdue is called
 		inTime  bool
-	}{
-		{name: "in time", stopped: 999 * time.Millisecond, inTime: true},
-		{name: "too late", more: []time.Duration{0}, stopped: time.Hour, want: []time.Duration{time.Second}},
-		{name: "more time", more: []time.Duration{time.Minute, 0}, stopped: time.Hour, want: []time.Duration{time.Second, 61 * time.Second}},
-		{name: "more time, then in time", more: []time.Duration{time.Minute}, stopped: 60 * time.Second, want: []time.Duration{time.Second}, inTime: true},
-	} {
-		inBubble(t, row.name, func(t *testing.T) {
-			start := time.Now()
-			var called []time.Duration
-			w := startWatch(time.Second, func(now time.Time) time.Duration {
-				called = append(called, now.Sub(start))
-				return row.more[len(called)-1]
-			})
-			time.Sleep(row.stopped)
-			if inTime := w.stop(); inTime != row.inTime {
-				t.Errorf("in time: %t", inTime)
-			}
-			time.Sleep(time.Hour)
-			if !slices.Equal(called, row.want) {
-				t.Errorf("asked after %v, want %v", called, row.want)
-			}
-		})
 	}
+	inBubbles(t, map[string]row{
+		"in time":                 {stopped: 999 * time.Millisecond, inTime: true},
+		"too late":                {more: []time.Duration{0}, stopped: time.Hour, want: []time.Duration{time.Second}},
+		"more time":               {more: []time.Duration{time.Minute, 0}, stopped: time.Hour, want: []time.Duration{time.Second, 61 * time.Second}},
+		"more time, then in time": {more: []time.Duration{time.Minute}, stopped: 60 * time.Second, want: []time.Duration{time.Second}, inTime: true},
+	}, func(t *testing.T, row row) {
+		start := time.Now()
+		var called []time.Duration
+		w := startWatch(time.Second, func(now time.Time) time.Duration {
+			called = append(called, now.Sub(start))
+			return row.more[len(called)-1]
+		})
+		time.Sleep(row.stopped)
+		equal(t, "in time", w.stop(), row.inTime)
+		time.Sleep(time.Hour)
+		equal(t, "asked after", called, row.want)
+	})
 }
 
 // TestWatchOfStoppedProcess: a timer that fires late tells that the process was stopped; what has come meanwhile gets a second.
@@ -54,9 +47,8 @@ func TestWatchOfStoppedProcess(t *testing.T) {
 		early := calls.Load()
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if inTime := w.stop(); early != 0 || calls.Load() != 1 || inTime {
-			t.Errorf("overdue was asked %d times before, %d times after a second; in time: %t", early, calls.Load(), inTime)
-		}
+		equal(t, "in time", w.stop(), false)
+		equal(t, "asked before a second has passed, and in all", []int32{early, calls.Load()}, []int32{0, 1})
 	})
 }
 
@@ -85,8 +77,6 @@ func TestRollingDeadline(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if conn.moves > 11 {
-			t.Errorf("it was moved %d times in 10 s, want once a second", conn.moves)
-		}
+		holds(t, conn.moves <= 11, "it was moved %d times in 10 s, want once a second", conn.moves)
 	})
 }

@@ -3,13 +3,11 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -55,54 +53,60 @@ type wire struct {
 // numberHeader is in each of the upstream's answers: how many requests it has got.
 const numberHeader = "X-Upstream-Number"
 
-// serveStrictly is the upstream on one connection: it answers when a request is complete.
+// serveStrictly is the upstream on one connection. It answers a request that is complete, and accepts only what no other reader can
+// take for another one: lines that end in CRLF, one Host, one length at most, and no byte behind it. (checkArrived compares the headers,
+// so no Transfer-Encoding is there either.)
 func (w *wire) serveStrictly(conn net.Conn) {
 	defer conn.Close()
-	reader := bufio.NewReader(conn)
-	for {
-		r, err := readArrived(reader)
-		if err == io.EOF {
+	for text, piece := "", make([]byte, 64<<10); ; {
+		n, err := conn.Read(piece)
+		text += string(piece[:n])
+		s := &sentReader{rest: text}
+		r, complete := s.request()
+		switch {
+		case !complete && err == nil:
+			continue
+		case !complete && text == "":
+			return
+		case !complete:
+			w.t.Errorf("the upstream gets what is no request: %q, then %v", text, err)
 			return
 		}
-		if err != nil {
-			w.t.Errorf("the upstream gets what is not strictly a request: %v", err)
-			return
+		head := strings.TrimSuffix(strings.TrimSuffix(text, s.rest), r.body)
+		host, length := r.header["host"], r.header["content-length"]
+		if !strictHead.MatchString(head) || s.rest != "" || !slices.Equal(host, []string{"127.0.0.1:1"}) ||
+			length != nil && !slices.Equal(length, []string{strconv.Itoa(len(r.body))}) {
+			w.t.Errorf("the upstream gets what is not strictly a request: %q", text)
 		}
+		delete(r.header, "host")
+		delete(r.header, "content-length")
 		w.arrived = append(w.arrived, r)
 		body := "ok"
 		if r.method == http.MethodHead {
 			body = ""
 		}
 		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\n%s: %d\r\nContent-Length: 2\r\n\r\n%s", numberHeader, len(w.arrived), body)
+		text = ""
 	}
 }
 
 // converse sends the client's bytes, piece at a time unless that is 0, and listens until the proxy closes.
 func (w *wire) converse(sent []byte, piece int) {
-	conn, err := w.front.dial(context.Background(), "", "")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := w.dialRaw()
 	if piece == 0 {
 		piece = max(len(sent), 1)
 	}
 	go func() {
 		for part := range slices.Chunk(sent, piece) {
-			if _, err := conn.Write(part); err != nil {
-				return // the proxy has closed
-			}
+			conn.Write(part) // unless the proxy has closed
 		}
 	}()
-	conn.SetReadDeadline(time.Now().Add(clientIdle + w.cfg.timeout))
-	if w.answers, err = io.ReadAll(conn); err != nil {
-		w.t.Errorf("the proxy does not close an idle connection: %v", err)
-	}
+	conn.SetReadDeadline(time.Now().Add(clientIdle + w.cfg.timeout)) // the proxy closes an idle connection before
+	w.answers = must(io.ReadAll(conn))
 }
 
 // compare holds the answers, the log and what reached the upstream against what the client sent.
 func (w *wire) compare(sent []wireRequest) {
-	w.t.Helper()
 	answers, forwarded := w.readAnswers(sent), 0
 	logged := map[any]logLine{}
 	for _, line := range w.log.lines(w.t, "request completed") {
@@ -111,9 +115,9 @@ func (w *wire) compare(sent []wireRequest) {
 	for i, a := range answers {
 		// Each answer has its line, but for those of net/http and of our own endpoints.
 		id := a.Header.Get(requestIDHeader)
-		if line, ok := logged[id]; ok && line["status"] != float64(a.StatusCode) || i < len(sent) && ok != (id != "" && !sent[i].own()) {
-			w.t.Errorf("answer %d, %s, is logged as %v", i+1, a.Status, line)
-		}
+		line, ok := logged[id]
+		holds(w.t, !ok || line["status"] == float64(a.StatusCode), "answer %d, %s, is logged as %v", i+1, a.Status, line)
+		holds(w.t, i >= len(sent) || ok == (id != "" && !sent[i].own()), "answer %d, %s, is logged: %t", i+1, a.Status, ok)
 		delete(logged, id)
 		number := a.Header.Get(numberHeader)
 		if number != "" {
@@ -133,12 +137,9 @@ func (w *wire) compare(sent []wireRequest) {
 			w.t.Errorf("answer %d, %s, number %q of the upstream's, is to no request", i+1, a.Status, number)
 		}
 	}
-	if len(w.arrived) != forwarded {
-		w.t.Errorf("%d requests reached the upstream, and %d of its answers the client: %v", len(w.arrived), forwarded, w.arrived)
-	}
-	if n := len(answers); n < len(sent) && (n == 0 || !answers[n-1].Close) {
-		w.t.Errorf("%d answers to %d requests", n, len(sent))
-	}
+	equal(w.t, "requests that reached the upstream, by its answers", len(w.arrived), forwarded)
+	complete := len(answers) >= len(sent) || len(answers) > 0 && answers[len(answers)-1].Close
+	holds(w.t, complete, "%d answers to %d requests", len(answers), len(sent))
 	for id, line := range logged {
 		w.t.Errorf("the request %s is logged, but not answered: %v", id, line)
 	}
@@ -146,7 +147,6 @@ func (w *wire) compare(sent []wireRequest) {
 
 // readAnswers returns the answers that the client got, without interim ones.
 func (w *wire) readAnswers(sent []wireRequest) (answers []*http.Response) {
-	w.t.Helper()
 	reader := bufio.NewReader(bytes.NewReader(w.answers))
 	for {
 		if _, err := reader.Peek(1); err == io.EOF {
@@ -165,9 +165,8 @@ func (w *wire) readAnswers(sent []wireRequest) (answers []*http.Response) {
 			continue
 		}
 		// Who sent half a request does not know what to expect.
-		if _, err := io.Copy(io.Discard, a.Body); err != nil && complete {
-			w.t.Errorf("answer %d, %s, breaks off: %v", len(answers)+1, a.Status, err)
-		}
+		_, err = io.Copy(io.Discard, a.Body)
+		holds(w.t, err == nil || !complete, "answer %d, %s, breaks off: %v", len(answers)+1, a.Status, err)
 		answers = append(answers, a)
 		if a.Header.Get(requestIDHeader) == "" {
 			reader.Discard(reader.Buffered()) // net/http refuses HEAD with a body
@@ -177,7 +176,6 @@ func (w *wire) readAnswers(sent []wireRequest) (answers []*http.Response) {
 
 // checkAnswer checks the answer to r.
 func (w *wire) checkAnswer(r *wireRequest, a *http.Response) {
-	w.t.Helper()
 	want := http.StatusOK
 	if r.method == http.MethodConnect || r.own() && r.method != http.MethodGet && r.method != http.MethodHead {
 		want = http.StatusMethodNotAllowed
@@ -196,15 +194,11 @@ func (w *wire) checkAnswer(r *wireRequest, a *http.Response) {
 
 // checkArrived checks what has become of r on its way.
 func (w *wire) checkArrived(r, got *wireRequest) {
-	w.t.Helper()
-	target := got.target
-	want := originForm(r.target)
+	target, want := got.target, originForm(r.target)
 	if strings.HasPrefix(want, "//") {
 		target = strings.TrimPrefix(target, "http://127.0.0.1:1") // see FuzzRequestTarget
 	}
-	if got.method != r.method || target != want || got.body != r.body {
-		w.t.Errorf("%v reaches the upstream as %v", *r, *got)
-	}
+	holds(w.t, got.method == r.method && target == want && got.body == r.body, "%v reaches the upstream as %v", *r, *got)
 	// net/http's server adds Cache-Control to a Pragma that stands alone, and its client sends one User-Agent, unless that is empty.
 	header := maps.Clone(r.header)
 	if pragma, control := header["pragma"], header["cache-control"]; len(control) == 0 && len(pragma) > 0 && pragma[0] == "no-cache" {
@@ -218,9 +212,8 @@ func (w *wire) checkArrived(r, got *wireRequest) {
 		delete(header, "user-agent")
 	}
 	header["anthropic-beta"] = got.header["anthropic-beta"] // see FuzzRequestHeader
-	if !reflect.DeepEqual(got.header, header) || len(got.header["anthropic-beta"]) != 1 {
-		w.t.Errorf("sent upstream: %q\nwant:          %q", got.header, header)
-	}
+	equal(w.t, "sent upstream", got.header, header)
+	equal(w.t, "lines of betas", len(got.header["anthropic-beta"]), 1)
 }
 
 // HTTP/1.1 once more, written from RFC 9112 and not from net/http: how a request reads that a client has sent, and how
@@ -249,66 +242,31 @@ func (r *wireRequest) own() bool {
 // forwarded reports whether r is to reach the upstream.
 func (r *wireRequest) forwarded() bool { return r.method != http.MethodConnect && !r.own() }
 
+// The grammar.
+const (
+	token   = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+	visible = `[^\x00-\x20\x7f]`
+	content = `[^\x00-\x08\x0a-\x1f\x7f]` // of a header's value, blanks included
+)
+
 var (
-	token       = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-	requestLine = regexp.MustCompile(`^(` + token + `) ([^\x00-\x20\x7f]*) HTTP/1\.([0-9])$`)
-	fieldLine   = regexp.MustCompile(`^(` + token + `):([^\x00-\x08\x0a-\x1f\x7f]*)$`)
-	foldedLine  = regexp.MustCompile(`^[ \t][^\x00-\x08\x0a-\x1f\x7f]*$`)
-	digits      = regexp.MustCompile(`^[0-9]+$`)
+	requestLine = regexp.MustCompile(`^(` + token + `) (` + visible + `*) HTTP/1\.([0-9])\r?\n`)
+	fieldLines  = regexp.MustCompile(`^(` + token + `):(` + content + `*(?:\r?\n[ \t]` + content + `*)*)\r?\n`)
+	emptyLine   = regexp.MustCompile(`^\r?\n`)
+	fold        = regexp.MustCompile(`[ \t]*\r?\n[ \t]+`)
+	chunkLine   = regexp.MustCompile(`^([0-9A-Fa-f]{1,16})([ \t]*(?:;[^\r]*)?)\r\n`) // with extensions, which are of no use to anyone
+	// Lines that end in LF (2.2), and folded ones (5.2): a server may take them.
+	laxLines = regexp.MustCompile(`(^|[^\r])\n|\n[ \t]`)
 	// What is written as everybody reads it.
-	strictHead   = regexp.MustCompile(`^` + token + ` [^\x00-\x20\x7f]+ HTTP/1\.1\r\n(` + token + `: ([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?\r\n)*\r\n$`)
-	strictLength = regexp.MustCompile(`\r\nContent-Length: ([0-9]{1,7})\r\n`)
-	// With extensions, which are of no use to anyone.
-	chunkLine = regexp.MustCompile(`^([0-9A-Fa-f]{1,16})([ \t]*(;[^\r]*)?)$`)
+	strictHead = regexp.MustCompile(`^` + token + ` ` + visible + `+ HTTP/1\.1\r\n(` + token + `: (` + visible + `(` + content + `*` + visible + `)?)?\r\n)*\r\n$`)
 	// Targets and hosts that nobody may refuse.
 	plainTarget = regexp.MustCompile(`^(http://[0-9A-Za-z.-]+(:[0-9]+)?)?/([!$&'()*+,./:;=?@_~0-9A-Za-z-]|%[0-9A-Fa-f]{2})*$`)
 	plainHost   = regexp.MustCompile(`^[0-9A-Za-z.-]+(:[0-9]+)?$`)
 )
 
-// readArrived reads a request as strictly as one can, so that no other reader can see another one: lines that end in
-// CRLF, one Host, one length at most and no transfer coding, no header that ends at the proxy, and no byte behind it.
-// io.EOF says that there is none.
-func readArrived(reader *bufio.Reader) (r wireRequest, err error) {
-	text := ""
-	for line := ""; line != "\r\n"; text += line {
-		if line, err = reader.ReadString('\n'); err != nil && text+line != "" {
-			err = fmt.Errorf("%q: %v", text+line, err)
-		}
-		if err != nil {
-			return r, err
-		}
-	}
-	if !strictHead.MatchString(text) {
-		return r, fmt.Errorf("%q", text)
-	}
-	length := 0
-	if m := strictLength.FindStringSubmatch(text); m != nil {
-		length, _ = strconv.Atoi(m[1])
-	}
-	body := make([]byte, length)
-	n, err := io.ReadFull(reader, body)
-	if err != nil || reader.Buffered() > 0 {
-		return r, fmt.Errorf("%d bytes and %d behind them, for a body of %d", n, reader.Buffered(), length)
-	}
-	r, ok := (&sentReader{rest: text + string(body)}).request()
-	host, lengths := r.header["host"], r.header["content-length"]
-	delete(r.header, "host")
-	delete(r.header, "content-length")
-	if !ok || !slices.Equal(host, []string{"127.0.0.1:1"}) || len(lengths) > 1 || len(lengths) == 1 && lengths[0] != strconv.Itoa(length) {
-		return r, fmt.Errorf("hosts %q and lengths %q", host, lengths)
-	}
-	for name := range r.header {
-		if endsHere.MatchString(name) || clientsEndHere.MatchString(name) {
-			return r, fmt.Errorf("the header %q, which ends at the proxy", name)
-		}
-	}
-	return r, nil
-}
-
 // sentReader reads what a client has sent. It is as strict as RFC 9112 lets a server be, except that it takes what
-// net/http takes too: lines that end in LF (2.2), folded header lines (5.2) and equal lengths twice (RFC 9110, 8.6), as
-// the RFC allows; after a POST, of which old clients send more than they say (2.2), up to four CR and LF; and CONNECT
-// without a target, which is refused like any other.
+// net/http takes too: lax lines and equal lengths twice (RFC 9110, 8.6), as the RFC allows; after a POST, of which old
+// clients send more than they say (2.2), up to four CR and LF; and CONNECT without a target, which is refused like any other.
 type sentReader struct {
 	rest string
 	lax  bool // one of those was met
@@ -335,19 +293,19 @@ func readSent(sent string) (requests []wireRequest) {
 	}
 }
 
-// line reads a line. ok is false if it has no end.
-func (s *sentReader) line() (line string, ok bool) {
-	line, s.rest, ok = strings.Cut(s.rest, "\n")
-	line, crlf := strings.CutSuffix(line, "\r")
-	s.lax = s.lax || !crlf
-	return line, ok
+// take takes what matches off the beginning, and returns its groups: nil if it does not match.
+func (s *sentReader) take(what *regexp.Regexp) []string {
+	m := what.FindStringSubmatch(s.rest)
+	if m != nil {
+		s.rest, s.lax = s.rest[len(m[0]):], s.lax || laxLines.MatchString(m[0])
+	}
+	return m
 }
 
 // request reads a request; ok is false if it is not valid, or not complete.
 func (s *sentReader) request() (r wireRequest, ok bool) {
-	line, ok := s.line()
-	m := requestLine.FindStringSubmatch(line)
-	if !ok || m == nil || m[2] == "" && m[1] != http.MethodConnect {
+	m := s.take(requestLine)
+	if m == nil || m[2] == "" && m[1] != http.MethodConnect {
 		return r, false
 	}
 	r = wireRequest{method: m[1], target: m[2]}
@@ -378,51 +336,30 @@ func (s *sentReader) request() (r wireRequest, ok bool) {
 // fields reads header lines and the empty one behind them.
 func (s *sentReader) fields() (header map[string][]string, ok bool) {
 	header = map[string][]string{}
-	for name := ""; ; {
-		line, ok := s.line()
-		switch m := fieldLine.FindStringSubmatch(line); {
-		case !ok:
-			return nil, false
-		case line == "":
-			for _, values := range header {
-				for i := range values {
-					values[i] = strings.Trim(values[i], " \t")
-				}
-			}
-			return header, true
-		case m != nil:
-			name = strings.ToLower(m[1])
-			header[name] = append(header[name], strings.Trim(m[2], " \t"))
-		case name != "" && foldedLine.MatchString(line):
-			header[name][len(header[name])-1] += " " + strings.Trim(line, " \t")
-			s.lax = true
-		default:
+	for s.take(emptyLine) == nil {
+		m := s.take(fieldLines)
+		if m == nil {
 			return nil, false
 		}
+		name := strings.ToLower(m[1])
+		header[name] = append(header[name], strings.Trim(fold.ReplaceAllString(m[2], " "), " \t"))
 	}
+	return header, true
 }
 
 // body reads r's body (RFC 9112, 6.3). old says that r is HTTP/1.0, which has no transfer codings: one that names
 // them is in error about its end, and its connection must be closed (6.1).
 func (s *sentReader) body(r *wireRequest, old bool) (ok bool) {
 	size := 0
-	if lengths := r.header["content-length"]; len(lengths) > 0 {
-		for _, length := range lengths {
-			if length != lengths[0] || !digits.MatchString(length) {
-				return false
-			}
-		}
-		n, err := strconv.ParseInt(lengths[0], 10, 64)
-		if err != nil {
+	for i, length := range r.header["content-length"] {
+		n, err := strconv.ParseUint(length, 10, 63)
+		if err != nil || length != r.header["content-length"][0] {
 			return false
 		}
-		size = int(n)
-		s.lax = s.lax || len(lengths) > 1
+		size, s.lax = int(n), s.lax || i > 0
 	}
 	codings := r.header["transfer-encoding"]
-	if len(codings) > 0 {
-		r.last = true
-	}
+	r.last = r.last || len(codings) > 0
 	if len(codings) == 0 || old {
 		if size > len(s.rest) {
 			return false
@@ -444,24 +381,20 @@ func (s *sentReader) body(r *wireRequest, old bool) (ok bool) {
 // chunks reads a chunked body (RFC 9112, 7.1).
 func (s *sentReader) chunks() (body string, ok bool) {
 	for {
-		line, rest, ok := strings.Cut(s.rest, "\r\n")
-		m := chunkLine.FindStringSubmatch(line)
-		if !ok || m == nil {
+		m := s.take(chunkLine)
+		if m == nil {
 			return body, false
 		}
 		s.lax = s.lax || m[2] != ""
 		size, err := strconv.ParseUint(m[1], 16, 64)
-		s.rest = rest
 		switch {
-		case err != nil:
+		case err != nil, size > uint64(len(s.rest)):
 			return body, false
 		case size == 0:
 			return body, s.trailer()
-		case size > uint64(len(rest)):
-			return body, false
 		}
-		body += rest[:size]
-		if s.rest, ok = strings.CutPrefix(rest[size:], "\r\n"); !ok {
+		body += s.rest[:size]
+		if s.rest, ok = strings.CutPrefix(s.rest[size:], "\r\n"); !ok {
 			return body, false
 		}
 	}
