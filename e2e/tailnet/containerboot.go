@@ -14,10 +14,6 @@ import (
 // environment says: TS_AUTHKEY or another way, which demands tags. It returns at once: containerboot exits by itself
 // when the login fails or the node leaves the tailnet.
 func (n *Node) BootWith(login ...string) error {
-	args := "--login-server=" + n.tailnet.Control.URL
-	if len(n.Tags) > 0 {
-		args += " --advertise-tags=" + strings.Join(n.Tags, ",")
-	}
 	// It ends its tailscaled on SIGTERM, and would leave it behind on SIGKILL.
 	return n.run("containerboot", syscall.SIGTERM, nil, append(login,
 		"TS_AUTH_ONCE=true",
@@ -26,9 +22,7 @@ func (n *Node) BootWith(login ...string) error {
 		"TS_STATE_DIR="+filepath.Join(n.dir, "state"),
 		"TS_KUBE_SECRET=", // else it looks for one wherever it runs in a cluster
 		"TS_USERSPACE=true",
-		"TS_SOCKS5_SERVER=127.0.0.1:0",
-		"TS_OUTBOUND_HTTP_PROXY_LISTEN=127.0.0.1:0",
-		"TS_EXTRA_ARGS="+args,
+		"TS_EXTRA_ARGS=--login-server="+n.tailnet.Control.URL+" --advertise-tags="+strings.Join(n.Tags, ","),
 	))
 }
 

@@ -2,7 +2,6 @@ package tailnet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -157,7 +156,7 @@ func (c *Control) modify(name string, change func(*tailcfg.Node)) error {
 	})
 	c.wakeAll() // UpdateNode wakes all nodes but the changed one
 	if err != nil {
-		return errors.Join(fmt.Errorf("changing node %s: the control server does not know how it is reached", name), err)
+		return fmt.Errorf("changing node %s: the control server does not know how it is reached: %w", name, err)
 	}
 	return nil
 }

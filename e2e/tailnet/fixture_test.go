@@ -188,10 +188,10 @@ func (f *fixture) checkHealth(p *proxytest.Proxy, wantStatus int, want string) {
 	}
 }
 
-// awaitHealth waits until /health has some words, and returns how long that took.
-func (f *fixture) awaitHealth(p *proxytest.Proxy, words string) time.Duration {
+// awaitHealth waits until /health has some words.
+func (f *fixture) awaitHealth(p *proxytest.Proxy, words string) {
 	f.t.Helper()
-	return proxytest.Eventually(f.t, "/health with "+words, func() bool {
+	proxytest.Eventually(f.t, "/health with "+words, func() bool {
 		_, body := f.health(p)
 		return strings.Contains(body, words)
 	})
@@ -209,19 +209,13 @@ func (f *fixture) gauge(p *proxytest.Proxy, name string, want float64) time.Dura
 // follows checks that /health and the gauge both say in time whether the tailnet is connected.
 func (f *fixture) follows(p *proxytest.Proxy, connected bool, limit time.Duration) {
 	f.t.Helper()
-	wantStatus, wantGauge := http.StatusServiceUnavailable, 0.0
-	if connected {
-		wantStatus, wantGauge = http.StatusOK, 1
-	}
-	start := time.Now()
-	proxytest.Eventually(f.t, fmt.Sprint("/health is ", wantStatus), func() bool {
+	want := map[bool]string{true: "/health 200, tailnet_connected 1", false: "/health 503, tailnet_connected 0"}[connected]
+	took := proxytest.Eventually(f.t, want, func() bool {
 		status, _ := f.health(p)
-		return status == wantStatus
+		return fmt.Sprintf("/health %d, tailnet_connected %v", status, proxytest.Scrape(f.t, p).Value("tailnet_connected")) == want
 	})
-	f.gauge(p, "tailnet_connected", wantGauge)
-	took := time.Since(start)
-	if f.t.Logf("connected %t: known after %v", connected, took); took > limit {
-		f.t.Errorf("that was known only after %v, want %v", took, limit)
+	if f.t.Logf("%s after %v", want, took); took > limit {
+		f.t.Errorf("%s only after %v, want %v", want, took, limit)
 	}
 }
 

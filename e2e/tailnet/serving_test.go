@@ -1,7 +1,6 @@
 package tailnet_test
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -80,16 +79,9 @@ func TestCallers(t *testing.T) {
 	}
 }
 
-// stream is an answer whose events come one at a time, when the test asks for them.
-type stream struct {
-	f      *fixture
-	body   *bufio.Reader
-	more   chan struct{}
-	events int
-}
-
-// stream starts one and reads its first event. Later requests are answered as usual.
-func (f *fixture) stream(c *http.Client, base string) *stream {
+// stream begins an answer whose events come one at a time, and reads the first one. next asks for another and reads it: if
+// anything on the way waited for more, it would never arrive. finish lets the stream end. Later requests are answered as usual.
+func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
 	f.t.Helper()
 	more := make(chan struct{})
 	f.upstream.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -103,36 +95,31 @@ func (f *fixture) stream(c *http.Client, base string) *stream {
 			}
 		}
 	}))
-	s := &stream{f: f, body: bufio.NewReader(f.send(c, base).Body), more: more}
+	body, events := f.send(c, base).Body, 0
 	f.upstream.Handle(nil)
-	s.read()
-	return s
-}
-
-func (s *stream) read() {
-	s.f.t.Helper()
-	want := fmt.Sprintf("event: ping\ndata: {\"index\":%d,\"type\":\"ping\"}\n\n", s.events)
-	got := make([]byte, len(want))
-	if n, err := io.ReadFull(s.body, got); string(got) != want {
-		s.f.t.Fatalf("event %d is %q, %v; want %q", s.events, got[:n], err, want)
+	read := func() {
+		f.t.Helper()
+		want := fmt.Sprintf("event: ping\ndata: {\"index\":%d,\"type\":\"ping\"}\n\n", events)
+		got := make([]byte, len(want))
+		if n, err := io.ReadFull(body, got); string(got) != want {
+			f.t.Fatalf("event %d is %q, %v; want %q", events, got[:n], err, want)
+		}
+		events++
 	}
-	s.events++
-}
-
-// next asks for an event and reads it: if anything on the way waited for more, it would never arrive.
-func (s *stream) next() {
-	s.f.t.Helper()
-	s.more <- struct{}{}
-	s.read()
-}
-
-// finish ends the stream.
-func (s *stream) finish() {
-	s.f.t.Helper()
-	close(s.more)
-	if rest, err := io.ReadAll(s.body); err != nil || len(rest) > 0 {
-		s.f.t.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
+	read()
+	next = func() {
+		f.t.Helper()
+		more <- struct{}{}
+		read()
 	}
+	finish = func() {
+		f.t.Helper()
+		close(more)
+		if rest, err := io.ReadAll(body); err != nil || len(rest) > 0 {
+			f.t.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
+		}
+	}
+	return next, finish
 }
 
 func TestStreamThroughWireGuard(t *testing.T) {
@@ -140,11 +127,11 @@ func TestStreamThroughWireGuard(t *testing.T) {
 	f := setUp(t, tailnet.Options{})
 	p := f.running("")
 	_, c := f.client("laptop")
-	s := f.stream(c, f.tailnetURL(p))
+	next, finish := f.stream(c, f.tailnetURL(p))
 	for range 59 {
-		s.next()
+		next()
 	}
-	s.finish()
+	finish()
 	line := proxytest.WaitLog(t, p, proxytest.MsgRequestCompleted)
 	if line.Number("status") != http.StatusOK || line.Text("error") != "" {
 		t.Errorf("the stream was logged as %s", line.Raw)

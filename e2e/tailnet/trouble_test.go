@@ -261,13 +261,13 @@ func TestTailnetLostAndRegained(t *testing.T) {
 			t.Parallel()
 			f := setUp(t, tt.options)
 			p := f.running("")
-			stream := f.stream(&http.Client{Transport: &http.Transport{}}, p.URL())
+			next, finish := f.stream(&http.Client{Transport: &http.Transport{}}, p.URL())
 
 			tt.begin(f)
 			f.follows(p, false, cmp.Or(tt.unnoticed, soon))
 			f.served(http.DefaultClient, p.URL())
-			stream.next()
-			stream.finish()
+			next()
+			finish()
 			time.Sleep(watchFor)
 
 			tt.end(f)
