@@ -59,7 +59,8 @@ func checkFamilies(t *testing.T, m proxytest.Metrics, want map[string]dto.Metric
 func TestMetricsUnderLoad(t *testing.T) {
 	t.Parallel()
 	const scrapes, workers = 1000, 4
-	up := upstream(t, fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := proxytest.NewScene(t)
+	up := s.API(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		switch r.URL.Path {
 		case "/cut":
@@ -72,14 +73,14 @@ func TestMetricsUnderLoad(t *testing.T) {
 			io.WriteString(w, "ok")
 		}
 	}))
-	p := proxyTo(t, up, "[proxy]\nmax_connections = 3\nmax_body_mb = 1\nbody_memory_mb = 1")
+	p := proxytest.Local(t, up.URL, "[proxy]\nmax_connections = 3\nmax_body_mb = 1\nbody_memory_mb = 1", up.Env()...)
+	s.Proxy = p
 
 	stop, load := make(chan struct{}), sync.WaitGroup{}
 	for worker := range workers {
-		c := client(t)
 		load.Go(func() {
 			kinds := []struct{ method, path, body string }{
-				{"GET", "/ok", ""}, {"POST", "/ok", messageBody}, {"GET", "/429", ""}, {"GET", "/cut", ""}, {"FROB", "/ok", ""},
+				{"GET", "/ok", ""}, {"POST", "/ok", proxytest.Message}, {"GET", "/429", ""}, {"GET", "/cut", ""}, {"FROB", "/ok", ""},
 			}
 			for i := worker; ; i++ {
 				select {
@@ -88,12 +89,7 @@ func TestMetricsUnderLoad(t *testing.T) {
 				default:
 				}
 				kind := kinds[i%len(kinds)]
-				req, err := http.NewRequest(kind.method, p.URL()+kind.path, strings.NewReader(kind.body))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				do(c, req) // some fail, as they should
+				s.Try(s.Request(kind.method, kind.path, strings.NewReader(kind.body))) // some fail, as they should
 			}
 		})
 	}

@@ -13,117 +13,57 @@ import (
 	"testing"
 )
 
-// TestSecurityClaims shows that what SECURITY.md calls on as evidence exists: each
-// test in the file that it names, each fault and group of e2e/faults, each step
-// of e2e/cluster. A row of a table without evidence must say "not tested".
+var (
+	placed = regexp.MustCompile("((?:`\\w+`(?:, | and )?)+) in ([\\w/]+_test\\.go)") // tests, and the file that they are in
+	quoted = regexp.MustCompile(`"([^"]*)"`)                                         // a fault, a group of them, or a step of e2e/cluster
+)
+
+// TestSecurityClaims shows that what SECURITY.md calls on as evidence exists, and that each row of its tables has some, or says
+// "not tested".
 func TestSecurityClaims(t *testing.T) {
-	const path = "../SECURITY.md"
-	doc, err := os.ReadFile(path)
+	doc, err := os.ReadFile("../SECURITY.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := map[string][]string{
-		"fault":               namesIn(t, "faults", "Faults$"),
-		"group of faults":     namesIn(t, "faults", "^groups$"),
-		"step of e2e/cluster": namesIn(t, "cluster", "^criteria$"),
+	known, mentions := evidence(t), 0
+	for _, group := range namesIn(t, "faults", "^groups$") {
+		known[`fault "`+group+`"`] = true
 	}
-	files := map[string]string{} // of the tests mentioned so far
-	found := map[string]int{}
-	for _, block := range blocks(string(doc)) {
-		mentions := mentionsIn(block)
-		if strings.HasPrefix(block, "|") && len(mentions) == 0 && !strings.Contains(block, "not tested") {
-			t.Errorf("%s has a claim without evidence: %s", path, block)
+	for _, m := range placed.FindAllStringSubmatch(string(doc), -1) {
+		declared := functions(t, "../"+m[2])
+		for _, name := range evidenceForm.FindAllString(m[1], -1) {
+			if !slices.Contains(declared, name) {
+				t.Errorf("%s is not in %s", name, m[2])
+			}
 		}
-		for _, m := range mentions {
-			found[m.kind]++
-			if m.kind != "test" {
-				if !slices.Contains(known[m.kind], m.name) {
-					t.Errorf("%s names the %s %q, which does not exist", path, m.kind, m.name)
+	}
+	for block := range strings.SplitSeq(strings.ReplaceAll(string(doc), "\n|", "\n\n|"), "\n\n") {
+		var names []string
+		for _, name := range evidenceForm.FindAllString(block, -1) {
+			names = append(names, name)
+		}
+		if strings.Contains(block, "fault") || strings.Contains(block, "e2e/cluster") {
+			for _, m := range quoted.FindAllStringSubmatch(block, -1) {
+				kind := "cluster"
+				if !known[`cluster "`+m[1]+`"`] {
+					kind = "fault"
 				}
-				continue
+				names = append(names, kind+` "`+m[1]+`"`)
 			}
-			file := m.file
-			if file == "above" {
-				file = files[m.name]
-			}
-			if file == "" || !slices.Contains(functions(t, filepath.Join("..", file)), m.name) {
-				t.Errorf("%s names the test %s, which does not exist in %q", path, m.name, file)
-			}
-			files[m.name] = file
 		}
-	}
-	for kind, least := range map[string]int{"test": 30, "fault": 15, "group of faults": 1, "step of e2e/cluster": 1} {
-		if found[kind] < least {
-			t.Errorf("%s has %d mentions of a %s, which are fewer than ever: is it read rightly?", path, found[kind], kind)
-		}
-	}
-}
-
-// blocks returns the rows of the tables, without their heads, and the text
-// between tables and empty lines, each on one line.
-func blocks(doc string) (all []string) {
-	var text []string
-	flush := func() {
-		all, text = append(all, strings.Join(text, " ")), nil
-	}
-	lines := strings.Split(doc, "\n")
-	for i, line := range lines {
-		switch {
-		case line == "", strings.HasPrefix(line, "|"):
-			flush()
-			isRule := func(i int) bool { return i < len(lines) && strings.HasPrefix(lines[i], "|---") }
-			if line != "" && !isRule(i) && !isRule(i+1) {
-				all = append(all, line)
+		for _, name := range names {
+			if !known[name] {
+				t.Errorf("%s does not exist: %s", name, block)
 			}
-		default:
-			text = append(text, line)
 		}
+		if strings.HasPrefix(block, "|") && names == nil && !strings.Contains(block, "not tested") && !strings.HasPrefix(block, "|---") && !strings.HasSuffix(block, "| shown by |") {
+			t.Errorf("a claim without evidence: %s", block)
+		}
+		mentions += len(names)
 	}
-	flush()
-	return all
-}
-
-// mention is one piece of evidence.
-type mention struct {
-	kind string // test, fault, group of faults, step of e2e/cluster
-	name string
-	file string // of a test: its path, "above" if an earlier mention has it, or "" if there is none
-}
-
-var (
-	mentionForms = regexp.MustCompile(`\b((?:Test|Fuzz)[A-Z]\w*)|` + // 1: a test
-		`\bin ([\w/]+_test\.go)|(as above)|` + // 2, 3: the file of the tests before
-		`\bfaults of the group "([^"]*)"|` + // 4
-		`\bfaults? ("[^"]*"(?:, "[^"]*")*)|` + // 5: one or more faults
-		`\be2e/cluster, "([^"]*)"`) // 6
-	quoted = regexp.MustCompile(`"([^"]*)"`)
-)
-
-// mentionsIn returns what a block calls on.
-func mentionsIn(block string) (all []mention) {
-	for _, m := range mentionForms.FindAllStringSubmatch(block, -1) {
-		test, file, above, group, faults, step := m[1], m[2], m[3], m[4], m[5], m[6]
-		if above != "" {
-			file = "above"
-		}
-		switch {
-		case test != "":
-			all = append(all, mention{kind: "test", name: test})
-		case file != "":
-			for i := len(all) - 1; i >= 0 && all[i].kind == "test" && all[i].file == ""; i-- {
-				all[i].file = file
-			}
-		case group != "":
-			all = append(all, mention{kind: "group of faults", name: group})
-		case faults != "":
-			for _, name := range quoted.FindAllStringSubmatch(faults, -1) {
-				all = append(all, mention{kind: "fault", name: name[1]})
-			}
-		case step != "":
-			all = append(all, mention{kind: "step of e2e/cluster", name: step})
-		}
+	if mentions < 60 {
+		t.Errorf("%d mentions of evidence, which are fewer than ever: are they read rightly?", mentions)
 	}
-	return all
 }
 
 // functions returns the names of the functions that a file declares.

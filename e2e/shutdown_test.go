@@ -15,26 +15,6 @@ import (
 // slack is what a noisy machine may add to a duration.
 const slack = 10 * time.Second
 
-// signalled sends a signal and returns how long the proxy then lived. It checks
-// for exit code 0.
-func signalled(t *testing.T, p *proxytest.Proxy, sig syscall.Signal) time.Duration {
-	t.Helper()
-	start := time.Now()
-	if err := p.Signal(sig); err != nil {
-		t.Fatal(err)
-	}
-	code, err := p.Wait(proxytest.Timeout)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if code != 0 {
-		t.Errorf("exit code %d, want 0", code)
-	}
-	took := time.Since(start)
-	t.Logf("%v to exit: %v", sig, took.Round(time.Millisecond))
-	return took
-}
-
 // checkLastMessages checks how the log ends.
 func checkLastMessages(t *testing.T, p *proxytest.Proxy, want ...string) {
 	t.Helper()
@@ -58,14 +38,18 @@ func TestShutdownIdle(t *testing.T) {
 	} {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
-			up := upstream(t, fakeanthropic.HTTP2, nil)
-			p := proxyTo(t, up, "proxy.drain_timeout_secs = 60")
-			c := client(t) // keeps its connection open
-			roundTrip(t, c, newRequest(t, "GET", p.URL()+"/v1/models", nil))
-			if took := signalled(t, p, sig); took > slack {
+			s := proxytest.NewScene(t)
+			s.StartAPI(fakeanthropic.HTTP2, answerOK, "proxy.drain_timeout_secs = 60")
+			s.Passed(s.Get("/v1/models"), 200, "ok", 1) // over a connection that stays open
+			start := time.Now()
+			if err := s.Proxy.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			s.Ended()
+			if took := time.Since(start); took > slack {
 				t.Errorf("an idle proxy took %v to exit", took)
 			}
-			checkLastMessages(t, p, message, proxytest.MsgDrained, proxytest.MsgShutdownComplete)
+			checkLastMessages(t, s.Proxy, message, proxytest.MsgDrained, proxytest.MsgShutdownComplete)
 		})
 	}
 }
@@ -73,41 +57,33 @@ func TestShutdownIdle(t *testing.T) {
 // TestShutdownDrains shows that a stream in flight is finished, and that nothing
 // new is let in meanwhile.
 func TestShutdownDrains(t *testing.T) {
-	t.Parallel()
-	eachProtocol(t, func(t *testing.T, protocol fakeanthropic.Protocol) {
-		up := upstream(t, protocol, fakeanthropic.API{Deltas: 20, Interval: 80 * time.Millisecond}) // about 2 s
-		p := proxyTo(t, up, "proxy.drain_timeout_secs = 60")
-		stream := inBackground(t, newRequest(t, "POST", p.URL()+"/v1/messages", strings.NewReader(streamBody)))
-		proxytest.Eventually(t, "the request at the upstream", func() bool { return len(up.Requests()) == 1 })
-
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		up := s.StartAPI(protocol, fakeanthropic.API{Deltas: 20, Interval: 80 * time.Millisecond}, "proxy.drain_timeout_secs = 60") // about 2 s
+		stream := s.InBackground(strings.NewReader(proxytest.Stream))
+		proxytest.Eventually(s, "the request at the upstream", func() bool { return len(up.Requests()) == 1 })
 		start := time.Now()
-		if err := p.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		closed := proxytest.Eventually(t, "no more connections accepted", func() bool {
-			conn, err := net.Dial("tcp", p.Addr())
+		s.Signal()
+		closed := proxytest.Eventually(s, "no more connections accepted", func() bool {
+			conn, err := net.Dial("tcp", s.Proxy.Addr())
 			if err == nil {
 				conn.Close()
 			}
 			return err != nil
 		})
-		res := <-stream
-		if res.err != nil || !strings.HasSuffix(res.body, "message_stop\"}\n\n") {
-			t.Errorf("the stream was not finished: %v, %.100q", res.err, res.body)
+		a := <-stream
+		s.Passed(a, 200, a.Text, 1)
+		if !strings.HasSuffix(a.Text, "message_stop\"}\n\n") {
+			s.Errorf("the stream was not finished: %.100q", a.Text)
 		}
-		code, err := p.Wait(proxytest.Timeout)
-		if err != nil || code != 0 {
-			t.Errorf("exit code %d, %v; want 0", code, err)
-		}
+		s.Ended()
 		took := time.Since(start)
-		t.Logf("no connections after %v, exit after %v", closed.Round(time.Millisecond), took.Round(time.Millisecond))
+		s.Logf("no connections after %v, exit after %v", closed.Round(time.Millisecond), took.Round(time.Millisecond))
 		if took < time.Second || took > 2*time.Second+slack {
-			t.Errorf("the exit came after %v, want the about 2s that the stream took", took)
+			s.Errorf("the exit came after %v, want the about 2s that the stream took", took)
 		}
 		if closed > took/2 {
-			t.Errorf("connections were accepted for %v of the drain's %v", closed, took)
+			s.Errorf("connections were accepted for %v of the drain's %v", closed, took)
 		}
-		checkLastMessages(t, p, proxytest.MsgSIGTERM, proxytest.MsgDrained, proxytest.MsgShutdownComplete)
-		completed(t, p, 1)
+		checkLastMessages(s.T, s.Proxy, proxytest.MsgSIGTERM, proxytest.MsgDrained, proxytest.MsgShutdownComplete)
 	})
 }

@@ -7,7 +7,6 @@
 package fakeanthropic
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -49,11 +48,17 @@ type Server struct {
 	http    http.Server
 	handler atomic.Pointer[http.Handler]
 	dir     string
-	conns   atomic.Int32 // accepted so far
+
+	forgets atomic.Bool
 
 	mu       sync.Mutex
+	opened   int // connections so far
+	conns    map[net.Conn]bool
 	requests []*record
 }
+
+// PlainPath is answered with "plain" by every server, whatever its handler, and not recorded: it shows that requests get through.
+const PlainPath = "/plain"
 
 // Start runs a server on a free port of 127.0.0.1. A nil handler is [API].
 func Start(protocol Protocol, handler http.Handler) (*Server, error) {
@@ -63,35 +68,30 @@ func Start(protocol Protocol, handler http.Handler) (*Server, error) {
 // StartAt is Start at an address of this machine, such as 10.254.0.1:0, at
 // which pods or other machines find it.
 func StartAt(address string, protocol Protocol, handler http.Handler) (*Server, error) {
-	s := new(Server)
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("starting the fake API: %w", err)
+	}
+	return StartOn(listener, protocol, handler)
+}
+
+// StartOn is Start on a listener, which it closes in the end.
+func StartOn(listener net.Listener, protocol Protocol, handler http.Handler) (*Server, error) {
+	s := &Server{URL: "http://" + listener.Addr().String(), conns: map[net.Conn]bool{}}
 	s.Handle(handler)
 	s.http.Handler = http.HandlerFunc(s.serve)
 	s.http.DisableGeneralOptionsHandler = true // OPTIONS * must reach the handler
-	return s, s.start(address, protocol)
-}
-
-// start listens and serves.
-func (s *Server) start(address string, protocol Protocol) error {
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("starting the fake API: %w", err)
-	}
-	s.URL = "http://" + listener.Addr().String()
-	s.http.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
-			s.conns.Add(1)
-		}
-	}
+	s.http.ConnState = s.account
 	s.http.ErrorLog = log.New(io.Discard, "", 0) // clients that leave are part of the game
 	if protocol == Plaintext {
 		go s.http.Serve(listener) // it returns when Close is called
-		return nil
+		return s, nil
 	}
 	if err := s.secure(protocol, listener.Addr().(*net.TCPAddr).IP); err != nil {
-		return errors.Join(fmt.Errorf("starting the fake API: %w", err), listener.Close(), s.Close())
+		return nil, errors.Join(fmt.Errorf("starting the fake API: %w", err), listener.Close(), s.Close())
 	}
 	go s.http.ServeTLS(listener, "", "") // as above
-	return nil
+	return s, nil
 }
 
 // secure makes a certificate authority and lets the server speak the protocol
@@ -117,8 +117,45 @@ func (s *Server) secure(protocol Protocol, ip net.IP) error {
 	return os.WriteFile(s.CAFile, authority.PEM, 0o644)
 }
 
-// Connections returns how many connections were opened so far.
-func (s *Server) Connections() int { return int(s.conns.Load()) }
+// account keeps account of the connections.
+func (s *Server) account(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		s.opened++
+		s.conns[conn] = true
+	case http.StateClosed, http.StateHijacked:
+		delete(s.conns, conn)
+	}
+}
+
+// Opened returns how many connections were opened so far.
+func (s *Server) Opened() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opened
+}
+
+// ClientPorts returns the clients' ends of the connections that there are.
+func (s *Server) ClientPorts() (ports []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for conn := range s.conns {
+		_, port, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// HangUp cuts the connections that there are.
+func (s *Server) HangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for conn := range s.conns {
+		conn.Close()
+	}
+}
 
 // Env returns what a client's environment needs in order to trust the server.
 func (s *Server) Env() []string {
@@ -136,6 +173,9 @@ func (s *Server) Handle(h http.Handler) {
 	s.handler.Store(&h)
 }
 
+// Forget has the server record no requests from now on: those of half an hour are too many.
+func (s *Server) Forget() { s.forgets.Store(true) }
+
 // Close cuts all connections and frees everything.
 func (s *Server) Close() error {
 	return errors.Join(s.http.Close(), os.RemoveAll(s.dir))
@@ -143,19 +183,16 @@ func (s *Server) Close() error {
 
 // serve records the request and lets the present handler answer it.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	rec := newRecord(r)
-	s.mu.Lock()
-	s.requests = append(s.requests, rec)
-	s.mu.Unlock()
-
-	stop := context.AfterFunc(r.Context(), rec.cancelled)
-	defer rec.ended()
-	defer func() {
-		stop() // before net/http cancels the context of a finished request
-		if r.Context().Err() != nil {
-			rec.cancelled() // the handler may have been told first
-		}
-	}()
+	if r.URL.Path == PlainPath {
+		io.WriteString(w, "plain")
+		return
+	}
+	if !s.forgets.Load() {
+		rec := newRecord(r)
+		s.mu.Lock()
+		s.requests = append(s.requests, rec)
+		s.mu.Unlock()
+	}
 	(*s.handler.Load()).ServeHTTP(w, r)
 }
 
@@ -165,7 +202,7 @@ func (s *Server) Requests() []Request {
 	defer s.mu.Unlock()
 	all := make([]Request, len(s.requests))
 	for i, rec := range s.requests {
-		all[i] = rec.snapshot(i)
+		all[i] = rec.snapshot()
 	}
 	return all
 }

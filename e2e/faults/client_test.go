@@ -24,29 +24,29 @@ var clientFaults = []fault{
 	{name: "reads an answer at 1 KiB/s, or not at all", run: stoppedReader,
 		outcome: "cut when the kernel's buffer, of 64 KiB, has had no room for `timeout_secs`: 499 in the log, and the upstream's answer is cancelled"},
 	{name: "vanishes in the middle of a header", outcome: "counts nowhere; the upstream hears nothing", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
+		e := s.Echo()
+		s.Start(e.URL, "")
 		const half = "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Half: "
-		s.dialAndSay(half).reset()
-		c := s.dialAndSay(half)
-		c.CloseWrite()
-		c.turnedAway(400)
-		e.got(0)
+		s.Say(half).Reset()
+		c := s.Say(half)
+		c.TCP().CloseWrite()
+		c.TurnedAway(400)
+		e.Got(0)
 	}},
 	{name: "vanishes in the middle of a body", outcome: "499 in the log; its memory is free, and the upstream hears nothing", run: vanishesUploading},
 	{name: "vanishes from the queue", outcome: "499 in the log; its place goes to the next one, and the upstream hears nothing", run: vanishesQueued},
 	{name: "vanishes from the line for memory", outcome: "499 in the log; what it would have held goes to the next one, and the upstream hears nothing", run: vanishesWithoutMemory},
 	{name: "vanishes while it waits for an answer", outcome: "499 in the log; the upstream's request is cancelled", run: func(s *scene) {
-		s.vanishes(func(p *peer) { p.request() }, func(*rawClient) {})
+		s.vanishes(func(p *proxytest.Peer) { p.Request() }, func(*proxytest.RawClient) {})
 	}},
 	{name: "vanishes in the middle of a stream", outcome: "499 in the log; the upstream's stream is cancelled, a silent one too", run: func(s *scene) {
-		s.vanishes(func(p *peer) {
-			p.request()
-			p.say(chunked(event))
-		}, func(c *rawClient) {
+		s.vanishes(func(p *proxytest.Peer) {
+			p.Request()
+			p.Say(proxytest.Chunked(proxytest.Event))
+		}, func(c *proxytest.RawClient) {
 			for line := ""; !strings.HasPrefix(line, "data: "); {
 				var err error
-				if line, err = c.r.ReadString('\n'); err != nil {
+				if line, err = c.R.ReadString('\n'); err != nil {
 					s.Fatal(err)
 				}
 			}
@@ -66,23 +66,23 @@ var clientFaults = []fault{
 		})
 	}},
 	{name: "declares a length and sends chunks", outcome: "the chunks hold, and the connection is closed after the answer, as after any chunks: what follows is never read", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
+		e := s.Echo()
+		s.Start(e.URL, "")
 		for i, length := range []string{"Content-Length: 4", "X-Length: none"} {
-			c := s.dialAndSay(message(length, "Transfer-Encoding: chunked", "", "5\r\nhello\r\n0\r\n\r\n") + smuggled)
-			s.passed(c.answer(), 200, "POST /v1/messages hello", 1)
-			c.closed()
-			e.got(i + 1)
+			c := s.Say(message(length, "Transfer-Encoding: chunked", "", "5\r\nhello\r\n0\r\n\r\n") + smuggled)
+			s.Passed(c.Answer(), 200, "POST /v1/messages hello", 1)
+			c.Closed()
+			e.Got(i + 1)
 		}
 	}},
 	{name: "sends chunks over HTTP/1.0, which has none", outcome: "the declared length holds, and the connection is closed after the answer", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		c := s.dialAndSay("POST /v1/messages HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n" +
+		e := s.Echo()
+		s.Start(e.URL, "")
+		c := s.Say("POST /v1/messages HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n" +
 			"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled)
-		s.passed(c.answer(), 200, "POST /v1/messages 0\r\n\r\n", 1)
-		c.closed()
-		e.got(1)
+		s.Passed(c.Answer(), 200, "POST /v1/messages 0\r\n\r\n", 1)
+		c.Closed()
+		e.Got(1)
 	}},
 	{name: "names transfer codings other than chunked", outcome: "501 from net/http; the upstream hears nothing", run: func(s *scene) {
 		const chunks = "2\r\n{}\r\n0\r\n\r\n"
@@ -95,19 +95,19 @@ var clientFaults = []fault{
 		})
 	}},
 	{name: "folds a header line", outcome: "the upstream gets one line", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		s.passed(s.dialAndSay(message("X-Folded: one", " two", "\tthree", "Content-Length: 2", "", "{}")).answer(), 200, "POST /v1/messages {}", 1)
-		if got := e.only().Header.Get("X-Folded"); got != "one two three" {
+		e := s.Echo()
+		s.Start(e.URL, "")
+		s.Passed(s.Say(message("X-Folded: one", " two", "\tthree", "Content-Length: 2", "", "{}")).Answer(), 200, "POST /v1/messages {}", 1)
+		if got := e.Only().Header.Get("X-Folded"); got != "one two three" {
 			s.Errorf("the upstream got X-Folded: %q, want %q", got, "one two three")
 		}
 	}},
 	{name: "ends lines with LF alone", outcome: "understood; the upstream gets CRLF", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
+		e := s.Echo()
+		s.Start(e.URL, "")
 		request := strings.ReplaceAll(message("X-Header: a", "Content-Length: 2", "", "{}"), "\r\n", "\n")
-		s.passed(s.dialAndSay(request).answer(), 200, "POST /v1/messages {}", 1)
-		if got := e.only().Header.Get("X-Header"); got != "a" {
+		s.Passed(s.Say(request).Answer(), 200, "POST /v1/messages {}", 1)
+		if got := e.Only().Header.Get("X-Header"); got != "a" {
 			s.Errorf("the upstream got X-Header: %q, want a", got)
 		}
 	}},
@@ -136,9 +136,9 @@ var clientFaults = []fault{
 	}},
 	{name: "sends a header of more than 64 KiB, or of 1 MB", outcome: "431 from net/http", run: func(s *scene) {
 		s.allTurnedAway(431, map[string]string{
-			"72 KiB":     message(strings.TrimSpace(header("X-Large", 72<<10)), "", ""),
+			"72 KiB":     message(strings.TrimSpace(proxytest.HeaderLine("X-Large", 72<<10)), "", ""),
 			"many lines": message(strings.Repeat("X-Line: "+strings.Repeat("x", 380)+"\r\n", 200), "", ""),
-			"a value":    message(strings.TrimSpace(header("X-Large", mib)), "", ""),
+			"a value":    message(strings.TrimSpace(proxytest.HeaderLine("X-Large", mib)), "", ""),
 			"a name":     message(strings.Repeat("x", mib)+": a", "", ""),
 			"the target": "GET /" + strings.Repeat("x", mib) + " HTTP/1.1\r\nHost: x\r\n\r\n",
 			"no line":    strings.Repeat("x", mib),
@@ -161,50 +161,46 @@ var clientFaults = []fault{
 		})
 	}},
 	{name: "sends too large a body, and asks for the end of its connection", outcome: "400 `invalid_request`, which it gets before the connection is reset", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
+		e := s.Echo()
+		s.Start(e.URL, "")
 		for range 20 {
-			a, err := s.upload(10*mib + 1)
-			if err != nil {
-				s.Fatal(err)
-			}
-			s.refused(a, 400, "invalid_request", 0, "larger than 10 MiB")
+			s.Refused(s.upload(10*mib+1), 400, "invalid_request", 0, "larger than 10 MiB")
 		}
-		e.got(0)
+		e.Got(0)
 	}},
 	{name: "sends a trailer of 1 MB, or a broken one", outcome: "400 `invalid_request`; the upstream hears nothing", run: func(s *scene) {
 		s.allRefused(map[string]string{
-			"large":   "5\r\nhello\r\n0\r\n" + header("X-Trailer", mib) + "\r\n",
+			"large":   "5\r\nhello\r\n0\r\n" + proxytest.HeaderLine("X-Trailer", mib) + "\r\n",
 			"no line": "5\r\nhello\r\n0\r\n" + strings.Repeat("x", mib),
 			"broken":  "5\r\nhello\r\n0\r\nX-Trailer\r\n\r\n",
 		})
 	}},
 	{name: "names another server in the target", outcome: "the configured upstream gets it, with its own name and no other", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		c := s.dialAndSay("GET http://elsewhere.invalid:81/v1/models?limit=1 HTTP/1.1\r\nHost: elsewhere.invalid:81\r\n\r\n")
-		s.passed(c.answer(), 200, "GET /v1/models?limit=1 ", 1)
-		e.only()
+		e := s.Echo()
+		s.Start(e.URL, "")
+		c := s.Say("GET http://elsewhere.invalid:81/v1/models?limit=1 HTTP/1.1\r\nHost: elsewhere.invalid:81\r\n\r\n")
+		s.Passed(c.Answer(), 200, "GET /v1/models?limit=1 ", 1)
+		e.Only()
 	}},
 	{name: "sends CONNECT", outcome: "405; nothing is connected to", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		for _, target := range []string{"elsewhere.invalid:443", strings.TrimPrefix(e.url(), "http://")} {
-			a := s.dialAndSay("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n").answer()
-			s.refused(a, 405, "method_not_allowed", 0, "method_not_allowed")
+		e := s.Echo()
+		s.Start(e.URL, "")
+		for _, target := range []string{"elsewhere.invalid:443", strings.TrimPrefix(e.URL, "http://")} {
+			a := s.Say("CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n\r\n").Answer()
+			s.Refused(a, 405, "method_not_allowed", 0, "method_not_allowed")
 			if allow := a.Header.Get("Allow"); !strings.Contains(allow, "POST") || strings.Contains(allow, "CONNECT") {
 				s.Errorf("the client got Allow: %q, want what is allowed", allow)
 			}
 		}
-		e.got(0)
+		e.Got(0)
 	}},
 	{name: "asks for a WebSocket", outcome: "served as if it had not: the wish ends here", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		a := s.dialAndSay("GET /socket HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n" +
-			"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n").answer()
-		s.passed(a, 200, "GET /socket ", 1)
-		got := e.only().Header
+		e := s.Echo()
+		s.Start(e.URL, "")
+		a := s.Say("GET /socket HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n" +
+			"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n").Answer()
+		s.Passed(a, 200, "GET /socket ", 1)
+		got := e.Only().Header
 		for _, name := range []string{"Connection", "Upgrade"} {
 			if got[name] != nil || a.Header[name] != nil {
 				s.Errorf("%s: the upstream got %q, and the client %q, want none", name, got[name], a.Header[name])
@@ -213,30 +209,30 @@ var clientFaults = []fault{
 	}},
 	{name: "waits for 100 Continue", outcome: "gets it from the proxy, but for a body that is too large; other expectations: 417 from net/http", run: expectations},
 	{name: "speaks HTTP/0.9, or a version to come", outcome: "400 or 505 from net/http", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		s.dialAndSay("GET /\r\n\r\n").turnedAway(400)
-		s.dialAndSay("GET / HTTP/0.9\r\nHost: x\r\n\r\n").turnedAway(505)
-		s.dialAndSay("GET / HTTP/2.0\r\nHost: x\r\n\r\n").turnedAway(505)
-		s.dialAndSay("GET / HTTP/11.1\r\nHost: x\r\n\r\n").turnedAway(400)
-		e.got(0)
+		e := s.Echo()
+		s.Start(e.URL, "")
+		s.Say("GET /\r\n\r\n").TurnedAway(400)
+		s.Say("GET / HTTP/0.9\r\nHost: x\r\n\r\n").TurnedAway(505)
+		s.Say("GET / HTTP/2.0\r\nHost: x\r\n\r\n").TurnedAway(505)
+		s.Say("GET / HTTP/11.1\r\nHost: x\r\n\r\n").TurnedAway(400)
+		e.Got(0)
 	}},
 	{name: "speaks HTTP/2 without having asked", outcome: "505; the upstream hears nothing", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
+		e := s.Echo()
+		s.Start(e.URL, "")
 		const preface, settings = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-		s.dialAndSay(preface + settings).turnedAway(505)
-		e.got(0)
+		s.Say(preface + settings).TurnedAway(505)
+		e.Got(0)
 	}},
 	{name: "speaks TLS", outcome: "400 from net/http, in the clear: clients say so", run: func(s *scene) {
-		e := s.echo()
-		s.start(e.url(), "")
-		err := tls.Client(s.dial(), &tls.Config{ServerName: "x"}).HandshakeContext(s.Context())
+		e := s.Echo()
+		s.Start(e.URL, "")
+		err := tls.Client(s.Dial(), &tls.Config{ServerName: "x"}).HandshakeContext(s.Context())
 		record, ok := errors.AsType[tls.RecordHeaderError](err)
 		if !ok || string(record.RecordHeader[:]) != "HTTP/" {
 			s.Errorf("the handshake ends with %v, want an answer in plain HTTP", err)
 		}
-		e.got(0)
+		e.Got(0)
 	}},
 }
 
@@ -251,43 +247,43 @@ func message(lines ...string) string {
 // allTurnedAway shows that net/http itself refuses all of these.
 func (s *scene) allTurnedAway(status int, requests map[string]string) {
 	s.Helper()
-	e := s.echo()
-	s.start(e.url(), "")
+	e := s.Echo()
+	s.Start(e.URL, "")
 	for name, request := range requests {
 		s.Log(name)
-		s.dialAndSay(request).turnedAway(status)
+		s.Say(request).TurnedAway(status)
 	}
-	e.got(0)
+	e.Got(0)
 }
 
 // allRefused shows that the proxy refuses requests with these bodies.
 func (s *scene) allRefused(bodies map[string]string) {
 	s.Helper()
-	e := s.echo()
-	s.start(e.url(), "")
+	e := s.Echo()
+	s.Start(e.URL, "")
 	for name, body := range bodies {
 		s.Log(name)
-		c := s.dialAndSay(message("Transfer-Encoding: chunked", "", body) + smuggled)
-		s.refused(c.answer(), 400, "invalid_request", 0, "broken chunked encoding")
-		c.closed()
+		c := s.Say(message("Transfer-Encoding: chunked", "", body) + smuggled)
+		s.Refused(c.Answer(), 400, "invalid_request", 0, "broken chunked encoding")
+		c.Closed()
 	}
-	e.got(0)
+	e.Got(0)
 }
 
 func halfHeader(s *scene) {
 	const half = "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Half: "
-	e := s.echo()
-	s.start(e.url(), "[proxy]\nmax_connections = 1\n")
-	second := s.dialAndSay("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-	s.passed(second.answer(), 200, "GET / ", 1)
+	e := s.Echo()
+	s.Start(e.URL, "[proxy]\nmax_connections = 1\n")
+	second := s.Say("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	s.Passed(second.Answer(), 200, "GET / ", 1)
 
 	began := time.Now()
-	second.say(half)
-	dripping := s.dialAndSay(half)
+	second.Say(half)
+	dripping := s.Say(half)
 	var waiting sync.WaitGroup
-	for name, c := range map[string]*rawClient{
-		"nothing":                                s.dial(),
-		"half a header":                          s.dialAndSay(half),
+	for name, c := range map[string]*proxytest.RawClient{
+		"nothing":                                s.Dial(),
+		"half a header":                          s.Say(half),
 		"half a header, after a request":         second,
 		"half a header, then a byte each second": dripping,
 	} {
@@ -296,7 +292,7 @@ func halfHeader(s *scene) {
 			if name == "nothing" {
 				given *= 3
 			}
-			c.closed()
+			c.Closed()
 			if took := time.Since(began); took < given-time.Second || took > given+5*time.Second {
 				s.Errorf("%s: given up after %v, want about %v", name, took, given)
 			}
@@ -305,35 +301,35 @@ func halfHeader(s *scene) {
 	waiting.Go(func() {
 		for time.Since(began) < 10*time.Second {
 			time.Sleep(time.Second)
-			dripping.say("x")
+			dripping.Say("x")
 		}
 	})
-	s.passed(s.post(), 200, `POST /v1/messages {"model":"claude"}`, 1) // over the only place
+	s.Passed(s.Post(), 200, "POST /v1/messages "+proxytest.Message, 1) // over the only place
 	waiting.Wait()
-	e.got(2)
+	e.Got(2)
 }
 
 func drippingBody(s *scene) {
 	const pace, body = 400 * time.Millisecond, "slowly" // with timeout_secs = 1
-	e := s.echo()
-	s.start(e.url(), quick)
-	declared := s.dialAndSay(message(fmt.Sprintf("Content-Length: %d", len(body)), "", ""))
-	chunks := s.dialAndSay(message("Transfer-Encoding: chunked", "", ""))
+	e := s.Echo()
+	s.Start(e.URL, quick)
+	declared := s.Say(message(fmt.Sprintf("Content-Length: %d", len(body)), "", ""))
+	chunks := s.Say(message("Transfer-Encoding: chunked", "", ""))
 	for _, c := range body {
 		time.Sleep(pace)
-		declared.say(string(c))
-		chunks.say(chunk(string(c)))
+		declared.Say(string(c))
+		chunks.Say(proxytest.Chunk(string(c)))
 	}
-	chunks.say("0\r\n\r\n")
-	for _, c := range []*rawClient{declared, chunks} {
-		s.passed(c.answer(), 200, "POST /v1/messages "+body, 1)
+	chunks.Say("0\r\n\r\n")
+	for _, c := range []*proxytest.RawClient{declared, chunks} {
+		s.Passed(c.Answer(), 200, "POST /v1/messages "+body, 1)
 	}
-	e.got(2)
+	e.Got(2)
 }
 
 func silentBody(s *scene) {
-	e := s.echo()
-	s.start(e.url(), quick)
+	e := s.Echo()
+	s.Start(e.URL, quick)
 	for name, text := range map[string]string{
 		"of a declared length": message("Content-Length: 100", "", "half"),
 		"in chunks":            message("Transfer-Encoding: chunked", "", "4\r\nhalf\r\n"),
@@ -342,14 +338,14 @@ func silentBody(s *scene) {
 	} {
 		s.Log(name)
 		began := time.Now()
-		c := s.dialAndSay(text)
-		s.refused(c.answer(), 408, "request_timeout", 0, "the request body stopped arriving")
+		c := s.Say(text)
+		s.Refused(c.Answer(), 408, "request_timeout", 0, "the request body stopped arriving")
 		if took := time.Since(began); took < time.Second {
 			s.Errorf("given up after %v, want 1 s at least", took)
 		}
-		c.closed()
+		c.Closed()
 	}
-	e.got(0)
+	e.Got(0)
 }
 
 // flood is the length of an answer that is more than all the kernel's buffers on its
@@ -358,15 +354,15 @@ const flood = 64 * mib
 
 // flooding runs an upstream that answers with a flood. The channel tells whether all
 // of it could be sent.
-func (s *scene) flooding() (u *rawUpstream, sent <-chan bool) {
+func (s *scene) flooding() (u *proxytest.Upstream, sent <-chan bool) {
 	s.Helper()
 	ends := make(chan bool, 1)
-	u = s.upstream(func(p *peer) {
-		for p.request() != nil {
-			ok := p.say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", flood))
+	u = s.Upstream(func(p *proxytest.Peer) {
+		for p.Request() != nil {
+			ok := p.Say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", flood))
 			piece := strings.Repeat("x", mib)
 			for n := 0; ok && n < flood; n += mib {
-				ok = p.say(piece)
+				ok = p.Say(piece)
 			}
 			ends <- ok
 		}
@@ -374,15 +370,13 @@ func (s *scene) flooding() (u *rawUpstream, sent <-chan bool) {
 	return u, ends
 }
 
-// begin reads the header of an answer and returns the rest, of which little is in
-// the client's own buffers.
-func (c *rawClient) begin() *http.Response {
-	c.s.Helper()
-	c.SetReadBuffer(32 << 10)
-	c.say(message("Content-Length: 2", "", "{}"))
-	resp, err := http.ReadResponse(c.r, nil)
+// begins sends a request and reads the header of the answer, of whose body little is in the client's own buffers.
+func (s *scene) begins(c *proxytest.RawClient) *http.Response {
+	s.Helper()
+	c.TCP().SetReadBuffer(32 << 10)
+	resp, err := c.Send([]byte(message("Content-Length: 2", "", "{}")))
 	if err != nil {
-		c.s.Fatalf("the client got no answer: %v", err)
+		s.Fatalf("the client got no answer: %v", err)
 	}
 	return resp
 }
@@ -390,9 +384,9 @@ func (c *rawClient) begin() *http.Response {
 func slowReader(s *scene) {
 	const pace, lasting = 256 << 10, 5 * time.Second // each second, with timeout_secs = 1
 	u, sent := s.flooding()
-	s.start(u.url(), quick)
-	c := s.dial()
-	resp := c.begin()
+	s.Start(u.URL, quick)
+	c := s.Dial()
+	resp := s.begins(c)
 	read := int64(0)
 	for began := time.Now(); time.Since(began) < lasting; time.Sleep(time.Second / 8) {
 		n, err := io.CopyN(io.Discard, resp.Body, pace/8)
@@ -409,16 +403,16 @@ func slowReader(s *scene) {
 	if read+n != flood || err != nil {
 		s.Errorf("the client got %d bytes (%v), want %d", read+n, err, flood)
 	}
-	s.expect(line{status: 200, attempts: 1})
+	s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
 }
 
 func stoppedReader(s *scene) {
 	u, sent := s.flooding()
-	s.start(u.url(), quick)
+	s.Start(u.URL, quick)
 	for _, pace := range []int64{1 << 10, 0} { // bytes each second, with timeout_secs = 1
-		c := s.dialAndSay("GET /plain HTTP/1.1\r\nHost: x\r\n\r\n")
-		s.passed(c.answer(), 200, "plain", 1)
-		resp := c.begin() // a second answer, for which net/http has taken the deadline of the first away
+		c := s.Say("GET /plain HTTP/1.1\r\nHost: x\r\n\r\n")
+		s.Passed(c.Answer(), 200, "plain", 1)
+		resp := s.begins(c) // a second answer, for which net/http has taken the deadline of the first away
 		began, read, whole := time.Now(), int64(0), false
 		for cut := false; !cut; {
 			select {
@@ -438,13 +432,13 @@ func stoppedReader(s *scene) {
 		if read+n >= flood || err == nil {
 			s.Errorf("the client got %d bytes and then %v, want less than %d and a broken end", read+n, err, flood)
 		}
-		s.expect(line{status: 499, attempts: 1, err: "the client stopped reading the answer"})
+		s.Expect(proxytest.Completed{Status: 499, Attempts: 1, Err: "the client stopped reading the answer"})
 	}
 }
 
 func vanishesUploading(s *scene) {
-	e := s.echo()
-	s.start(e.url(), "[proxy]\nmax_connections = 1\n")
+	e := s.Echo()
+	s.Start(e.URL, "[proxy]\nmax_connections = 1\n")
 	for _, text := range []string{
 		message("Content-Length: 100", "", "half"),
 		message("Content-Length: 100", "", ""),
@@ -452,26 +446,26 @@ func vanishesUploading(s *scene) {
 		message("Transfer-Encoding: chunked", "", "64\r\nhalf"),
 	} {
 		for _, departure := range departures {
-			c := s.dialAndSay(text)
-			s.atWork(1)
+			c := s.Say(text)
+			s.AtWork(1)
 			departure.leave(c)
-			s.atWork(0)
-			s.expect(line{status: 499, attempts: 0, err: "the client left"})
+			s.AtWork(0)
+			s.Expect(proxytest.Completed{Status: 499, Attempts: 0, Err: "the client left"})
 		}
 	}
-	e.got(0)
+	e.Got(0)
 }
 
 func vanishesQueued(s *scene) {
 	release := make(chan struct{})
-	u := s.upstream(func(p *peer) {
-		p.request()
+	u := s.Upstream(func(p *proxytest.Peer) {
+		p.Request()
 		<-release
-		p.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+		p.Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 	})
-	s.start(u.url(), "[proxy]\nmax_connections = 1\n")
-	first := s.inBackground("{}")
-	s.reached(u, 1)
+	s.Start(u.URL, "[proxy]\nmax_connections = 1\n")
+	first := s.InBackground(strings.NewReader("{}"))
+	u.Reached(1)
 	for _, text := range []string{
 		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
 		message("Content-Length: 2", "", "{}"),
@@ -479,51 +473,60 @@ func vanishesQueued(s *scene) {
 		message("Transfer-Encoding: chunked", "", "2\r\n{}\r\n0\r\n\r\n"),
 	} {
 		for _, departure := range departures {
-			c := s.dialAndSay(text)
-			s.gauge("proxy_requests_queued", 1)
+			c := s.Say(text)
+			s.Queued(1)
 			departure.leave(c)
-			s.gauge("proxy_requests_queued", 0)
-			s.expect(line{status: 499, attempts: 0, err: "the client left"})
+			s.Queued(0)
+			s.Expect(proxytest.Completed{Status: 499, Attempts: 0, Err: "the client left"})
 		}
 	}
 	close(release)
-	s.passed(<-first, 200, "ok", 1)
-	u.got(1)
+	s.Passed(<-first, 200, "ok", 1)
+	u.Got(1)
 }
 
 func vanishesWithoutMemory(s *scene) {
-	u := s.upstream(func(p *peer) { p.request(); p.hold() })
-	s.start(u.url(), "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1\n")
-	first := s.dialAndSay(message(fmt.Sprintf("Content-Length: %d", mib), "", strings.Repeat("x", mib)))
-	s.reached(u, 1)
+	u := s.Upstream(func(p *proxytest.Peer) { p.Request(); p.Hold() })
+	s.Start(u.URL, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1\n")
+	first := s.Say(message(fmt.Sprintf("Content-Length: %d", mib), "", strings.Repeat("x", mib)))
+	u.Reached(1)
 	for _, departure := range departures {
 		// Its body is in the sockets' buffers, with the news of its departure behind it: one too large for them keeps the news back.
-		c := s.dialAndSay(message("Content-Length: 49152", "", strings.Repeat("x", 48<<10)))
-		s.gauge("proxy_requests_queued", 1)
+		c := s.Say(message("Content-Length: 49152", "", strings.Repeat("x", 48<<10)))
+		s.Queued(1)
 		departure.leave(c)
-		s.gauge("proxy_requests_queued", 0)
-		s.expect(line{status: 499, attempts: 0, err: "the client left"})
+		s.Queued(0)
+		s.Expect(proxytest.Completed{Status: 499, Attempts: 0, Err: "the client left"})
 	}
-	first.reset()
-	s.expect(line{status: 499, attempts: 1, err: "the client left"})
-	s.atWork(0)
-	u.got(1)
+	first.Reset()
+	s.Expect(proxytest.Completed{Status: 499, Attempts: 1, Err: "the client left"})
+	s.AtWork(0)
+	u.Got(1)
+}
+
+// departures are the ways in which a client can vanish that look different to the proxy.
+var departures = []struct {
+	name  string
+	leave func(c *proxytest.RawClient)
+}{
+	{"FIN", (*proxytest.RawClient).Finish},
+	{"RST", (*proxytest.RawClient).Reset},
 }
 
 // vanishes shows that the upstream is rid of a request that it has begun to answer,
 // when its client leaves after it has seen the beginning.
-func (s *scene) vanishes(begin func(p *peer), see func(c *rawClient)) {
+func (s *scene) vanishes(begin func(p *proxytest.Peer), see func(c *proxytest.RawClient)) {
 	s.Helper()
 	cancelled := make(chan bool)
-	u := s.upstream(func(p *peer) {
+	u := s.Upstream(func(p *proxytest.Peer) {
 		begin(p)
-		p.hold()
+		p.Hold()
 		cancelled <- true
 	})
-	s.start(u.url(), "") // with time enough: only the departure ends the request
+	s.Start(u.URL, "") // with time enough: only the departure ends the request
 	for i, departure := range departures {
-		c := s.dialAndSay(message("Content-Length: 2", "", "{}"))
-		s.reached(u, int32(i+1))
+		c := s.Say(message("Content-Length: 2", "", "{}"))
+		u.Reached(int32(i + 1))
 		see(c)
 		departure.leave(c)
 		select {
@@ -531,29 +534,28 @@ func (s *scene) vanishes(begin func(p *peer), see func(c *rawClient)) {
 		case <-time.After(proxytest.Timeout):
 			s.Fatalf("the client has left with a %s; the upstream's request goes on", departure.name)
 		}
-		s.expect(line{status: 499, attempts: 1, err: "the client left"})
+		s.Expect(proxytest.Completed{Status: 499, Attempts: 1, Err: "the client left"})
 	}
-	u.got(len(departures))
+	u.Got(len(departures))
 }
 
 func vanishesBetweenAttempts(s *scene) {
-	u := s.upstream(func(p *peer) {
-		p.request()
-		p.hold()
+	u := s.Upstream(func(p *proxytest.Peer) {
+		p.Request()
+		p.Hold()
 	})
-	s.start(u.url(), quick)
+	s.Start(u.URL, quick)
 	for _, departure := range departures {
 		attempts := 0
 		for try := 0; attempts != 1 && try < 5; try++ { // a machine that is slow may miss the 100 ms between attempts
-			before := u.requests.Load()
-			c := s.dialAndSay(message("Content-Length: 2", "", "{}"))
-			s.reached(u, before+1)
-			s.until("the end of an attempt", u.idle)
+			before := u.Requests.Load()
+			c := s.Say(message("Content-Length: 2", "", "{}"))
+			u.Reached(before + 1)
+			proxytest.Eventually(s.T, "the end of an attempt", func() bool { return u.Connected() == 0 })
 			departure.leave(c)
-			s.expect(line{status: 499, attempts: -1, err: "the client left"})
-			s.until("its log line", func() bool { return len(s.completed()) == len(s.lines) })
-			attempts = int(s.completed()[len(s.lines)-1].Number("attempts"))
-			if got := u.requests.Load() - before; int(got) > attempts {
+			s.Expect(proxytest.Completed{Status: 499, Attempts: -1, Err: "the client left"})
+			attempts = int(s.Completed()[len(s.Expects)-1].Number("attempts"))
+			if got := u.Requests.Load() - before; int(got) > attempts {
 				s.Errorf("the upstream got %d requests in %d attempts", got, attempts)
 			}
 		}
@@ -565,18 +567,18 @@ func vanishesBetweenAttempts(s *scene) {
 
 func pipelines(s *scene) {
 	const many = 100
-	e := s.echo()
-	s.start(e.url(), "")
+	e := s.Echo()
+	s.Start(e.URL, "")
 	var all strings.Builder
 	for i := range many {
 		fmt.Fprintf(&all, "POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}GET /%d HTTP/1.1\r\nHost: x\r\n\r\n", i, i)
 	}
-	c := s.dialAndSay(all.String())
+	c := s.Say(all.String())
 	for i := range many {
-		s.passed(c.answer(), 200, fmt.Sprintf("POST /%d {}", i), 1)
-		s.passed(c.answer(), 200, fmt.Sprintf("GET /%d ", i), 1)
+		s.Passed(c.Answer(), 200, fmt.Sprintf("POST /%d {}", i), 1)
+		s.Passed(c.Answer(), 200, fmt.Sprintf("GET /%d ", i), 1)
 	}
-	e.got(2 * many)
+	e.Got(2 * many)
 }
 
 func manyHeaders(s *scene) {
@@ -587,41 +589,35 @@ func manyHeaders(s *scene) {
 		fmt.Fprintf(&request, "%d:\r\n", i)
 	}
 	request.WriteString("\r\n")
-	e := s.echo()
-	group := s.cgroup("memory")
-	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
-	s.launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", e.url()},
-		Env:    []string{"GOMEMLIMIT=96MiB"}, // as k8s/deployment.yaml has it
-	})
-	var all []*rawClient
+	e := s.Echo()
+	s.contained(e.URL, "")
+	var all []*proxytest.RawClient
 	for range clients {
-		all = append(all, s.dialAndSay(request.String()))
+		all = append(all, s.Say(request.String()))
 	}
 	for _, c := range all {
-		c.turnedAway(431)
+		c.TurnedAway(431)
 	}
-	s.Logf("at most %d MiB of 128", group.peak())
-	e.got(0)
+	s.peaked()
+	e.Got(0)
 }
 
 func expectations(s *scene) {
-	e := s.echo()
-	s.start(e.url(), "")
-	c := s.dialAndSay(message("Expect: 100-continue", "Content-Length: 2", "", ""))
-	if a := c.answer(); a.StatusCode != 100 {
+	e := s.Echo()
+	s.Start(e.URL, "")
+	c := s.Say(message("Expect: 100-continue", "Content-Length: 2", "", ""))
+	if a := c.Answer(); a.StatusCode != 100 {
 		s.Errorf("the client got status %d, want 100", a.StatusCode)
 	}
-	c.say("{}")
-	s.passed(c.answer(), 200, "POST /v1/messages {}", 1)
-	if got := e.only().Header["Expect"]; got != nil {
+	c.Say("{}")
+	s.Passed(c.Answer(), 200, "POST /v1/messages {}", 1)
+	if got := e.Only().Header["Expect"]; got != nil {
 		s.Errorf("the upstream got Expect: %q, want none", got)
 	}
 
-	c = s.dialAndSay(message("Expect: 100-continue", fmt.Sprintf("Content-Length: %d", 11*mib), "", ""))
-	s.refused(c.answer(), 400, "invalid_request", 0, "larger than 10 MiB")
-	c.closed()
-	s.dialAndSay(message("Expect: 200-ok", "Content-Length: 2", "", "{}")).turnedAway(417)
-	e.got(1)
+	c = s.Say(message("Expect: 100-continue", fmt.Sprintf("Content-Length: %d", 11*mib), "", ""))
+	s.Refused(c.Answer(), 400, "invalid_request", 0, "larger than 10 MiB")
+	c.Closed()
+	s.Say(message("Expect: 200-ok", "Content-Length: 2", "", "{}")).TurnedAway(417)
+	e.Got(1)
 }

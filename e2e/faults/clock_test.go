@@ -62,25 +62,25 @@ func wallClockSteps(s *scene) {
 	const timeout = 3 * time.Second
 	began := time.Now()
 	p := &phases{s: s}
-	s.launch(proxytest.Options{
+	s.Launch(proxytest.Options{
 		Binary: s.steppable(),
 		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", p.server()},
 		Config: "[proxy]\ntimeout_secs = 3\nmax_connections = 3\nmax_body_mb = 2\n",
 	})
 	streaming, waiting := s.stream(), s.patiently("waiting")
 	body, rest := io.Pipe()
-	uploading := s.sendInBackground(body)
+	uploading := s.InBackground(body)
 	io.WriteString(rest, "begun")
-	s.atWork(3)
-	queued := s.inBackground("queued")
-	s.gauge("proxy_requests_queued", 1)
+	s.AtWork(3)
+	queued := s.InBackground(strings.NewReader("queued"))
+	s.Queued(1)
 	piece, sent := strings.Repeat(".", 8<<10), 0 // while somebody waits for its place, an upload must not be slow
 	for _, step := range []struct {
 		sig  syscall.Signal
 		hour time.Duration
 	}{{syscall.SIGUSR1, 1}, {syscall.SIGUSR2, 0}, {syscall.SIGUSR2, -1}} {
 		s.stepWall(step.sig, step.hour*time.Hour)
-		for until := time.Now().Add(timeout + timeout/8); time.Now().Before(until); settle() { // every timer fires meanwhile
+		for until := time.Now().Add(timeout + timeout/8); time.Now().Before(until); proxytest.Settle() { // every timer fires meanwhile
 			p.events <- struct{}{}
 			io.WriteString(rest, piece)
 			sent++
@@ -89,25 +89,25 @@ func wallClockSteps(s *scene) {
 	close(p.events)
 	rest.Close()
 	close(p.answers)
-	s.passed(<-streaming, 200, strings.Repeat(event, 1+sent), 1)
-	s.passed(<-uploading, 200, fmt.Sprint(len("begun")+sent*len(piece)), 1)
-	s.passed(<-waiting, 200, "7", 1)
-	s.passed(<-queued, 200, "6", 1)
+	s.Passed(<-streaming, 200, strings.Repeat(proxytest.Event, 1+sent), 1)
+	s.Passed(<-uploading, 200, fmt.Sprint(len("begun")+sent*len(piece)), 1)
+	s.Passed(<-waiting, 200, "7", 1)
+	s.Passed(<-queued, 200, "6", 1)
 	s.stepWall(syscall.SIGUSR1, 0)
 	s.stepWall(syscall.SIGUSR1, time.Hour) // idle connections look old
-	s.passed(s.post(), 200, "18", 1)
-	s.checkLines()
+	s.Passed(s.Post(), 200, posted, 1)
+	s.Completed()
 	s.checkDurations(time.Since(began))
 }
 
 // stepWall moves the proxy's wall clock and waits until it is that much ahead.
 func (s *scene) stepWall(sig syscall.Signal, ahead time.Duration) {
 	s.Helper()
-	if err := s.proxy.Signal(sig); err != nil {
+	if err := s.Proxy.Signal(sig); err != nil {
 		s.Fatal(err)
 	}
-	s.until(fmt.Sprintf("a clock that is %v ahead", ahead), func() bool {
-		resp, err := s.client.Get(s.proxy.URL() + "/livez")
+	proxytest.Eventually(s.T, fmt.Sprintf("a clock that is %v ahead", ahead), func() bool {
+		resp, err := s.Client.Get(s.Proxy.URL() + "/livez")
 		if err != nil {
 			return false
 		}
@@ -122,7 +122,7 @@ func (s *scene) stepWall(sig syscall.Signal, ahead time.Duration) {
 func (s *scene) checkDurations(lasted time.Duration) {
 	s.Helper()
 	var latency, ttfb float64
-	lines := s.completed()
+	lines := s.Completed()
 	for _, l := range lines {
 		total, first := l.Number("latency_ms"), l.Number("ttfb_ms")
 		if first < 0 || total < first || total > float64(lasted.Milliseconds()) {
@@ -130,7 +130,7 @@ func (s *scene) checkDurations(lasted time.Duration) {
 		}
 		latency, ttfb = latency+total/1e3, ttfb+first/1e3
 	}
-	m := proxytest.Scrape(s.T, s.proxy)
+	m := proxytest.Scrape(s.T, s.Proxy)
 	for name, want := range map[string]float64{"proxy_request_duration_seconds": latency, "proxy_time_to_first_byte_seconds": ttfb} {
 		var sum float64
 		for _, metric := range m[name].GetMetric() {
@@ -143,7 +143,7 @@ func (s *scene) checkDurations(lasted time.Duration) {
 	var health struct {
 		Uptime *int64 `json:"uptime_seconds"`
 	}
-	_, body, err := s.proxy.Health()
+	_, body, err := s.Proxy.Health()
 	if err == nil {
 		err = json.Unmarshal(body, &health)
 	}
@@ -155,38 +155,38 @@ func (s *scene) checkDurations(lasted time.Duration) {
 func processStops(s *scene) {
 	const each, stopped = 5, 3500 * time.Millisecond
 	p := &phases{s: s}
-	s.start(p.server(), "[proxy]\ntimeout_secs = 2\ntimeout_retries = 0\n")
-	var streaming, waiting []<-chan answer
+	s.Start(p.server(), "[proxy]\ntimeout_secs = 2\ntimeout_retries = 0\n")
+	var streaming, waiting []<-chan proxytest.Answer
 	for range each {
 		streaming = append(streaming, s.stream())
-		waiting = append(waiting, s.inBackground("waiting"))
+		waiting = append(waiting, s.InBackground(strings.NewReader("waiting")))
 	}
 	body, rest := io.Pipe()
-	uploading := s.sendInBackground(body)
+	uploading := s.InBackground(body)
 	io.WriteString(rest, "first half, ")
-	hopeless := s.inBackground("hopeless")
-	s.atWork(2*each + 2)
-	if err := s.proxy.Signal(syscall.SIGSTOP); err != nil {
+	hopeless := s.InBackground(strings.NewReader("hopeless"))
+	s.AtWork(2*each + 2)
+	if err := s.Proxy.Signal(syscall.SIGSTOP); err != nil {
 		s.Fatal(err)
 	}
-	settle()
+	proxytest.Settle()
 	for range each {
 		p.events <- struct{}{}
 	}
 	close(p.answers)
 	io.WriteString(rest, "second half")
 	time.Sleep(stopped)
-	if err := s.proxy.Signal(syscall.SIGCONT); err != nil {
+	if err := s.Proxy.Signal(syscall.SIGCONT); err != nil {
 		s.Fatal(err)
 	}
 	began := time.Now()
 	close(p.events)
 	rest.Close()
 	for i := range each {
-		s.passed(<-streaming[i], 200, event+event, 1)
-		s.passed(<-waiting[i], 200, "7", 1)
+		s.Passed(<-streaming[i], 200, proxytest.Event+proxytest.Event, 1)
+		s.Passed(<-waiting[i], 200, "7", 1)
 	}
-	s.passed(<-uploading, 200, "23", 1)
-	s.refused(<-hopeless, 504, "timeout", 1, "no response headers in time")
+	s.Passed(<-uploading, 200, "23", 1)
+	s.Refused(<-hopeless, 504, "timeout", 1, "no response headers in time")
 	s.within("given up", time.Since(began), 0, 5*time.Second)
 }

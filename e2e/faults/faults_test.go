@@ -31,6 +31,16 @@ type fault struct {
 	run     func(s *scene)
 }
 
+// A scene is where one fault happens.
+type scene struct {
+	*proxytest.Scene
+	fault fault
+}
+
+// quick is a configuration that makes every wait as short as it can be: for faults
+// whose subject it is, as on a busy machine anything may take a second.
+const quick = "[proxy]\ntimeout_secs = 1\nconnect_timeout_secs = 1\ntimeout_retries = 1\ndrain_timeout_secs = 1\n"
+
 // groups are all faults, by whose they are.
 var groups = []struct {
 	name   string
@@ -61,9 +71,9 @@ func TestFaults(t *testing.T) {
 					if !f.alone {
 						t.Parallel()
 					}
-					s := newScene(t, f)
+					s := &scene{proxytest.NewScene(t), f}
+					s.Raced = !f.release
 					f.run(s)
-					s.aftermath()
 				})
 			}
 		})

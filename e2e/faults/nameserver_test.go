@@ -47,7 +47,7 @@ func (w *wire) nameserver() *nameserver {
 func (n *nameserver) use(more ...string) string {
 	n.s.Helper()
 	text := strings.Join(append(more, "nameserver "+farAddr), "\n") + "\n"
-	return fmt.Sprintf("mount --bind '%s' /etc/resolv.conf", n.s.tempFile([]byte(text)))
+	return fmt.Sprintf("mount --bind '%s' /etc/resolv.conf", n.s.File("resolv.conf", text))
 }
 
 // answer has queries answered with this code.

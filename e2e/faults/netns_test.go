@@ -3,22 +3,18 @@
 package faults
 
 import (
-	"crypto/tls"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
@@ -101,13 +97,10 @@ func (s *scene) tool(program, pkg string) (path string) {
 	return path
 }
 
-// enter is a line of shell: what follows it runs in the namespace, and with mounts
-// of its own.
-func (n *namespace) enter() string {
+// enter is a command: what is appended to it runs in the namespace, and with mounts of its own.
+func (n *namespace) enter() []string {
 	n.s.Helper()
-	nsenter, unshare := n.s.tool("nsenter", "util-linux"), n.s.tool("unshare", "util-linux")
-	return fmt.Sprintf(`[ "$INSIDE" ] || exec /usr/bin/env INSIDE=1 '%s' --net=/proc/%d/task/%d/ns/net '%s' --mount "$0" "$@"`,
-		nsenter, os.Getpid(), n.tid, unshare)
+	return []string{n.s.tool("nsenter", "util-linux"), fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), n.tid), n.s.tool("unshare", "util-linux"), "--mount"}
 }
 
 // listen opens a listener in the namespace.
@@ -187,11 +180,12 @@ link set wire up
 // start runs the proxy at the near end, after these lines of shell.
 func (w *wire) start(lines, upstream, config string, env ...string) {
 	w.s.Helper()
-	w.s.launch(proxytest.Options{
-		Binary: w.s.wrapped(w.near.enter()+"\n"+lines, ""),
+	w.s.Launch(proxytest.Options{
+		Within: w.near.enter(),
+		Before: lines,
 		Args:   []string{"-local", "-listen", "127.0.0.1:" + w.near.door(), "-upstream", upstream},
 		Config: config,
-		Env:    append(env, "GORACE=halt_on_error=1"),
+		Env:    env,
 	})
 }
 
@@ -217,9 +211,9 @@ func (w *wire) cut() { w.s.Helper(); w.lose("") }
 
 // forget has both ends lose the packets of the connections that up has now, as when
 // something on the way has forgotten them.
-func (w *wire) forget(up *farServer) {
+func (w *wire) forget(up *fakeanthropic.Server) {
 	w.s.Helper()
-	ports := strings.Join(up.ports(), ", ")
+	ports := strings.Join(up.ClientPorts(), ", ")
 	w.lose("th sport { "+ports+" }", "th dport { "+ports+" }")
 }
 
@@ -244,72 +238,13 @@ func (w *wire) heal() {
 	w.far.nft("flush ruleset")
 }
 
-// A farServer is an upstream at the far end of a wire.
-type farServer struct {
-	*httptest.Server
-	s        *scene
-	ca       *authority
-	handler  http.HandlerFunc // not to be changed once requests come
-	requests atomic.Int32     // plain ones aside
-
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-}
-
-// server runs a farServer that speaks TLS and, in it, this protocol: h2 or http/1.1.
-func (w *wire) server(protocol string, handler http.HandlerFunc) *farServer {
+// api runs a fake API at the far end.
+func (w *wire) api(protocol fakeanthropic.Protocol, handler http.HandlerFunc) *fakeanthropic.Server {
 	w.s.Helper()
-	up := &farServer{s: w.s, ca: newAuthority(w.s), handler: handler, conns: map[net.Conn]bool{}}
-	up.Server = &httptest.Server{
-		Listener:    w.far.listen(farAddr + ":443"),
-		EnableHTTP2: protocol == "h2",
-		TLS:         &tls.Config{Certificates: []tls.Certificate{up.ca.certificate(nil)}},
-		Config: &http.Server{
-			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/plain" {
-					io.WriteString(w, "plain")
-					return
-				}
-				up.requests.Add(1)
-				up.handler(w, r)
-			}),
-			ConnState: up.note,
-			ErrorLog:  log.New(io.Discard, "", 0),
-		},
+	api, err := fakeanthropic.StartOn(w.far.listen(farAddr+":443"), protocol, handler)
+	if err != nil {
+		w.s.Fatal(err)
 	}
-	up.StartTLS()
-	w.s.Cleanup(up.Close)
-	w.s.hangUp = up.CloseClientConnections
-	return up
-}
-
-// note keeps account of the connections.
-func (u *farServer) note(conn net.Conn, state http.ConnState) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	switch state {
-	case http.StateNew:
-		u.conns[conn] = true
-	case http.StateClosed:
-		delete(u.conns, conn)
-	}
-}
-
-// ports returns the proxy's ends of the connections.
-func (u *farServer) ports() (ports []string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for conn := range u.conns {
-		_, port, _ := net.SplitHostPort(conn.RemoteAddr().String())
-		ports = append(ports, port)
-	}
-	return ports
-}
-
-// got checks how many requests, plain ones aside, have reached the upstream.
-func (u *farServer) got(want int) {
-	u.s.Helper()
-	if got := int(u.requests.Load()); got != want {
-		u.s.Errorf("the upstream got %d requests, want %d", got, want)
-	}
+	w.s.Use(api)
+	return api
 }

@@ -3,6 +3,8 @@
 package faults
 
 import (
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/proxytest"
 	"bytes"
 	"crypto/rand"
 	"fmt"
@@ -10,15 +12,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
-)
-
-// Protocols of an upstream.
-const (
-	overHTTP1 = "http/1.1"
-	overHTTP2 = "h2"
 )
 
 // pinged is a configuration by which dead connections are found in 4 s, half of
@@ -29,32 +26,32 @@ const pinged = "[proxy]\ntimeout_secs = 8\n"
 var networkFaults = []fault{
 	{name: "the connection dies without a FIN under a stream, over HTTP/1.1",
 		outcome: "the stream breaks off within `timeout_secs`, as soon as keep-alive probes tell; `response_read`",
-		run:     func(s *scene) { s.deadUnderStream(overHTTP1, "connection timed out") }},
+		run:     func(s *scene) { s.deadUnderStream(fakeanthropic.HTTP1, "connection timed out") }},
 	{name: "the connection dies without a FIN under a stream, over HTTP/2",
 		outcome: "the stream breaks off within `timeout_secs`, as soon as pings tell; `response_read`",
-		run:     func(s *scene) { s.deadUnderStream(overHTTP2, "connection lost") }},
+		run:     func(s *scene) { s.deadUnderStream(fakeanthropic.HTTP2, "connection lost") }},
 	{name: "the connection dies without a FIN before the headers, over HTTP/1.1",
 		outcome: "502 `connection` as soon as keep-alive probes tell, however patient the client is; not sent again",
-		run:     func(s *scene) { s.deadBeforeHeaders(overHTTP1, "connection timed out") }},
+		run:     func(s *scene) { s.deadBeforeHeaders(fakeanthropic.HTTP1, "connection timed out") }},
 	{name: "the connection dies without a FIN before the headers, over HTTP/2",
 		outcome: "502 `connection` as soon as pings tell, however patient the client is; not sent again",
-		run:     func(s *scene) { s.deadBeforeHeaders(overHTTP2, "connection lost") }},
+		run:     func(s *scene) { s.deadBeforeHeaders(fakeanthropic.HTTP2, "connection lost") }},
 	{name: "all idle connections die without a FIN, over HTTP/1.1",
 		outcome: "502 `connection` for requests that they get before keep-alive probes tell, as these may have been processed; then all is well",
-		run:     func(s *scene) { s.deadPool(overHTTP1, 0, lostInPool("connection timed out")) }},
+		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP1, 0, lostInPool("connection timed out")) }},
 	{name: "all idle connections die without a FIN, over HTTP/2",
 		outcome: "502 `connection` for requests that they get before pings tell, as these may have been processed; then all is well",
-		run:     func(s *scene) { s.deadPool(overHTTP2, 0, lostInPool("connection lost")) }},
+		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP2, 0, lostInPool("connection lost")) }},
 	{name: "all idle connections die without a FIN, a while before they are needed, over HTTP/1.1",
 		outcome: "nobody notices: keep-alive probes have told",
-		run:     func(s *scene) { s.deadPool(overHTTP1, 6*time.Second, (*scene).passedOnce) }},
+		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP1, 6*time.Second, (*scene).passedOnce) }},
 	{name: "all idle connections die without a FIN, a while before they are needed, over HTTP/2",
 		outcome: "nobody notices: pings have told",
-		run:     func(s *scene) { s.deadPool(overHTTP2, 6*time.Second, (*scene).passedOnce) }},
+		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP2, 6*time.Second, (*scene).passedOnce) }},
 	{name: "one packet in 20 is lost, over HTTP/1.1", outcome: "slow, and nothing else: all answers and streams are whole",
-		run: func(s *scene) { s.lossy(overHTTP1) }},
+		run: func(s *scene) { s.lossy(fakeanthropic.HTTP1) }},
 	{name: "one packet in 20 is lost, over HTTP/2", outcome: "slow, and nothing else: all answers and streams are whole",
-		run: func(s *scene) { s.lossy(overHTTP2) }},
+		run: func(s *scene) { s.lossy(fakeanthropic.HTTP2) }},
 	{name: "large packets vanish, as in a tunnel with a small MTU",
 		outcome: "502 `connection` when the upstream has acknowledged nothing for as long as pings take; not sent again",
 		run:     largePacketsVanish},
@@ -89,47 +86,55 @@ var networkFaults = []fault{
 	}},
 	{name: "the first query for each name is lost, with the resolver's options of `k8s/`", outcome: "served, two seconds late (without them: 502)", run: func(s *scene) {
 		w := newWire(s)
-		up := w.server(overHTTP2, count)
+		up := w.api(fakeanthropic.HTTP2, count)
 		names := w.nameserver()
 		names.loses = true
-		w.start(names.use("options ndots:1 timeout:2 attempts:3"), "https://upstream.test", "", up.ca.env(), pureGo)
+		w.start(names.use("options ndots:1 timeout:2 attempts:3"), "https://upstream.test", "", append(up.Env(), pureGo)...)
 		began := time.Now()
-		s.passed(s.post(), 200, "18", 1)
+		s.Passed(s.Post(), 200, posted, 1)
 		s.within("answered", time.Since(began), 2*time.Second, 5*time.Second)
-		up.got(1)
+		s.got(up, 1)
 	}},
+}
+
+// got checks how many requests have reached the upstream.
+func (s *scene) got(up *fakeanthropic.Server, want int) {
+	s.Helper()
+	if got := len(up.Requests()); got != want {
+		s.Errorf("the upstream got %d requests, want %d", got, want)
+	}
 }
 
 // stream sends a request and reads the first event of its answer. The whole of it
 // comes later.
-func (s *scene) stream() <-chan answer {
+func (s *scene) stream() <-chan proxytest.Answer {
 	s.Helper()
-	resp, err := s.client.Post(s.proxy.URL()+"/v1/messages", "application/json", strings.NewReader("{}"))
+	resp, err := s.Client.Post(s.Proxy.URL()+"/v1/messages", "application/json", strings.NewReader("{}"))
 	if err != nil {
 		s.Fatal(err)
 	}
-	first := make([]byte, len(event))
+	first := make([]byte, len(proxytest.Event))
 	if _, err := io.ReadFull(resp.Body, first); err != nil {
 		s.Fatal(err)
 	}
-	answers := make(chan answer, 1)
+	answers := make(chan proxytest.Answer, 1)
 	go func() {
 		defer resp.Body.Close()
 		rest, err := io.ReadAll(resp.Body)
-		answers <- answer{resp, append(first, rest...), err}
+		answers <- proxytest.Answer{Response: resp, Text: string(first) + string(rest), Err: err}
 	}()
 	return answers
 }
 
 // patiently sends a request with this body whose client says that it waits for 600 s;
 // its answer comes later.
-func (s *scene) patiently(body string) <-chan answer {
-	return s.sendInBackground(strings.NewReader(body), "X-Stainless-Timeout", "600")
+func (s *scene) patiently(body string) <-chan proxytest.Answer {
+	return s.InBackground(strings.NewReader(body), "X-Stainless-Timeout", "600")
 }
 
-// sendEvent sends an event, if its reader is still there.
+// sendEvent sends an proxytest.Event, if its reader is still there.
 func sendEvent(w http.ResponseWriter) {
-	io.WriteString(w, event)
+	io.WriteString(w, proxytest.Event)
 	http.NewResponseController(w).Flush()
 }
 
@@ -143,74 +148,74 @@ func (s *scene) within(what string, took, least, most time.Duration) {
 }
 
 // passedOnce checks that a is the upstream's, in one attempt.
-func (s *scene) passedOnce(a answer) { s.Helper(); s.passed(a, 200, "2", 1) }
+func (s *scene) passedOnce(a proxytest.Answer) { s.Helper(); s.Passed(a, 200, "2", 1) }
 
 // lostInPool checks that a says that the connection was lost.
-func lostInPool(err string) func(s *scene, a answer) {
-	return func(s *scene, a answer) { s.Helper(); s.refused(a, 502, "connection", 1, err) }
+func lostInPool(err string) func(s *scene, a proxytest.Answer) {
+	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Refused(a, 502, "connection", 1, err) }
 }
 
-func (s *scene) deadUnderStream(protocol, err string) {
+func (s *scene) deadUnderStream(protocol fakeanthropic.Protocol, err string) {
 	s.Helper()
 	w := newWire(s)
-	up := w.server(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
 		sendEvent(w)
 		<-r.Context().Done()
 	})
-	w.start("", up.URL, pinged, up.ca.env())
+	w.start("", up.URL, pinged, up.Env()...)
 	pending := s.stream()
 	began := time.Now()
 	w.cut()
-	s.broken(<-pending, event, err)
+	s.Broken(<-pending, proxytest.Event, err)
 	s.within("broken off", time.Since(began), 2*time.Second, 8*time.Second)
 	w.heal()
-	up.got(1)
+	s.got(up, 1)
 }
 
-func (s *scene) deadBeforeHeaders(protocol, err string) {
+func (s *scene) deadBeforeHeaders(protocol fakeanthropic.Protocol, err string) {
 	s.Helper()
 	w := newWire(s)
 	arrived := make(chan struct{})
-	up := w.server(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		close(arrived)
 		<-r.Context().Done()
 	})
-	w.start("", up.URL, quick, up.ca.env())
+	w.start("", up.URL, quick, up.Env()...)
 	pending := s.patiently("{}")
 	<-arrived
 	began := time.Now()
 	w.cut()
-	s.refused(<-pending, 502, "connection", 1, err)
+	s.Refused(<-pending, 502, "connection", 1, err)
 	s.within("given up", time.Since(began), time.Second, 10*time.Second)
 	w.heal()
-	up.got(1)
+	s.got(up, 1)
 }
 
 // deadPool fills the proxy's pool of idle connections, lets all of them die and
 // sends requests after a while, which get what check wants. New connections work all
 // the time.
-func (s *scene) deadPool(protocol string, while time.Duration, check func(*scene, answer)) {
+func (s *scene) deadPool(protocol fakeanthropic.Protocol, while time.Duration, check func(*scene, proxytest.Answer)) {
 	s.Helper()
 	const requests = 5
 	w := newWire(s)
 	var together sync.WaitGroup
 	together.Add(requests)
-	up := w.server(protocol, nil)
-	up.handler = func(w http.ResponseWriter, r *http.Request) {
+	var sent atomic.Int32
+	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)
-		if sent := up.requests.Load(); 1 < sent && sent <= 1+requests { // each needs a connection, or a stream, of its own
+		if n := sent.Add(1); 1 < n && n <= 1+requests { // each needs a connection, or a stream, of its own
 			together.Done()
 			together.Wait()
 		}
 		fmt.Fprint(w, n)
-	}
-	w.start("", up.URL, pinged, up.ca.env())
-	round := func(check func(*scene, answer)) (served int) {
+	})
+	w.start("", up.URL, pinged, up.Env()...)
+	round := func(check func(*scene, proxytest.Answer)) (served int) {
 		s.Helper()
-		var pending []<-chan answer
+		var pending []<-chan proxytest.Answer
 		for range requests {
-			pending = append(pending, s.inBackground("{}"))
+			pending = append(pending, s.InBackground(strings.NewReader("{}")))
 		}
 		for _, answers := range pending {
 			a := <-answers
@@ -221,9 +226,9 @@ func (s *scene) deadPool(protocol string, while time.Duration, check func(*scene
 		}
 		return served
 	}
-	s.passed(s.post(), 200, "18", 1) // before others: one connection is enough for them over HTTP/2
+	s.Passed(s.Post(), 200, posted, 1) // before others: one connection is enough for them over HTTP/2
 	served := 1 + round((*scene).passedOnce)
-	if got, want := len(up.ports()), map[string]int{overHTTP1: requests, overHTTP2: 1}[protocol]; got != want {
+	if got, want := len(up.ClientPorts()), map[fakeanthropic.Protocol]int{fakeanthropic.HTTP1: requests, fakeanthropic.HTTP2: 1}[protocol]; got != want {
 		s.Fatalf("the proxy has %d connections, want %d", got, want)
 	}
 	time.Sleep(time.Second) // the answers are here before the last connection is back in the pool
@@ -235,14 +240,14 @@ func (s *scene) deadPool(protocol string, while time.Duration, check func(*scene
 	}
 	served += round((*scene).passedOnce)
 	w.heal()
-	up.got(served)
+	s.got(up, served)
 }
 
-func (s *scene) lossy(protocol string) {
+func (s *scene) lossy(protocol fakeanthropic.Protocol) {
 	s.Helper()
 	const clients, each, events = 8, 6, 20
 	w := newWire(s)
-	up := w.server(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		switch {
 		case err != nil:
@@ -256,7 +261,7 @@ func (s *scene) lossy(protocol string) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	})
-	w.start("", up.URL, "", up.ca.env())
+	w.start("", up.URL, "", up.Env()...)
 	w.lose("numgen random mod 100 < 5")
 	began := time.Now()
 	var mu sync.Mutex
@@ -268,15 +273,11 @@ func (s *scene) lossy(protocol string) {
 				rand.Read(body)
 				want := string(body)
 				if i%2 == 0 {
-					body, want = []byte("stream"), strings.Repeat(event, events)
+					body, want = []byte("stream"), strings.Repeat(proxytest.Event, events)
 				}
-				a, err := s.send("POST", "/v1/messages", bytes.NewReader(body))
+				a := s.Send("POST", "/v1/messages", bytes.NewReader(body))
 				mu.Lock()
-				if err != nil {
-					s.Errorf("a request failed: %v", err)
-				} else {
-					s.passed(a, 200, want, 1)
-				}
+				s.Passed(a, 200, want, 1)
 				mu.Unlock()
 			}
 		})
@@ -287,19 +288,19 @@ func (s *scene) lossy(protocol string) {
 	if lost == 0 {
 		s.Error("no packet was lost")
 	}
-	up.got(clients * each)
+	s.got(up, clients*each)
 	w.heal()
 }
 
 func largePacketsVanish(s *scene) {
 	w := newWire(s)
-	up := w.server(overHTTP2, count)
-	w.start("", up.URL, pinged, up.ca.env())
-	s.passed(s.post(), 200, "18", 1)
+	up := w.api(fakeanthropic.HTTP2, count)
+	w.start("", up.URL, pinged, up.Env()...)
+	s.Passed(s.Post(), 200, posted, 1)
 	w.lose("meta length > 1000")
-	s.passed(s.post(), 200, "18", 1)
+	s.Passed(s.Post(), 200, posted, 1)
 	began := time.Now()
-	s.refused(s.must(s.send("POST", "/v1/messages", zeros(64<<10))), 502, "connection", 1, "connection:")
+	s.Refused(s.Send("POST", "/v1/messages", zeros(64<<10)), 502, "connection", 1, "connection:")
 	s.within("given up", time.Since(began), 2*time.Second, 8*time.Second)
 	if w.lost() == 0 {
 		s.Error("no packet was lost")
@@ -312,16 +313,16 @@ func largePacketsVanish(s *scene) {
 func (s *scene) outOfReach(harm, heal func(*wire), attempts int, err string) (took time.Duration) {
 	s.Helper()
 	w := newWire(s)
-	up := w.server(overHTTP2, count)
-	w.start("", up.URL, "", up.ca.env())
+	up := w.api(fakeanthropic.HTTP2, count)
+	w.start("", up.URL, "", up.Env()...)
 	harm(w)
 	began := time.Now()
-	s.refused(s.post(), 502, "connection", attempts, err)
+	s.Refused(s.Post(), 502, "connection", attempts, err)
 	took = time.Since(began)
-	up.got(0)
+	s.got(up, 0)
 	heal(w)
-	s.passed(s.post(), 200, "18", 1)
-	up.got(1)
+	s.Passed(s.Post(), 200, posted, 1)
+	s.got(up, 1)
 	return took
 }
 
@@ -330,22 +331,22 @@ func (s *scene) outOfReach(harm, heal func(*wire), attempts int, err string) (to
 func (s *scene) nameless(failure dnsmessage.RCode, attempts int, err string) (took time.Duration) {
 	s.Helper()
 	w := newWire(s)
-	up := w.server(overHTTP2, count)
+	up := w.api(fakeanthropic.HTTP2, count)
 	names := w.nameserver()
 	names.answer(failure)
-	w.start(names.use(), "https://upstream.test", "", up.ca.env(), pureGo)
+	w.start(names.use(), "https://upstream.test", "", append(up.Env(), pureGo)...)
 	began := time.Now()
-	s.refused(s.post(), 502, "connection", attempts, err)
+	s.Refused(s.Post(), 502, "connection", attempts, err)
 	took = time.Since(began)
 	if names.asked.Load() == 0 {
 		s.Error("nobody has asked the name server")
 	}
-	up.got(0)
+	s.got(up, 0)
 	names.answer(dnsmessage.RCodeSuccess)
-	s.passed(s.post(), 200, "18", 1)
+	s.Passed(s.Post(), 200, posted, 1)
 	names.answer(failure)
-	s.passed(s.post(), 200, "18", 1) // over the connection that there is
-	up.got(2)
+	s.Passed(s.Post(), 200, posted, 1) // over the connection that there is
+	s.got(up, 2)
 	names.answer(dnsmessage.RCodeSuccess)
 	return took
 }

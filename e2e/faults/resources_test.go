@@ -5,12 +5,10 @@ package faults
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
@@ -50,7 +49,7 @@ var resourceFaults = []fault{
 	{name: "standard output that nobody reads", outcome: "requests are served as ever; lines beyond 1 MiB are dropped, and counted", run: func(s *scene) {
 		defer s.logToPipe().Close()
 		s.passedAll(3000)
-		if dropped := proxytest.Scrape(s.T, s.proxy).Value("proxy_log_lines_dropped_total"); dropped < 100 {
+		if dropped := proxytest.Scrape(s.T, s.Proxy).Value("proxy_log_lines_dropped_total"); dropped < 100 {
 			s.Errorf("%v lines were dropped, want more than a hundred", dropped)
 		}
 	}},
@@ -61,16 +60,8 @@ var resourceFaults = []fault{
 
 // server is an ordinary upstream, over plain HTTP.
 func (s *scene) server(handler http.HandlerFunc) string {
-	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/plain" {
-			io.WriteString(w, "plain")
-			return
-		}
-		handler(w, r)
-	}))
-	s.Cleanup(up.Close)
-	s.hangUp = up.CloseClientConnections
-	return up.URL
+	s.Helper()
+	return s.API(fakeanthropic.Plaintext, handler).URL
 }
 
 // count answers with the number of bytes that came.
@@ -82,6 +73,9 @@ func count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, n)
 }
 
+// posted is what count answers to [proxytest.Scene.Post].
+var posted = fmt.Sprint(len(proxytest.Message))
+
 // zeros is a body of n bytes that needs no memory.
 func zeros(n int64) io.Reader { return io.LimitReader(zeroReader{}, n) }
 
@@ -90,14 +84,15 @@ type zeroReader struct{}
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // upload sends n bytes of declared length, over a connection of its own.
-func (s *scene) upload(n int64) (answer, error) {
-	req, err := http.NewRequestWithContext(s.Context(), "POST", s.proxy.URL()+"/v1/messages", zeros(n))
-	if err != nil {
-		return answer{}, err
-	}
+func (s *scene) upload(n int64) proxytest.Answer {
+	req := s.Request("POST", "/v1/messages", zeros(n))
 	req.ContentLength = n
-	req.Close = true
-	return ask(&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialSmall}}, req)
+	a, err := proxytest.Ask(&http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialSmall}}, req)
+	if err != nil {
+		s.Errorf("an upload failed: %v", err)
+		a.Response = &http.Response{} // which no check likes
+	}
+	return a
 }
 
 // dialSmall opens a connection whose send buffer is small. Left alone, each of a thousand
@@ -111,94 +106,82 @@ func dialSmall(ctx context.Context, network, addr string) (net.Conn, error) {
 	return conn, err
 }
 
+// contained runs the proxy in a container of 128 MiB, with a limit as k8s/deployment.yaml has it.
+func (s *scene) contained(upstream, config string, env ...string) {
+	s.Helper()
+	s.Launch(proxytest.Options{MemoryMiB: 128, Args: proxytest.Serve(upstream), Config: config, Env: append(env, "GOMEMLIMIT=96MiB")})
+}
+
+// peaked tells how much of the container's memory was used.
+func (s *scene) peaked() {
+	s.Helper()
+	used, err := s.Proxy.PeakMiB()
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Logf("at most %d MiB of 128", used)
+}
+
 func manyUploads(s *scene) {
 	const uploads, size = 1000, 10 * mib
-	group := s.cgroup("memory")
-	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
-	s.launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", s.server(count)},
-		Env:    []string{"GOMEMLIMIT=96MiB"}, // as k8s/deployment.yaml has it
-	})
+	s.contained(s.server(count), "")
 	began := time.Now()
 	var mu sync.Mutex
 	var clients sync.WaitGroup
 	for range uploads {
 		clients.Go(func() {
-			a, err := s.upload(size)
+			a := s.upload(size)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
-				s.Errorf("an upload failed: %v", err)
-				return
-			}
-			s.passed(a, 200, fmt.Sprint(size), 1)
+			s.Passed(a, 200, fmt.Sprint(size), 1)
 		})
 	}
 	clients.Wait()
-	s.Logf("%d uploads of 10 MiB in %v; at most %d MiB of 128", uploads, time.Since(began).Round(time.Millisecond), group.peak())
+	s.Logf("%d uploads of 10 MiB in %v", uploads, time.Since(began).Round(time.Millisecond))
+	s.peaked()
 }
 
 func slowUpload(s *scene) {
-	s.start(s.server(count), "[proxy]\nbody_memory_mb = 1\nmax_body_mb = 1\n")
-	slow, err := net.Dial("tcp", s.proxy.Addr())
-	if err != nil {
-		s.Fatal(err)
+	s.Start(s.server(count), "[proxy]\nbody_memory_mb = 1\nmax_body_mb = 1\n")
+	slow := s.Say(message(fmt.Sprintf("Content-Length: %d", mib), "", ""))
+	s.Gauge(mib, "proxy_buffered_body_bytes")
+	stop := s.drips(slow, 1<<10)
+	began := time.Now()
+	s.Passed(s.upload(mib), 200, fmt.Sprint(mib), 1)
+	if took := time.Since(began); took > 25*time.Second {
+		s.Errorf("the other upload waited %v, want 10 to 20 s", took)
 	}
-	defer slow.Close()
-	fmt.Fprintf(slow, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", mib)
-	s.gauge("proxy_buffered_body_bytes", mib)
-	stop := make(chan struct{})
+	stop()
+	s.Refused(slow.Answer(), 408, "request_timeout", 0, "request_timeout")
+}
+
+// drips has a client send n bytes each second, until stop is called.
+func (s *scene) drips(c *proxytest.RawClient, n int) (stop func()) {
+	ticker, done := time.NewTicker(time.Second), make(chan struct{})
 	var dripping sync.WaitGroup
 	dripping.Go(func() {
 		for {
 			select {
-			case <-stop:
+			case <-done:
 				return
-			case <-time.After(time.Second):
-				slow.Write(make([]byte, 1<<10))
+			case <-ticker.C:
+				c.Say(strings.Repeat("x", n))
 			}
 		}
 	})
-	began := time.Now()
-	a, err := s.upload(mib)
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.passed(a, 200, fmt.Sprint(mib), 1)
-	if took := time.Since(began); took > 25*time.Second {
-		s.Errorf("the other upload waited %v, want 10 to 20 s", took)
-	}
-	close(stop)
-	dripping.Wait()
-	said := make([]byte, 12)
-	io.ReadFull(slow, said)
-	if string(said) != "HTTP/1.1 408" {
-		s.Errorf("the slow upload is answered with %q, want 408", said)
-	}
-	s.expect(line{status: 408, attempts: 0, err: "request_timeout"})
+	return func() { ticker.Stop(); close(done); dripping.Wait() }
 }
 
 func slowUploads(s *scene) {
 	const slow, clients, each = 5, 10, 5
-	s.start(s.server(count), "[proxy]\nbody_memory_mb = 24\n")
-	stop := make(chan struct{})
-	var dripping sync.WaitGroup
+	s.Start(s.server(count), "[proxy]\nbody_memory_mb = 24\n")
+	var stops []func()
 	for range slow {
-		c := s.dialAndSay(message("Content-Length: 10485760", "", ""))
-		dripping.Go(func() {
-			for {
-				select {
-				case <-stop:
-					c.reset()
-					return
-				case <-time.After(time.Second):
-					c.say(strings.Repeat("x", 10<<10))
-				}
-			}
-		})
+		c := s.Say(message("Content-Length: 10485760", "", ""))
+		stop := s.drips(c, 10<<10)
+		stops = append(stops, func() { stop(); c.Reset() })
 	}
-	s.gauge("proxy_requests_queued", slow-2)
+	s.Queued(slow - 2)
 	var mu sync.Mutex
 	var took []time.Duration
 	var honest sync.WaitGroup
@@ -206,14 +189,10 @@ func slowUploads(s *scene) {
 		honest.Go(func() {
 			for range each {
 				began := time.Now()
-				a, err := s.upload(mib)
-				if err != nil {
-					s.Error(err)
-					return
-				}
+				a := s.upload(mib)
 				mu.Lock()
 				took = append(took, time.Since(began))
-				s.passed(a, 200, fmt.Sprint(mib), 1)
+				s.Passed(a, 200, fmt.Sprint(mib), 1)
 				mu.Unlock()
 			}
 		})
@@ -227,10 +206,9 @@ func slowUploads(s *scene) {
 	if p50 := took[len(took)/2]; p50 > time.Second {
 		s.Errorf("half of the uploads took more than %v", p50)
 	}
-	close(stop)
-	dripping.Wait()
-	for range slow {
-		s.expect(line{status: 499, attempts: 0, err: "the client left"})
+	for _, stop := range stops {
+		stop()
+		s.Expect(proxytest.Completed{Status: 499, Attempts: 0, Err: "the client left"})
 	}
 }
 
@@ -238,7 +216,7 @@ func manyConnections(s *scene) {
 	const connections, places = 5000, 1000
 	var waiting, most atomic.Int32
 	full := make(chan struct{})
-	s.start(s.server(func(w http.ResponseWriter, r *http.Request) {
+	s.Start(s.server(func(w http.ResponseWriter, r *http.Request) {
 		n := waiting.Add(1)
 		defer waiting.Add(-1)
 		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
@@ -254,7 +232,7 @@ func manyConnections(s *scene) {
 	request := []byte("POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
 	for range connections {
 		clients.Go(func() {
-			conn, err := net.Dial("tcp", s.proxy.Addr())
+			conn, err := net.Dial("tcp", s.Proxy.Addr())
 			if err != nil {
 				failed.Add(1)
 				return
@@ -268,7 +246,7 @@ func manyConnections(s *scene) {
 	}
 	clients.Wait()
 	for range connections {
-		s.expect(line{status: 200, attempts: 1})
+		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
 	}
 	if failed.Load() > 0 {
 		s.Errorf("%d of %d connections failed", failed.Load(), connections)
@@ -279,61 +257,30 @@ func manyConnections(s *scene) {
 }
 
 func noDescriptors(s *scene) {
-	s.launch(proxytest.Options{
-		Binary: s.wrapped("ulimit -n 40", ""),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", s.server(count)},
+	s.Launch(proxytest.Options{
+		Before: "ulimit -n 40",
+		Args:   proxytest.Serve(s.server(count)),
 		Config: quick,
 	})
-	first, err := net.Dial("tcp", s.proxy.Addr())
-	if err != nil {
-		s.Fatal(err)
-	}
-	conns := []net.Conn{first}
-	defer func() {
-		for _, conn := range conns {
-			conn.Close()
-		}
-	}()
-	if _, err := io.WriteString(first, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		s.Fatal(err)
-	}
-	io.ReadFull(first, make([]byte, 1)) // it is accepted
+	first := s.Say("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+	first.Answer() // it is accepted
 	for range 60 {
-		conn, err := net.Dial("tcp", s.proxy.Addr())
-		if err != nil {
-			s.Fatal(err)
-		}
-		conns = append(conns, conn)
+		defer s.Dial().Close()
 	}
-	if _, err := s.proxy.WaitLine("an accept that fails", proxytest.Timeout, func(l proxytest.Line) bool {
+	if _, err := s.Proxy.WaitLine("an accept that fails", proxytest.Timeout, func(l proxytest.Line) bool {
 		return strings.Contains(l.Message(), "too many open files")
 	}); err != nil {
 		s.Fatal(err)
 	}
-	io.WriteString(first, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-	if got, _ := io.ReadAll(first); !strings.Contains(string(got), "HTTP/1.1 502 ") || !strings.Contains(string(got), `"code":"connection"`) {
-		s.Errorf("the request that needs a descriptor got %.300q, want 502", got)
-	}
-	s.expect(line{status: 502, attempts: 2, errorType: "connection", err: "too many open files"})
+	first.Say(message("Content-Length: 2", "Connection: close", "", "{}"))
+	s.Refused(first.Answer(), 502, "connection", 2, "too many open files")
 }
 
 // withoutLog runs a proxy whose log lines can't be written, and sends requests.
 func (s *scene) withoutLog(redirect string) {
 	s.Helper()
-	p, err := proxytest.Start(proxytest.Options{
-		Binary: s.wrapped("", redirect),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", s.server(count)},
-		Env:    []string{"GORACE=halt_on_error=1"},
-	})
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.Cleanup(func() { p.Stop() })
-	s.proxy, s.mute = p, true
-	if err := p.WaitListening(proxytest.Timeout); err != nil {
-		s.Fatal(err)
-	}
-	s.before = s.usage()
+	s.Mute = true
+	s.Launch(proxytest.Options{Redirect: redirect, Args: proxytest.Serve(s.server(count))})
 	s.passedAll(100)
 }
 
@@ -341,7 +288,7 @@ func (s *scene) withoutLog(redirect string) {
 func (s *scene) passedAll(n int) {
 	s.Helper()
 	for range n {
-		s.passed(s.post(), 200, "18", 1)
+		s.Passed(s.Post(), 200, posted, 1)
 	}
 }
 
@@ -362,29 +309,11 @@ func (s *scene) logToPipe() (reader *os.File) {
 
 func stillReaders(s *scene) {
 	const readers, size = 50, 8 * mib
-	ca := newAuthority(s)
-	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/plain" {
-			io.WriteString(w, "plain")
-			return
-		}
-		io.Copy(w, zeros(size))
-	}))
-	up.EnableHTTP2, up.TLS = true, &tls.Config{Certificates: []tls.Certificate{ca.certificate(nil)}}
-	up.StartTLS()
-	s.Cleanup(up.Close)
-	s.hangUp = up.CloseClientConnections
-	group := s.cgroup("memory")
-	group.set([2]string{"memory.limit_in_bytes", "128M"}, [2]string{"memory.max", "128M"})
-	s.launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", up.URL},
-		Config: "[proxy]\nbody_memory_mb = 24\n", // as k8s/ has it
-		Env:    []string{"GOMEMLIMIT=96MiB", ca.env()},
-	})
+	up := s.API(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, zeros(size)) }))
+	s.contained(up.URL, "[proxy]\nbody_memory_mb = 24\n", up.Env()...) // as k8s/ has it
 	var answers []*http.Response
 	for range readers {
-		resp, err := s.client.Get(s.proxy.URL() + "/v1/messages")
+		resp, err := s.Client.Get(s.Proxy.URL() + "/v1/messages")
 		if err != nil {
 			s.Fatal(err)
 		}
@@ -396,20 +325,15 @@ func stillReaders(s *scene) {
 		if resp.Body.Close(); n != size || err != nil {
 			s.Errorf("%d bytes of an answer came (%v), want %d", n, err, size)
 		}
-		s.expect(line{status: 200, attempts: 1})
+		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
 	}
-	s.Logf("at most %d MiB of 128", group.peak())
+	s.peaked()
 }
 
 func throttled(s *scene) {
 	const requests = 40
-	group := s.cgroup("cpu")
-	group.set([2]string{"cpu.cfs_quota_us", "5000"}, [2]string{"cpu.max", "5000 100000"})
 	began := time.Now()
-	s.launch(proxytest.Options{
-		Binary: s.wrapped(group.enter(), ""),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", s.server(count)},
-	})
+	s.Launch(proxytest.Options{CPUs: 0.05, Args: proxytest.Serve(s.server(count))})
 	s.Logf("Running after %v", time.Since(began).Round(time.Millisecond))
 	began = time.Now()
 	var mu sync.Mutex
@@ -417,13 +341,9 @@ func throttled(s *scene) {
 	for range 4 {
 		clients.Go(func() {
 			for range requests / 4 {
-				a, err := s.send("POST", "/v1/messages", zeros(2<<10))
+				a := s.Send("POST", "/v1/messages", zeros(2<<10))
 				mu.Lock()
-				if err != nil {
-					s.Errorf("a request failed: %v", err)
-				} else {
-					s.passed(a, 200, "2048", 1)
-				}
+				s.Passed(a, 200, "2048", 1)
 				mu.Unlock()
 			}
 		})

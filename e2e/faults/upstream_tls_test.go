@@ -9,70 +9,77 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/testca"
 )
 
 // tlsFaults are those of an upstream that proves badly who it is.
 var tlsFaults = []fault{
 	{name: "a certificate of an unknown authority", outcome: "502 `connection`, tried once; nothing is sent", run: func(s *scene) {
-		s.untrusted(func(*authority) *tls.Config {
-			return &tls.Config{Certificates: []tls.Certificate{newAuthority(s).certificate(nil)}}
-		}, "unknown authority")
+		other, _ := s.Authority()
+		s.untrusted(func(*testca.Authority) *tls.Config { return s.proves(other, nil) }, "unknown authority")
 	}},
 	{name: "an expired certificate", outcome: "502 `connection`, tried once; nothing is sent", run: func(s *scene) {
-		s.untrusted(func(ca *authority) *tls.Config {
-			return &tls.Config{Certificates: []tls.Certificate{ca.certificate(func(c *x509.Certificate) {
-				c.NotAfter = time.Now().Add(-time.Hour)
-			})}}
+		s.untrusted(func(ca *testca.Authority) *tls.Config {
+			return s.proves(ca, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) })
 		}, "expired")
 	}},
 	{name: "a certificate for another name", outcome: "502 `connection`, tried once; nothing is sent", run: func(s *scene) {
-		s.untrusted(func(ca *authority) *tls.Config {
-			return &tls.Config{Certificates: []tls.Certificate{ca.certificate(func(c *x509.Certificate) {
-				c.IPAddresses = nil
-			})}}
+		s.untrusted(func(ca *testca.Authority) *tls.Config {
+			return s.proves(ca, func(c *x509.Certificate) { c.IPAddresses = nil })
 		}, "127.0.0.1")
 	}},
 	{name: "TLS 1.0 only", outcome: "502 `connection`; nothing is sent", run: func(s *scene) {
-		s.untrusted(func(ca *authority) *tls.Config {
-			return &tls.Config{
-				Certificates: []tls.Certificate{ca.certificate(nil)},
-				MinVersion:   tls.VersionTLS10, MaxVersion: tls.VersionTLS10,
-			}
+		s.untrusted(func(ca *testca.Authority) *tls.Config {
+			config := s.proves(ca, nil)
+			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS10
+			return config
 		}, "protocol version")
 	}},
 	{name: "a handshake that never ends", outcome: "502 `connection` after `connect_timeout_secs` (5 s), tried once; nothing is sent", run: func(s *scene) {
 		ends := make(chan struct{})
-		s.untrusted(func(*authority) *tls.Config {
+		defer close(ends)
+		s.untrusted(func(*testca.Authority) *tls.Config {
 			return &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { <-ends; return nil, io.EOF }}
 		}, "TLS handshake")
-		close(ends)
 	}},
+}
+
+// proves returns a configuration with a certificate of ca's, after spoil, if not nil, has made of it what it likes.
+func (s *scene) proves(ca *testca.Authority, spoil func(*x509.Certificate)) *tls.Config {
+	s.Helper()
+	certificate, err := ca.Certificate(spoil)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{certificate}}
 }
 
 // untrusted runs an upstream whose TLS the proxy must refuse, and then one that is
 // as it should be.
-func (s *scene) untrusted(bad func(ca *authority) *tls.Config, err string) {
+func (s *scene) untrusted(bad func(ca *testca.Authority) *tls.Config, err string) {
 	s.Helper()
-	ca, served := newAuthority(s), 0
-	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		served++
-		io.WriteString(w, "plain")
-	}))
-	good := &tls.Config{Certificates: []tls.Certificate{ca.certificate(nil)}}
-	config := bad(ca)
+	ca, env := s.Authority()
+	good := s.proves(ca, nil)
+	var config atomic.Pointer[tls.Config]
+	config.Store(bad(ca))
+	var served atomic.Int32
+	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { served.Add(1) }))
 	up.Config.ErrorLog = log.New(io.Discard, "", 0)
 	up.TLS = &tls.Config{
 		Certificates:       good.Certificates, // httptest adds its own to none
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return config, nil },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return config.Load(), nil },
 	}
 	up.StartTLS()
 	s.Cleanup(up.Close)
-	s.hangUp = up.CloseClientConnections
-	s.start(up.URL, "", ca.env())
-	s.refused(s.post(), 502, "connection", -1, err)
-	if served > 0 {
+	s.HangUp = up.CloseClientConnections
+	s.Start(up.URL, "", env)
+	s.Refused(s.Post(), 502, "connection", -1, err)
+	if served.Load() > 0 {
 		s.Error("a request reached the untrusted upstream")
 	}
-	s.mend = func() { config = good }
+	config.Store(good)
+	s.Passed(s.Get("/"), 200, "", 1)
 }

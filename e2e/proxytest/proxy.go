@@ -44,7 +44,13 @@ type Options struct {
 
 	Stdout      io.Writer      // takes the log, which is then not kept here
 	DeathSignal syscall.Signal // what it gets when this process dies; if 0, SIGKILL
-	CPUs        float64        // how many processors it may use, by a control group of its own; if 0, all
+
+	// What confines it. Of the limits, only one: each takes a control group of its own, and root.
+	CPUs      float64  // how many processors it may use; if 0, all
+	MemoryMiB int      // how much memory it may use; if 0, any
+	Before    string   // lines of shell that run before it, in the same process, such as ulimit -n 40
+	Redirect  string   // of its output, as the shell has it, such as >/dev/full
+	Within    []string // a command that it is appended to, such as nsenter with its arguments
 }
 
 // A Proxy is a running, or ended, proxy process.
@@ -89,12 +95,11 @@ func Start(o Options) (*Proxy, error) {
 		args = append([]string{"-config", p.ConfigFile}, args...)
 		err = os.WriteFile(p.ConfigFile, []byte(o.Config), 0o600)
 	}
-	if err == nil && o.CPUs > 0 {
-		p.group, err = makeQuota(o.CPUs)
-		binary, args = inQuota(p.group, binary, args)
+	if err == nil && (o.CPUs > 0 || o.MemoryMiB > 0) {
+		p.group, err = o.makeGroup()
 	}
 	if err == nil {
-		err = p.spawn(binary, args, o)
+		err = p.spawn(o.confined(p.group, binary, args), o)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the proxy: %w", err), p.removeFolders())
@@ -103,8 +108,8 @@ func Start(o Options) (*Proxy, error) {
 }
 
 // spawn starts the process and, behind it, waits for its end.
-func (p *Proxy) spawn(binary string, args []string, o Options) error {
-	cmd := exec.Command(binary, args...)
+func (p *Proxy) spawn(command []string, o Options) error {
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Dir = p.dir
 	cmd.Env = append([]string{}, o.Env...) // not nil, which would inherit
 	cmd.Stdout, cmd.Stderr = p.stdout, p.stderr

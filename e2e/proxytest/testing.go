@@ -50,7 +50,7 @@ func Launch(t testing.TB, o Options) *Proxy {
 func Local(t testing.TB, upstream, config string, env ...string) *Proxy {
 	t.Helper()
 	p := Launch(t, Options{
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", upstream},
+		Args:   Serve(upstream),
 		Config: config,
 		Env:    env,
 	})
@@ -104,16 +104,36 @@ func Exec(t testing.TB, o Options) Result {
 	return Result{Code: code, Stdout: p.Stdout(), Stderr: p.Stderr()}
 }
 
-// Eventually polls until ok is true and returns how long that took. After
-// [Timeout] the test fails.
+// Poll waits until there is nothing wrong any more. After [Timeout] its error is what was wrong last.
+func Poll(wrong func() string) error {
+	for deadline := time.Now().Add(Timeout); ; time.Sleep(2 * time.Millisecond) {
+		said := wrong()
+		if said == "" {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("after %v: %s", Timeout, said)
+		}
+	}
+}
+
+// Await is [Poll] for tests.
+func Await(t testing.TB, wrong func() string) {
+	t.Helper()
+	if err := Poll(wrong); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Eventually waits until ok is true and returns how long that took. After [Timeout] the test fails.
 func Eventually(t testing.TB, what string, ok func() bool) time.Duration {
 	t.Helper()
 	start := time.Now()
-	for !ok() {
-		if time.Since(start) > Timeout {
-			t.Fatalf("after %v still not: %s", Timeout, what)
+	Await(t, func() string {
+		if ok() {
+			return ""
 		}
-		time.Sleep(2 * time.Millisecond)
-	}
+		return "still not: " + what
+	})
 	return time.Since(start)
 }

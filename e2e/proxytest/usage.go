@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -75,29 +73,4 @@ func FreeAddr() (string, error) {
 		return "", fmt.Errorf("looking for a free port: %w", err)
 	}
 	return l.Addr().String(), l.Close()
-}
-
-// makeQuota makes a control group, of either version, that may use so many processors, and returns its folder.
-func makeQuota(cpus float64) (string, error) {
-	const period = 100_000 // µs, as Kubernetes has it
-	quota := int(period * cpus)
-	parent, file, limit := "/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", fmt.Sprint(quota)
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil { // version 2
-		parent, file, limit = "/sys/fs/cgroup", "cpu.max", fmt.Sprint(quota, period)
-		// If it fails, the group has no such file.
-		_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+cpu"), 0)
-	}
-	dir, err := os.MkdirTemp(parent, "proxytest-")
-	if err == nil {
-		if err = os.WriteFile(filepath.Join(dir, file), []byte(limit), 0); err == nil {
-			return dir, nil
-		}
-		err = errors.Join(err, os.Remove(dir))
-	}
-	return "", fmt.Errorf("no control group with a CPU quota can be made here, which takes root and the cpu controller: %w", err)
-}
-
-// inQuota is a command that runs another in the control group from its first instruction on: Go looks for a quota when it starts.
-func inQuota(dir, binary string, args []string) (string, []string) {
-	return "/bin/sh", append([]string{"-c", `echo $$ >"$0"/cgroup.procs && exec "$@"`, dir, binary}, args...)
 }

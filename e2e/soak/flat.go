@@ -1,6 +1,7 @@
 package main
 
 import (
+	"anthropic-oauth-proxy/e2e/proxytest"
 	"context"
 	"fmt"
 	"math"
@@ -152,23 +153,20 @@ const containerMemory = 128
 
 // checkRest closes all connections and waits until the proxy holds no more than before the traffic.
 func (l *lane) checkRest() {
-	l.upstream.server.CloseClientConnections()
-	var more []string
-	eventually(func() bool {
-		more = nil
+	l.upstream.HangUp()
+	if err := proxytest.Poll(func() string {
 		now, err := l.look()
 		if err != nil {
-			more = append(more, err.Error())
+			return err.Error()
 		}
 		for i, q := range quantities {
 			if q.rests && now.values[i] > l.before.values[i] {
-				more = append(more, fmt.Sprintf("%v %s, which were %v", now.values[i], q.name, l.before.values[i]))
+				return fmt.Sprintf("%v %s, which were %v", now.values[i], q.name, l.before.values[i])
 			}
 		}
-		return more == nil
-	})
-	for _, problem := range more {
-		l.problems.add("after the traffic: %s", problem)
+		return ""
+	}); err != nil {
+		l.problems.add("after the traffic: %v", err)
 	}
 	process, err := procfs.NewProc(l.proxy.PID)
 	if err == nil {

@@ -14,13 +14,17 @@ import (
 // verify checks, after the traffic, that everything adds up, that nothing is left, and that the proxy ends in an orderly way.
 func (l *lane) verify(stalls *pulse) {
 	var m proxytest.Metrics
-	var err error
-	eventually(func() bool { // clients that left did not wait for the end, and the log is written behind
-		m, err = l.proxy.Metrics()
+	if err := proxytest.Poll(func() (wrong string) { // clients that left did not wait for the end, and the log is written behind
+		var err error
+		if m, err = l.proxy.Metrics(); err != nil {
+			return err.Error()
+		}
 		l.lines = completed(l.proxy.Logs(), &problems{}) // it is read again in the end
-		return err != nil || m.Value("proxy_requests_in_flight") == 0 && m.Value("proxy_requests_total") == float64(len(l.lines))
-	})
-	if err != nil {
+		if at, all := m.Value("proxy_requests_in_flight"), m.Value("proxy_requests_total"); at > 0 || all != float64(len(l.lines)) {
+			return fmt.Sprintf("%v requests at work, %v in the metrics, %d in the log", at, all, len(l.lines))
+		}
+		return ""
+	}); err != nil {
 		l.problems.add("after the traffic: %v", err)
 		return
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"bytes"
 	"cmp"
 	"fmt"
@@ -71,11 +72,14 @@ func TestWrongBytes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var found problems
-			up := startUpstream(true, testSeed, &found)
-			defer up.server.Close()
-			target, _ := url.Parse(up.server.URL)
+			up, err := startUpstream(fakeanthropic.Plaintext, testSeed, &found)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer up.Close()
+			target, _ := url.Parse(up.URL)
 			proxy := httptest.NewServer(&httputil.ReverseProxy{
-				Transport: up.server.Client().Transport,
+				Transport: &http.Transport{DisableCompression: true},
 				Rewrite: func(r *httputil.ProxyRequest) {
 					r.SetURL(target)
 					r.Out.Header.Set("Anthropic-Beta", "oauth-2025-04-20")

@@ -2,18 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
@@ -21,7 +18,7 @@ import (
 // in HTTP/1.1.
 type lane struct {
 	name     string
-	http2    bool
+	protocol fakeanthropic.Protocol
 	options  options
 	problems problems
 	upstream *upstream
@@ -43,22 +40,19 @@ type lane struct {
 const thinking = 150 * time.Millisecond
 
 // run is the lane's life; stalls are those of the machine. An error says that there is nothing to judge.
-func (l *lane) run(ctx context.Context, binary, dir string, stalls *pulse) (err error) {
-	l.upstream = startUpstream(l.http2, l.options.seed, &l.problems)
-	defer l.upstream.close()
-	caFile := filepath.Join(dir, strings.ReplaceAll(l.name, "/", "-")+".pem")
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: l.upstream.server.Certificate().Raw})
-	if err := os.WriteFile(caFile, ca, 0o600); err != nil {
+func (l *lane) run(ctx context.Context, binary string, stalls *pulse) (err error) {
+	if l.upstream, err = startUpstream(l.protocol, l.options.seed, &l.problems); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, l.upstream.Close()) }()
 	l.proxy, err = proxytest.Start(proxytest.Options{
 		Binary: binary,
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", l.upstream.server.URL},
+		Args:   proxytest.Serve(l.upstream.URL),
 		// Faults are short, and requests wait in line: a quarter of the clients for a place, and more than three bodies of unknown
 		// length for memory.
 		Config: fmt.Sprintf("[proxy]\ntimeout_secs = %d\ntimeout_retries = 1\nmax_body_mb = %d\nbody_memory_mb = 24\nmax_connections = %d\n",
 			int(timeout.Seconds()), maxBody/mib, max(1, l.options.clients*3/8)),
-		Env: []string{"SSL_CERT_FILE=" + caFile, "GOMEMLIMIT=96MiB", "GORACE=halt_on_error=1"}, // the limit is that of k8s/deployment.yaml
+		Env: append(l.upstream.Env(), "GOMEMLIMIT=96MiB", "GORACE=halt_on_error=1"), // the limit is that of k8s/deployment.yaml
 	})
 	if err != nil {
 		return err
@@ -117,16 +111,6 @@ func (l *lane) send(c *client, p plan) {
 	l.results = append(l.results, r)
 }
 
-// eventually waits for ok, up to proxytest.Timeout, and returns what it was last.
-func eventually(ok func() bool) bool {
-	for deadline := time.Now().Add(proxytest.Timeout); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
-	return true
-}
-
 // lastStreams are under way when the proxy is told to end.
 const lastStreams = 4
 
@@ -144,8 +128,13 @@ func (l *lane) end() {
 			defer c.hangUp()
 			l.send(c, p)
 		})
-		if !eventually(func() bool { return l.upstream.seen(p.number) > 0 }) {
-			l.problems.add("%v: it does not reach the upstream", p)
+		if err := proxytest.Poll(func() string {
+			if l.upstream.seen(p.number) > 0 {
+				return ""
+			}
+			return "it does not reach the upstream"
+		}); err != nil {
+			l.problems.add("%v: %v", p, err)
 		}
 	}
 	if err := l.proxy.Signal(syscall.SIGTERM); err != nil {

@@ -36,6 +36,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
@@ -105,21 +106,16 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "soak-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	fmt.Fprintf(os.Stderr, "soak: %v of traffic, seed %d\n", o.duration, o.seed)
 	stalls := &pulse{}
 	watching, end := context.WithCancel(ctx)
 	defer end()
 	var watcher sync.WaitGroup
 	watcher.Go(func() { stalls.watch(watching) })
-	lanes := []*lane{{name: "HTTP/2", http2: true, options: o}, {name: "HTTP/1.1", options: o}}
+	lanes := []*lane{{name: "HTTP/2", protocol: fakeanthropic.HTTP2, options: o}, {name: "HTTP/1.1", protocol: fakeanthropic.HTTP1, options: o}}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range lanes {
-		group.Go(func() error { return l.run(ctx, binary, dir, stalls) })
+		group.Go(func() error { return l.run(ctx, binary, stalls) })
 	}
 	if err := group.Wait(); err != nil {
 		return err

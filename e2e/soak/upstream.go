@@ -5,10 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strconv"
 	"sync"
@@ -18,10 +16,9 @@ import (
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
-// upstream is the API behind one proxy. It does what each request's plan says, and keeps nothing of a request but how often it came:
-// package fakeanthropic keeps the bodies, which half an hour has too many of.
+// upstream is the API behind one proxy. It does what each request's plan says, and keeps nothing of a request but how often it came.
 type upstream struct {
-	server   *httptest.Server
+	*fakeanthropic.Server
 	seed     uint64
 	problems *problems
 	verified atomic.Int64 // bytes of requests
@@ -30,20 +27,14 @@ type upstream struct {
 	attempts map[int]int // by the request's number
 }
 
-// startUpstream starts it, with HTTP/2 or HTTP/1.1 over TLS.
-func startUpstream(http2 bool, seed uint64, problems *problems) *upstream {
+func startUpstream(protocol fakeanthropic.Protocol, seed uint64, problems *problems) (*upstream, error) {
 	u := &upstream{seed: seed, problems: problems, attempts: map[int]int{}}
-	u.server = httptest.NewUnstartedServer(u)
-	u.server.EnableHTTP2 = http2
-	u.server.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that break are the point
-	u.server.StartTLS()
-	return u
-}
-
-// close ends everything.
-func (u *upstream) close() {
-	u.server.CloseClientConnections()
-	u.server.Close()
+	var err error
+	if u.Server, err = fakeanthropic.Start(protocol, u); err != nil {
+		return nil, err
+	}
+	u.Forget()
+	return u, nil
 }
 
 // seen returns how often the request with this number came.

@@ -48,8 +48,8 @@ func New() (*Authority, error) {
 	return a, nil
 }
 
-// Certificate returns a server certificate for this machine, by the names localhost and
-// api.anthropic.com and its loopback addresses, after change, if not nil, has made of it
+// Certificate returns a server certificate for this machine, by the names localhost,
+// api.anthropic.com and upstream.test and its loopback addresses, after change, if not nil, has made of it
 // what it likes.
 func (a *Authority) Certificate(change func(*x509.Certificate)) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -63,7 +63,7 @@ func (a *Authority) Certificate(change func(*x509.Certificate)) (tls.Certificate
 		NotAfter:     a.cert.NotAfter,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:     []string{"localhost", "api.anthropic.com"},
+		DNSNames:     []string{"localhost", "api.anthropic.com", "upstream.test"},
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	if change != nil {

@@ -1,32 +1,33 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // TestColdStart shows that 300 requests at once, to a proxy that has no connection
 // upstream yet, open as many as they need, and not one each.
 func TestColdStart(t *testing.T) {
 	t.Parallel()
-	up := upstream(t, fakeanthropic.HTTP2, fakeanthropic.Slow(100*time.Millisecond, answerOK))
-	p := proxyTo(t, up, "")
-	var answers []<-chan result
+	s := proxytest.NewScene(t)
+	up := s.StartAPI(fakeanthropic.HTTP2, fakeanthropic.Slow(100*time.Millisecond, answerOK), "")
+	var answers []<-chan proxytest.Answer
 	for range 300 {
-		answers = append(answers, inBackground(t, newRequest(t, "POST", p.URL()+"/v1/messages", zeros(100))))
+		answers = append(answers, s.InBackground(strings.NewReader(proxytest.Message)))
 	}
 	for _, a := range answers {
-		if r := <-a; r.err != nil || r.StatusCode != http.StatusOK {
-			t.Fatalf("a request failed: %+v", r)
-		}
+		s.Passed(<-a, 200, "ok", 1)
 	}
-	if n := up.Connections(); n > 4 {
+	if n := up.Opened(); n > 4 {
 		t.Errorf("%d connections were opened, want 4 at most", n)
 	}
 }
@@ -37,8 +38,9 @@ func TestDepartures(t *testing.T) {
 	t.Parallel()
 	const streams, leavers, departures = 20, 30, 20
 	finish := make(chan struct{})
-	up := upstream(t, fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/stream" {
+	s := proxytest.NewScene(t)
+	up := s.API(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if body, _ := io.ReadAll(r.Body); string(body) == "stream" {
 			io.WriteString(w, "begun, ")
 			fakeanthropic.Flush(w)
 			<-finish
@@ -47,18 +49,18 @@ func TestDepartures(t *testing.T) {
 		}
 		<-r.Context().Done()
 	}))
-	p := proxyTo(t, up, "")
-	var answers []<-chan result
+	s.Proxy = proxytest.Local(t, up.URL, "", up.Env()...) // whose log may have any number of the departures
+	var answers []<-chan proxytest.Answer
 	for range streams {
-		answers = append(answers, inBackground(t, newRequest(t, "GET", p.URL()+"/stream", nil)))
+		answers = append(answers, s.InBackground(strings.NewReader("stream")))
 	}
-	waitMetric(t, p, streams, "proxy_requests_in_flight")
+	s.AtWork(streams)
 	var wg sync.WaitGroup
 	for range leavers {
 		wg.Go(func() {
 			for range departures {
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-				if a, err := do(client(t), newRequest(t, "POST", p.URL()+"/v1/messages", zeros(100)).WithContext(ctx)); err == nil {
+				if a, err := s.Try(s.Request("POST", "/v1/messages", strings.NewReader(proxytest.Message)).WithContext(ctx)); err == nil {
 					t.Errorf("a request that nobody answers got %d", a.StatusCode)
 				}
 				cancel()
@@ -68,11 +70,9 @@ func TestDepartures(t *testing.T) {
 	wg.Wait()
 	close(finish)
 	for _, a := range answers {
-		if r := <-a; r.err != nil || r.body != "begun, whole" {
-			t.Errorf("a stream of somebody else: %+v", r)
-		}
+		s.Passed(<-a, 200, "begun, whole", 1)
 	}
-	if n := up.Connections(); n > 2+leavers*departures/100 {
+	if n := up.Opened(); n > 2+leavers*departures/100 {
 		t.Errorf("%d connections were opened for %d departures", n, leavers*departures)
 	}
 }
@@ -83,32 +83,35 @@ func TestUnreadUploads(t *testing.T) {
 	t.Parallel()
 	const unread, size = 6, 2 << 20
 	begun, read := make(chan struct{}, unread), make(chan struct{})
-	up := upstream(t, fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/unread" {
+	var first sync.Once
+	s := proxytest.NewScene(t)
+	s.StartAPI(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Unread") != "" {
 			begun <- struct{}{}
 			<-read
 		}
-		io.Copy(io.Discard, r.Body)
-	}))
-	p := proxyTo(t, up, "")
-	var answers []<-chan result
+		answerOK(w, r)
+	}), "")
+	defer first.Do(func() { close(read) }) // also of a test that fails
+	upload := func(headers ...string) <-chan proxytest.Answer {
+		return s.InBackground(bytes.NewReader(make([]byte, size)), headers...)
+	}
+	var answers []<-chan proxytest.Answer
 	for range unread {
-		answers = append(answers, inBackground(t, newRequest(t, "POST", p.URL()+"/unread", zeros(size))))
+		answers = append(answers, upload("X-Unread", "1"))
 	}
 	for range unread { // the proxy has all of a body before it begins to send it
 		<-begun
 	}
 	time.Sleep(1200 * time.Millisecond) // a connection on which a body stands still for a second takes no more
 	start := time.Now()
-	a := roundTrip(t, client(t), newRequest(t, "POST", p.URL()+"/v1/messages", zeros(size)))
-	if a.StatusCode != http.StatusOK || time.Since(start) > 10*time.Second {
-		t.Errorf("another upload: %d after %v", a.StatusCode, time.Since(start))
-	}
+	s.Passed(<-upload(), 200, "ok", 1)
 	t.Logf("another upload was answered after %v", time.Since(start))
-	close(read)
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("another upload took %v", took)
+	}
+	first.Do(func() { close(read) })
 	for _, a := range answers {
-		if r := <-a; r.err != nil || r.StatusCode != http.StatusOK {
-			t.Errorf("an upload that was read in the end: %+v", r)
-		}
+		s.Passed(<-a, 200, "ok", 1)
 	}
 }

@@ -1,0 +1,412 @@
+package e2e
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/proxytest"
+)
+
+// TestMethods shows that every method but CONNECT is forwarded, and which ones
+// have a name in the metrics.
+func TestMethods(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		up := s.StartAPI(protocol, answerOK, "")
+		for i, row := range []struct{ method, label string }{
+			{"GET", "GET"}, {"HEAD", "HEAD"}, {"POST", "POST"}, {"PUT", "PUT"}, {"PATCH", "PATCH"},
+			{"DELETE", "DELETE"}, {"OPTIONS", "OPTIONS"}, {"TRACE", "TRACE"}, {"FROBNICATE", "other"}, {"get", "other"},
+		} {
+			a := s.Say(proxytest.Lines(row.method+" /v1/models HTTP/1.1", "Host: proxy", "", "")).AnswerTo(row.method)
+			s.Passed(a, 200, map[bool]string{true: "", false: "ok"}[row.method == "HEAD"], 1)
+			if got := up.Requests(); len(got) != i+1 || got[i].Method != row.method {
+				s.Errorf("%s: %d requests at the upstream", row.method, len(got))
+			}
+			s.Completed()
+			if !proxytest.Scrape(s.T, s.Proxy).Has("proxy_requests_total", "status", "200", "method", row.label) {
+				s.Errorf("%s: not counted as method %q", row.method, row.label)
+			}
+		}
+	})
+}
+
+// TestStatusesPass shows that the upstream's statuses are its own affair: they
+// reach the client as they are, are not retried and not counted as errors.
+func TestStatusesPass(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Location", "/elsewhere")
+			status, _ := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
+			w.WriteHeader(status)
+			io.WriteString(w, "status "+r.URL.Path)
+		}), "")
+		for _, status := range []int{200, 201, 202, 301, 302, 307, 400, 401, 403, 404, 408, 409, 413, 422, 429, 499, 500, 502, 503, 504, 529, 599} {
+			path := fmt.Sprint("/", status)
+			a := s.Send("POST", path, strings.NewReader(proxytest.Message))
+			s.Passed(a, status, "status "+path, 1)
+			if a.Header.Get("Location") != "/elsewhere" {
+				s.Errorf("location %q", a.Header.Get("Location"))
+			}
+		}
+	})
+}
+
+// TestAPIErrorsPass shows the same for the API's real errors.
+func TestAPIErrorsPass(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		status     int
+		kind       string
+		retryAfter string
+	}{
+		{400, "invalid_request_error", ""}, {401, "authentication_error", ""}, {429, "rate_limit_error", "17"}, {529, "overloaded_error", "3"},
+	} {
+		t.Run(row.kind, func(t *testing.T) {
+			t.Parallel()
+			s := proxytest.NewScene(t)
+			s.StartAPI(fakeanthropic.HTTP2, fakeanthropic.Fail(row.status), "")
+			a := s.Post()
+			s.Passed(a, row.status, a.Text, 1)
+			if got := a.Header.Get("Retry-After"); got != row.retryAfter || !strings.Contains(a.Text, `"type":"`+row.kind+`"`) {
+				t.Errorf("retry-after %q and %s, want %q and %s", got, a.Text, row.retryAfter, row.kind)
+			}
+			id := a.Header.Get("Request-Id")
+			if !strings.HasPrefix(id, "req_fake_") || !strings.Contains(a.Text, id) || a.Header.Get("Anthropic-Ratelimit-Requests-Limit") == "" {
+				t.Errorf("headers %v with body %s are not the upstream's", a.Header, a.Text)
+			}
+		})
+	}
+}
+
+// TestGzipUntouched shows that compressed bodies pass as they are, whether or not
+// the client asked for them.
+func TestGzipUntouched(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		up := s.StartAPI(protocol, fakeanthropic.Gzip(fakeanthropic.API{}), "")
+		for i, accept := range []string{"", "gzip", "br;q=1.0, gzip;q=0.8"} {
+			var headers []string
+			if accept != "" {
+				headers = []string{"Accept-Encoding", accept}
+			}
+			a := s.Post(headers...)
+			s.Passed(a, 200, a.Text, 1)
+			z, err := gzip.NewReader(strings.NewReader(a.Text))
+			if err != nil || a.Header.Get("Content-Encoding") != "gzip" {
+				s.Fatalf("%q: headers %v, body %.20q: not gzip", accept, a.Header, a.Text)
+			}
+			if plain, err := io.ReadAll(z); err != nil || !strings.Contains(string(plain), "end_turn") {
+				s.Errorf("%q: unpacked to %q, %v", accept, plain, err)
+			}
+			if got := up.Requests()[i].Header.Get("Accept-Encoding"); got != accept {
+				s.Errorf("the upstream got accept-encoding %q, want %q", got, accept)
+			}
+		}
+	})
+}
+
+// TestHTTP10Client shows that an HTTP/1.0 client gets answers that end with the
+// connection, also streams, and without chunks.
+func TestHTTP10Client(t *testing.T) {
+	t.Parallel()
+	s := proxytest.NewScene(t)
+	s.StartAPI(fakeanthropic.HTTP2, nil, "")
+	for _, body := range []string{proxytest.Message, proxytest.Stream} {
+		c := s.Say(proxytest.Lines("POST /v1/messages HTTP/1.0", "Authorization: Bearer x", fmt.Sprint("Content-Length: ", len(body)), "", body))
+		all, err := io.ReadAll(c.R)
+		if err != nil {
+			t.Fatalf("the answer does not end with the connection: %v", err)
+		}
+		head, rest, _ := strings.Cut(string(all), "\r\n\r\n")
+		if !strings.HasPrefix(head, "HTTP/1.0 200") && !strings.HasPrefix(head, "HTTP/1.1 200") {
+			t.Errorf("answer %q", head)
+		}
+		if strings.Contains(strings.ToLower(head), "transfer-encoding") {
+			t.Errorf("an HTTP/1.0 client got chunks: %q", head)
+		}
+		if !strings.HasPrefix(rest, "{") && !strings.HasSuffix(rest, "message_stop\"}\n\n") {
+			t.Errorf("body %q is not whole", rest)
+		}
+		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
+	}
+}
+
+// TestHead asks twice over one connection: the second one shows that nothing is left of the first.
+func TestHead(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "12345")
+		}), "")
+		c := s.Dial()
+		for range 2 {
+			c.Say(proxytest.Lines("HEAD /v1/models HTTP/1.1", "Host: proxy", "", ""))
+			a := c.AnswerTo("HEAD")
+			s.Passed(a, 200, "", 1)
+			if got := a.Header.Get("Content-Length"); got != "12345" {
+				s.Errorf("content-length %q, want the upstream's", got)
+			}
+		}
+	})
+}
+
+func TestBodilessStatuses(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Etag", `"x"`)
+			status, _ := strconv.Atoi(r.URL.Path[1:])
+			w.WriteHeader(status)
+		}), "")
+		c := s.Dial()
+		for _, status := range []int{204, 304, 204} {
+			c.Say(proxytest.Lines(fmt.Sprintf("GET /%d HTTP/1.1", status), "Host: proxy", "", ""))
+			a := c.Answer()
+			s.Passed(a, status, "", 1)
+			if a.Header.Get("Etag") != `"x"` {
+				s.Errorf("%d: headers %v", status, a.Header)
+			}
+			for _, name := range []string{"Content-Length", "Transfer-Encoding", "Content-Type"} {
+				if v, ok := a.Header[name]; ok {
+					s.Errorf("%d: %s %q invented", status, name, v)
+				}
+			}
+		}
+	})
+}
+
+// TestTrailers shows that an answer's trailers are forwarded, announced or not,
+// and that a request's are dropped.
+func TestTrailers(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		up := s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Trailer", "X-Announced")
+			fmt.Fprint(w, "trailers ", len(r.Trailer))
+			fakeanthropic.Flush(w)
+			w.Header().Set("X-Announced", "yes")
+			w.Header().Set(http.TrailerPrefix+"X-Unannounced", "too")
+		}), "")
+		a := s.Say(proxytest.Lines("POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "Trailer: X-Sum", "TE: trailers", "",
+			"2\r\nhi\r\n0\r\nX-Sum: 42\r\n\r\n")).Answer()
+		s.Passed(a, 200, "trailers 0", 1)
+		if len(a.Trailer) != 2 || a.Trailer.Get("X-Announced") != "yes" || a.Trailer.Get("X-Unannounced") != "too" {
+			s.Errorf("trailers %v, want both", a.Trailer)
+		}
+		if r := only(s, up); r.Header.Get("X-Sum") != "" || string(r.Body) != "hi" {
+			s.Errorf("the upstream got headers %v, body %q", r.Header, r.Body)
+		}
+	})
+}
+
+// TestStreamsAtOnce shows that headers and every event pass when they come, not
+// when there is more: a piece that is held back would never arrive at all.
+func TestStreamsAtOnce(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		next := make(chan string)
+		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			fakeanthropic.Flush(w)
+			for piece := range next {
+				io.WriteString(w, piece)
+				fakeanthropic.Flush(w)
+			}
+		}), "")
+		resp, err := s.Client.Do(s.Request("GET", "/stream", nil)) // returns with the headers alone
+		if err != nil {
+			s.Fatal(err)
+		}
+		defer resp.Body.Close()
+		for _, piece := range []string{"a", "event: ping\n", "data: {}\n\n", "x"} {
+			start := time.Now()
+			next <- piece
+			got := make([]byte, len(piece))
+			if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != piece {
+				s.Fatalf("got %q, %v; want %q", got, err, piece)
+			}
+			s.Logf("from the upstream's write to the client's read: %v", time.Since(start).Round(10*time.Microsecond))
+		}
+		close(next)
+		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
+			s.Errorf("at the end came %q, %v", rest, err)
+		}
+		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
+	})
+}
+
+// TestNothingInvented shows that the upstream gets the client's headers and the
+// beta, and nothing that an HTTP library likes to add.
+func TestNothingInvented(t *testing.T) {
+	rows := []struct {
+		lines []string
+		want  []string // names of headers, besides anthropic-beta
+	}{
+		{[]string{"GET / HTTP/1.1", "Host: proxy", "", ""}, nil},
+		{[]string{"GET / HTTP/1.0", "", ""}, nil},
+		{[]string{"POST / HTTP/1.1", "Host: proxy", "Content-Length: 2", "", "hi"}, []string{"Content-Length"}},
+		{[]string{"POST / HTTP/1.1", "Host: proxy", "Content-Length: 0", "", ""}, []string{"Content-Length"}},
+		{[]string{
+			"GET / HTTP/1.1", "Host: proxy", "User-Agent: curl/8", "Accept: */*", "Accept-Encoding: zstd",
+			"Content-Type: x/y", "Authorization: Bearer abc", "X-Api-Key: key", "", "",
+		}, []string{"Accept", "Accept-Encoding", "Authorization", "Content-Type", "User-Agent", "X-Api-Key"}},
+	}
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		up := s.StartAPI(protocol, answerOK, "")
+		for i, row := range rows {
+			s.Passed(s.Say(proxytest.Lines(row.lines...)).Answer(), 200, "ok", 1)
+			h := up.Requests()[i].Header
+			want := slices.Sorted(slices.Values(append(row.want, "Anthropic-Beta")))
+			if got := slices.Sorted(maps.Keys(h)); !slices.Equal(got, want) {
+				s.Errorf("%q: the upstream got headers %v, want %v", row.lines, got, want)
+			}
+			if got := h["Anthropic-Beta"]; !slices.Equal(got, []string{fakeanthropic.OAuthBeta}) {
+				s.Errorf("%q: the upstream got anthropic-beta %q", row.lines, got)
+			}
+			for _, line := range row.lines[1:] {
+				if name, value, _ := strings.Cut(line, ": "); name != "Host" && value != "" && h.Get(name) != value {
+					s.Errorf("%s arrived as %q, want %q", name, h.Get(name), value)
+				}
+			}
+		}
+	})
+}
+
+func TestManyHeaderLines(t *testing.T) {
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		var values, long []string
+		for i := range 100 {
+			values = append(values, fmt.Sprintf("value %d", i))
+			long = append(long, fmt.Sprintf("X-Line-%d: %s", i, strings.Repeat("v", 200)))
+		}
+		up := s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Header()["X-Dup"] = values }), "")
+		lines := append([]string{"GET / HTTP/1.1", "Host: proxy"}, long...)
+		for _, value := range values {
+			lines = append(lines, "X-Dup: "+value)
+		}
+		a := s.Say(proxytest.Lines(append(lines, "", "")...)).Answer()
+		s.Passed(a, 200, "", 1)
+		h := only(s, up).Header
+		if got := h.Values("X-Dup"); !slices.Equal(got, values) {
+			s.Errorf("duplicates arrived as %q", got)
+		}
+		for i := range long {
+			if got := h.Get(fmt.Sprintf("X-Line-%d", i)); len(got) != 200 {
+				s.Errorf("X-Line-%d arrived as %q", i, got)
+			}
+		}
+		if got := a.Header.Values("X-Dup"); !slices.Equal(got, values) {
+			s.Errorf("the answer's duplicates came back as %q", got)
+		}
+	})
+}
+
+// TestResponseHeaders shows what is dropped of an answer's headers, and that
+// nothing else is touched or added.
+func TestResponseHeaders(t *testing.T) {
+	hop := map[string]string{ // what HTTP/2 does not allow in the first place
+		"Connection": "X-Named", "X-Named": "1", "Keep-Alive": "timeout=5", "Proxy-Connection": "keep-alive",
+	}
+	kept := map[string]string{
+		"Retry-After": "17", "Request-Id": "req_upstream", "Anthropic-Ratelimit-Requests-Remaining": "0", "X-Odd": "ä,b",
+		"Server": "fake", "Set-Cookie": "a=b; Path=/", "Cf-Ray": "abc", "Date": "Mon, 01 Jan 2001 00:00:00 GMT", "Content-Length": "2",
+	}
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			h := w.Header()
+			all := maps.Clone(kept)
+			if protocol == fakeanthropic.HTTP1 {
+				maps.Copy(all, hop)
+			}
+			for name, value := range all {
+				h.Set(name, value)
+			}
+			h.Set("Alt-Svc", `h3=":443"`)
+			h.Set("X-Proxy-Request-Id", "req_forged")
+			h["Content-Type"] = nil // sends none
+			fmt.Fprint(w, "ok")
+		}), "")
+		a := s.Say(proxytest.Lines("GET / HTTP/1.1", "Host: proxy", "", "")).Answer()
+		s.Passed(a, 200, "ok", 1) // with an x-proxy-request-id of the proxy's own
+		a.Header.Del("X-Proxy-Request-Id")
+		for name, value := range kept {
+			if got := a.Header.Values(name); !slices.Equal(got, []string{value}) {
+				s.Errorf("%s came back as %q, want %q", name, got, value)
+			}
+			a.Header.Del(name)
+		}
+		if len(a.Header) > 0 {
+			s.Errorf("headers that should not be there: %v", a.Header)
+		}
+		if line := s.Completed()[0]; line.Text("upstream_request_id") != "req_upstream" {
+			s.Errorf("log line %s: want upstream_request_id req_upstream", line.Raw)
+		}
+	})
+}
+
+// TestLargestBody sends the largest body allowed there and back, bit for bit.
+func TestLargestBody(t *testing.T) {
+	const size = 10 << 20
+	body := make([]byte, size)
+	rand.New(rand.NewSource(1)).Read(body) // in which no stretch repeats
+	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
+		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			all, err := io.ReadAll(r.Body)
+			if err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			w.Write(all)
+		}), "")
+		for name, reader := range map[string]io.Reader{
+			"declared": bytes.NewReader(body),
+			"chunked":  io.MultiReader(bytes.NewReader(body)), // hides the length
+		} {
+			a := s.Send("POST", "/v1/messages", reader)
+			if a.StatusCode != 200 || a.Text != string(body) {
+				s.Fatalf("%s: status %d and %d bytes, not those that were sent", name, a.StatusCode, len(a.Text))
+			}
+			s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
+		}
+		for _, line := range s.Completed() {
+			if line.Number("bytes_in") != size || line.Number("bytes_out") != size {
+				s.Errorf("log line %s: want bytes_in and bytes_out %d", line.Raw, size)
+			}
+		}
+	})
+}
+
+// TestRefusedWhileSending shows that a client that has more to send, and waits
+// with it, is told at once that its request is refused.
+func TestRefusedWhileSending(t *testing.T) {
+	t.Parallel()
+	s := proxytest.NewScene(t)
+	s.StartAPI(fakeanthropic.HTTP2, answerOK, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1")
+	for _, row := range []struct {
+		lines  []string
+		status int
+		code   string // empty: an endpoint of the proxy's own, which counts nowhere
+		why    string
+	}{
+		{[]string{"POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "", "200000\r\n" + strings.Repeat("x", 1<<20+1)}, 400, "invalid_request", "larger than 1 MiB"},
+		{[]string{"POST / HTTP/1.1", "Host: proxy", "Content-Length: 2097152", "", "x"}, 400, "invalid_request", "larger than 1 MiB"},
+		{[]string{"POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "", "zz\r\n"}, 400, "invalid_request", "broken chunked encoding"},
+		{[]string{"CONNECT x:443 HTTP/1.1", "Host: x", "Content-Length: 10", "", "x"}, 405, "method_not_allowed", "method_not_allowed"},
+		{[]string{"POST /health HTTP/1.1", "Host: proxy", "Content-Length: 10", "", "x"}, 405, "", ""},
+	} {
+		c := s.Say(proxytest.Lines(row.lines...))
+		c.SetDeadline(time.Now().Add(10 * time.Second)) // nothing else ends a wait for what never comes
+		if a := c.Answer(); row.code != "" {
+			s.Refused(a, row.status, row.code, 0, row.why)
+		} else if a.StatusCode != row.status {
+			t.Errorf("%s: status %d, want %d", row.lines[0], a.StatusCode, row.status)
+		}
+		c.Closed()
+	}
+}

@@ -1,0 +1,136 @@
+package proxytest
+
+import (
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
+)
+
+// An H2Upstream speaks HTTP/2 frame by frame, over TLS.
+type H2Upstream struct {
+	URL      string
+	Env      string       // in which the proxy trusts it
+	Requests atomic.Int32 // whose headers came, those to the plain path aside
+	connections
+	s       *Scene
+	healthy atomic.Bool
+}
+
+// An H2Peer is a connection that the proxy opened to an [H2Upstream].
+type H2Peer struct {
+	net.Conn
+	*http2.Framer
+	N int // 1 for the upstream's first connection
+
+	encoded bytes.Buffer
+	encoder *hpack.Encoder
+}
+
+// H2Upstream runs an [H2Upstream] with these settings. harm gets each request, by its stream, as soon as its headers are in;
+// returning false closes the connection.
+func (s *Scene) H2Upstream(settings []http2.Setting, harm func(p *H2Peer, stream uint32) bool) *H2Upstream {
+	s.Helper()
+	ca, env := s.Authority()
+	certificate, err := ca.Certificate(nil)
+	if err != nil {
+		s.Fatal(err)
+	}
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}})
+	if err != nil {
+		s.Fatal(err)
+	}
+	u := &H2Upstream{s: s, URL: "https://" + listener.Addr().String(), Env: env}
+	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
+	s.atHangUp(u.HangUp)
+	s.Cleanup(func() { listener.Close(); u.HangUp() })
+	go func() {
+		for n := 1; ; n++ {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // closed
+			}
+			u.add(conn)
+			go func() {
+				defer u.close(conn)
+				u.serve(&H2Peer{Conn: conn, N: n}, settings, harm)
+			}()
+		}
+	}()
+	return u
+}
+
+// Got checks how many requests, those to the plain path aside, have reached the upstream.
+func (u *H2Upstream) Got(want int) {
+	u.s.Helper()
+	if got := int(u.Requests.Load()); got != want {
+		u.s.Errorf("the upstream got %d requests, want %d", got, want)
+	}
+}
+
+func (u *H2Upstream) serve(p *H2Peer, settings []http2.Setting, harm func(*H2Peer, uint32) bool) {
+	if _, err := io.ReadFull(p.Conn, make([]byte, len(http2.ClientPreface))); err != nil {
+		return
+	}
+	p.Framer = http2.NewFramer(p.Conn, p.Conn)
+	p.Framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	p.encoder = hpack.NewEncoder(&p.encoded)
+	p.WriteSettings(settings...)
+	for {
+		frame, err := p.ReadFrame()
+		if err != nil {
+			return
+		}
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				p.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				p.WritePing(true, f.Data)
+			}
+		case *http2.MetaHeadersFrame:
+			if f.PseudoValue("path") == fakeanthropic.PlainPath {
+				p.Answer(f.StreamID, "200", "plain")
+				continue
+			}
+			u.Requests.Add(1)
+			if u.healthy.Load() {
+				p.Answer(f.StreamID, "200", "healthy")
+			} else if !harm(p, f.StreamID) {
+				return
+			}
+		}
+	}
+}
+
+// Begin sends the headers of an answer, and of its body what there is.
+func (p *H2Peer) Begin(stream uint32, body string, header ...hpack.HeaderField) {
+	p.headers(stream, "200", header...)
+	p.WriteData(stream, false, []byte(body))
+}
+
+// Answer sends a whole answer.
+func (p *H2Peer) Answer(stream uint32, status, body string) {
+	p.headers(stream, status)
+	p.WriteData(stream, true, []byte(body))
+}
+
+func (p *H2Peer) headers(stream uint32, status string, header ...hpack.HeaderField) {
+	p.encoded.Reset()
+	for _, field := range append([]hpack.HeaderField{{Name: ":status", Value: status}}, header...) {
+		p.encoder.WriteField(field)
+	}
+	p.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: p.encoded.Bytes(), EndHeaders: true})
+}
+
+// Settle gives the proxy the time to read what was sent, before it is overtaken.
+func Settle() { time.Sleep(50 * time.Millisecond) }
