@@ -2,8 +2,8 @@ package tailnet_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -219,40 +219,32 @@ func (f *fixture) follows(p *proxytest.Proxy, connected bool, limit time.Duratio
 	}
 }
 
-// message is a small Messages request.
-const message = `{"model":"claude-fake-1","max_tokens":16,"messages":[{"role":"user","content":"hi"}]}`
-
-// send posts a Messages request with a bearer token and returns the answer, whose body the test closes. headers are
-// name, value, name, value, ...
-func (f *fixture) send(c *http.Client, base string, headers ...string) *http.Response {
+// request is a Messages request with a bearer token. headers are name, value, name, value, ...
+func (f *fixture) request(base string, headers ...string) *http.Request {
 	f.t.Helper()
-	req, err := http.NewRequestWithContext(f.ctx, http.MethodPost, base+"/v1/messages", strings.NewReader(message))
+	req, err := http.NewRequestWithContext(f.ctx, http.MethodPost, base+"/v1/messages", strings.NewReader(proxytest.Message))
 	f.do(err)
 	req.Header.Set("Authorization", "Bearer test-token")
 	for pair := range slices.Chunk(headers, 2) {
 		req.Header.Add(pair[0], pair[1])
 	}
-	resp, err := c.Do(req)
-	f.do(err)
-	f.t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	return req
 }
 
-// post is send, and reads the body.
-func (f *fixture) post(c *http.Client, base string, headers ...string) (*http.Response, string) {
+// post sends it and reads the answer to its end.
+func (f *fixture) post(c *http.Client, base string, headers ...string) proxytest.Answer {
 	f.t.Helper()
-	resp := f.send(c, base, headers...)
-	body, err := io.ReadAll(resp.Body)
-	f.do(err)
-	return resp, string(body)
+	a, err := proxytest.Ask(c, f.request(base, headers...))
+	f.do(errors.Join(err, a.Err))
+	return a
 }
 
 // served checks that a request is answered, and at once: the tailnet must not be in its way.
 func (f *fixture) served(c *http.Client, base string) {
 	f.t.Helper()
 	start := time.Now()
-	if resp, body := f.post(c, base); resp.StatusCode != http.StatusOK || time.Since(start) > 2*soon {
-		f.t.Errorf("status %d after %v, want 200: %s", resp.StatusCode, time.Since(start), body)
+	if a := f.post(c, base); a.StatusCode != http.StatusOK || time.Since(start) > 2*soon {
+		f.t.Errorf("status %d after %v, want 200: %s", a.StatusCode, time.Since(start), a.Text)
 	}
 }
 

@@ -30,13 +30,17 @@ type host struct {
 // serve starts the proxy of a host and then offers it to clients.
 func (f *fixture) serve(h *host, s *tailnet.Service) {
 	f.t.Helper()
-	h.proxy = f.launch(h.Node, "[proxy]\nproxy_protocol_addr = \"127.0.0.2:0\"\nrequire_tailnet = true")
-	f.do(h.Serve(f.ctx, s, 8080, h.version, proxyProtocolAddr(f.t, h.proxy)))
+	var addr string
+	h.proxy, addr = f.launchService(h.Node, "127.0.0.2:0")
+	f.do(h.Serve(f.ctx, s, 8080, h.version, addr))
 }
 
-// proxyProtocolAddr waits until the proxy runs, and returns where it expects PROXY headers.
-func proxyProtocolAddr(t *testing.T, p *proxytest.Proxy) string {
-	return proxytest.WaitLog(t, p, proxytest.MsgRunning).Text("proxy_protocol_addr")
+// launchService launches the proxy beside a connected node, for callers from the tailnet only, and returns where it expects PROXY headers.
+func (f *fixture) launchService(n *tailnet.Node, listen string) (p *proxytest.Proxy, addr string) {
+	f.t.Helper()
+	p = f.launch(n, fmt.Sprintf("[proxy]\nrequire_tailnet = true\nproxy_protocol_addr = %q", listen))
+	f.do(p.WaitRunning(proxytest.Timeout))
+	return p, proxytest.WaitLog(f.t, p, proxytest.MsgRunning).Text("proxy_protocol_addr")
 }
 
 // serviceURL is what clients are given, and serviceAddr6 the address of IPv6 among those that it stands for.
@@ -109,8 +113,8 @@ func TestForgedIdentity(t *testing.T) {
 		"127.0.0.1:0": "forgery by attacker." + tailnet.Domain,
 		"127.0.0.2:0": "", // where tailscaled does not hand anything on to
 	} {
-		p := f.launch(f.sidecar, fmt.Sprintf("[proxy]\nrequire_tailnet = true\nproxy_protocol_addr = %q", addr))
-		_, port, err := net.SplitHostPort(proxyProtocolAddr(t, p))
+		p, listens := f.launchService(f.sidecar, addr)
+		_, port, err := net.SplitHostPort(listens)
 		f.do(err)
 		conn, err := net.Dial("tcp", attacker.HTTPProxyAddr())
 		f.do(err)
@@ -120,7 +124,7 @@ func TestForgedIdentity(t *testing.T) {
 		resp, err := http.ReadResponse(from, &http.Request{Method: http.MethodConnect})
 		if err == nil && resp.StatusCode == http.StatusOK {
 			fmt.Fprintf(conn, "PROXY TCP4 %s %s 41000 %s\r\n", alias, target, port)
-			fmt.Fprintf(conn, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\nContent-Length: %d\r\n\r\n%s", len(message), message)
+			fmt.Fprintf(conn, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\nContent-Length: %d\r\n\r\n%s", len(proxytest.Message), proxytest.Message)
 			if answer, err := http.ReadResponse(from, nil); err == nil {
 				t.Errorf("%s: a forged identity is answered with %s", addr, answer.Status)
 			}
@@ -144,7 +148,7 @@ func (f *fixture) under(c *http.Client, happens func(*traffic.Traffic)) {
 	l.Send(ctx)
 	proxytest.Eventually(f.t, "50 messages", func() bool { return l.Messages() > 50 })
 	happens(l)
-	proxytest.Eventually(f.t, "500 messages", func() bool { return l.Messages() > 500 })
+	proxytest.Within(f.t, time.Minute, "500 messages", func() bool { return l.Messages() > 500 })
 	stop()
 	f.check(l.End())
 	f.t.Log(l)
@@ -192,24 +196,17 @@ func TestCapability(t *testing.T) {
 	p := f.running(fmt.Sprintf("[tailscale]\ncapability = %q", capability))
 	_, c := f.client("laptop")
 	base := f.tailnetURL(p)
-	resp, body := f.post(c, base)
-	if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, capability) || !strings.Contains(body, "laptop."+tailnet.Domain) {
-		t.Errorf("without the grant: %d %s", resp.StatusCode, body)
+	if a := f.post(c, base); a.StatusCode != http.StatusForbidden || !strings.Contains(a.Text, capability) || !strings.Contains(a.Text, "laptop."+tailnet.Domain) {
+		t.Errorf("without the grant: %d %s", a.StatusCode, a.Text)
 	}
-	if resp, body := f.post(http.DefaultClient, p.URL()); resp.StatusCode != http.StatusForbidden || strings.Contains(body, capability) {
-		t.Errorf("from outside the tailnet: %d %s", resp.StatusCode, body)
+	if a := f.post(http.DefaultClient, p.URL()); a.StatusCode != http.StatusForbidden || strings.Contains(a.Text, capability) {
+		t.Errorf("from outside the tailnet: %d %s", a.StatusCode, a.Text)
 	}
 	f.tailnet.Control.Grant("example.com/cap/other", capability)
 	proxytest.Eventually(f.t, "new connections are served", func() bool {
 		c.CloseIdleConnections()
-		resp, _ := f.post(c, base)
-		return resp.StatusCode == http.StatusOK
+		return f.post(c, base).StatusCode == http.StatusOK
 	})
 	f.tailnet.Control.Grant("example.com/cap/other")
-	for start, status := time.Now(), 0; status != http.StatusForbidden; time.Sleep(time.Second) { // of the connection that lives on
-		resp, _ := f.post(c, base)
-		if status = resp.StatusCode; time.Since(start) > 70*time.Second {
-			t.Fatalf("status %d after %v, want 403 after a minute", status, time.Since(start))
-		}
-	}
+	proxytest.Within(t, 70*time.Second, "the connection that lives on is refused", func() bool { return f.post(c, base).StatusCode == http.StatusForbidden })
 }

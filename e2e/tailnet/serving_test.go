@@ -45,10 +45,10 @@ func TestCallers(t *testing.T) {
 		if c == nil {
 			c, url = http.DefaultClient, tt.proxy.URL()
 		}
-		resp, body := f.post(c, url, "Anthropic-Beta", "first-2025-01-01,second-2025-01-01", "Anthropic-Beta", "third-2025-01-01",
+		a := f.post(c, url, "Anthropic-Beta", "first-2025-01-01,second-2025-01-01", "Anthropic-Beta", "third-2025-01-01",
 			"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.ip(laptop), "Forwarded", "for="+f.ip(laptop))
-		if resp.StatusCode != tt.status || strings.Contains(body, `"stop_reason":"end_turn"`) != (tt.status == 200) {
-			t.Errorf("%s: status %d, want %d: %s", tt.name, resp.StatusCode, tt.status, body)
+		if a.StatusCode != tt.status || strings.Contains(a.Text, `"stop_reason":"end_turn"`) != (tt.status == 200) {
+			t.Errorf("%s: status %d, want %d: %s", tt.name, a.StatusCode, tt.status, a.Text)
 		}
 		proxytest.Eventually(f.t, "its line in the log", func() bool { return len(completed(tt.proxy)) > before })
 		if line := completed(tt.proxy)[before]; line.Text("tailnet_node") != tt.node || line.Text("tailnet_user") != tt.user {
@@ -58,8 +58,8 @@ func TestCallers(t *testing.T) {
 			Type  string
 			Error struct{ Type, Message string }
 		}
-		if err := json.Unmarshal([]byte(body), &refusal); tt.status == 403 && (err != nil || refusal.Type != "error" || refusal.Error.Message == "") {
-			t.Errorf("%s: the refusal is %s", tt.name, body)
+		if err := json.Unmarshal([]byte(a.Text), &refusal); tt.status == 403 && (err != nil || refusal.Type != "error" || refusal.Error.Message == "") {
+			t.Errorf("%s: the refusal is %s", tt.name, a.Text)
 		}
 	}
 	f.upstreamGot(5)
@@ -68,7 +68,7 @@ func TestCallers(t *testing.T) {
 		if want := "first-2025-01-01,second-2025-01-01,third-2025-01-01,oauth-2025-04-20"; betas != want {
 			t.Errorf("anthropic-beta %q, want %q", betas, want)
 		}
-		if got.Header.Get("Authorization") != "Bearer test-token" || string(got.Body) != message || got.Header.Get("Tailscale-User-Login") != "" {
+		if got.Header.Get("Authorization") != "Bearer test-token" || string(got.Body) != proxytest.Message || got.Header.Get("Tailscale-User-Login") != "" {
 			t.Errorf("changed, or with a forged identity: %v %q", got.Header, got.Body)
 		}
 	}
@@ -95,13 +95,16 @@ func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
 			}
 		}
 	}))
-	body, events := f.send(c, base).Body, 0
+	resp, err := c.Do(f.request(base))
+	f.do(err)
+	f.t.Cleanup(func() { resp.Body.Close() })
 	f.upstream.Handle(nil)
+	events := 0
 	read := func() {
 		f.t.Helper()
 		want := fmt.Sprintf("event: ping\ndata: {\"index\":%d,\"type\":\"ping\"}\n\n", events)
 		got := make([]byte, len(want))
-		if n, err := io.ReadFull(body, got); string(got) != want {
+		if n, err := io.ReadFull(resp.Body, got); string(got) != want {
 			f.t.Fatalf("event %d is %q, %v; want %q", events, got[:n], err, want)
 		}
 		events++
@@ -115,7 +118,7 @@ func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
 	finish = func() {
 		f.t.Helper()
 		close(more)
-		if rest, err := io.ReadAll(body); err != nil || len(rest) > 0 {
+		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
 			f.t.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
 		}
 	}
@@ -145,7 +148,7 @@ func TestVanishedClient(t *testing.T) {
 	f.upstream.Handle(fakeanthropic.Silent())
 	p := f.running("[proxy]\ntimeout_secs = 600")
 	node, c := f.client("laptop")
-	go c.Post(f.tailnetURL(p)+"/v1/messages", "application/json", strings.NewReader(message)) // until the node is killed
+	go c.Post(f.tailnetURL(p)+"/v1/messages", "application/json", strings.NewReader(proxytest.Message)) // until the node is killed
 	proxytest.Eventually(f.t, "the request is at the upstream", func() bool { return len(f.upstream.Requests()) == 1 })
 	f.do(node.Freeze())
 	start := time.Now()

@@ -228,8 +228,8 @@ func TestStartRecoveries(t *testing.T) {
 			f, p := tt.meet(t)
 			f.checkHealth(p, http.StatusServiceUnavailable, degraded)
 			f.gauge(p, "tailnet_connected", 0)
-			if resp, _ := f.post(http.DefaultClient, p.URL()); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-				t.Errorf("status %d, headers %v; want 503 with Retry-After", resp.StatusCode, resp.Header)
+			if a := f.post(http.DefaultClient, p.URL()); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				t.Errorf("status %d, headers %v; want 503 with Retry-After", a.StatusCode, a.Header)
 			}
 			f.awaitRetry(p, 8)
 			tt.end(f)
