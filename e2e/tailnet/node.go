@@ -51,8 +51,11 @@ func (n *Node) Start(ctx context.Context) error {
 	return n.await(ctx, "an answer", func(string) bool { return true })
 }
 
-// run starts a daemon for the node, which must have none. It gets the signal kill if this process dies.
+// run starts a daemon for the node, in place of one that may have ended by itself. It gets the signal kill if this process dies.
 func (n *Node) run(program string, kill syscall.Signal, args, env []string) error {
+	if err := n.Kill(); err != nil {
+		return err
+	}
 	daemon, err := proxytest.Start(proxytest.Options{
 		Binary: n.tailnet.bin.path(program), Args: args, Env: append(n.environ(), env...), DeathSignal: kill,
 	})
