@@ -101,11 +101,13 @@ func TestSidecarStartsOver(t *testing.T) {
 	p := f.launch(f.sidecar, "")
 	f.do(p.WaitRunning(proxytest.Timeout))
 	starts := func() int { return strings.Count(f.sidecar.Log(), "Starting tailscaled") }
+	// Until then containerboot would take a logout for a login that is not over.
+	proxytest.Eventually(t, "containerboot's start is complete", func() bool { return strings.Contains(f.sidecar.Log(), "Startup complete") })
 	before := starts()
 
 	_ = f.sidecar.Logout(f.ctx) // it fails if the daemon ends before it has answered
 	// The loss may be over before it can be seen here: the first restart is quick.
-	proxytest.Eventually(f.t, "a restart of the sidecar", func() bool { return starts() > before })
+	proxytest.Within(t, time.Minute, "a restart of the sidecar", func() bool { return starts() > before })
 	f.await(ipn.Running)
 	f.follows(p, true, soon)
 	// Another address, unless the daemon died before it had thrown its key away.
