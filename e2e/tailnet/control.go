@@ -2,7 +2,6 @@ package tailnet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -10,34 +9,33 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"tailscale.com/tailcfg"
 	"tailscale.com/tstest/integration/testcontrol"
-	"tailscale.com/types/key"
 	"tailscale.com/types/logger"
 )
 
-// Control is the coordination server: it lets nodes in, tells them of each
-// other, and can be taken away and brought back.
+// Control is the coordination server: it lets nodes in, tells them of each other, and can be taken away and brought
+// back. It knows nodes by their names, wherever their daemons run.
 type Control struct {
 	// URL is what nodes are given as their login server.
 	URL string
 
 	server     *testcontrol.Server
 	addr       string
-	loginDelay atomic.Int64 // nanoseconds
+	routeDelay time.Duration
 
 	mu     sync.Mutex
 	front  *http.Server // nil while stopped
-	conns  *connTracker
+	noise  []net.Conn   // that front does not close
 	grants tailcfg.PeerCapMap
 }
 
 func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
-	c := &Control{}
+	c := &Control{routeDelay: opts.RouteDelay}
 	c.server = &testcontrol.Server{
 		Logf:               logger.Discard,
 		DERPMap:            derp,
@@ -48,57 +46,50 @@ func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
 		TagOwners:          map[string][]string{}, // not nil: nodes get the tags that they ask for
 		AllOnline:          true,
 		MaybeRateLimitRegister: func() (bool, string, string) {
-			time.Sleep(time.Duration(c.loginDelay.Load()))
+			time.Sleep(opts.LoginDelay)
 			return false, "", ""
 		},
 	}
-	ln, err := listenOutsideEphemeralPorts(opts.Host)
-	if err != nil {
-		return nil, fmt.Errorf("listening for the control server: %w", err)
-	}
-	c.addr = ln.Addr().String()
-	c.URL = "http://" + c.addr
-	c.server.ExplicitBaseURL = c.URL
-	c.serve(ln)
-	return c, nil
-}
-
-// listenOutsideEphemeralPorts listens on a port that the kernel gives to nobody
-// who asks for any free one, so that it is still free after a Stop.
-func listenOutsideEphemeralPorts(host string) (ln net.Listener, err error) {
+	// On a port that the kernel gives to nobody who asks for any free one, so that it is still free after a Stop.
+	var err error
 	for range 50 {
-		port := 20000 + rand.IntN(12000) // Linux hands out 32768 and up
-		if ln, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
-			return ln, nil
+		c.addr = net.JoinHostPort(opts.Host, strconv.Itoa(20000+rand.IntN(12000))) // Linux hands out 32768 and up
+		c.URL = "http://" + c.addr
+		c.server.ExplicitBaseURL = c.URL
+		if err = c.Start(); err == nil {
+			return c, nil
 		}
 	}
 	return nil, err
-}
-
-// serve answers on ln until Stop.
-func (c *Control) serve(ln net.Listener) {
-	c.conns = &connTracker{Listener: ln, open: map[net.Conn]struct{}{}}
-	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: log.New(io.Discard, "", 0)}
-	go c.front.Serve(c.conns)
 }
 
 // Start brings a stopped server back on the same port, with all it knew.
 func (c *Control) Start() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.front != nil {
-		return errors.New("the control server runs already")
-	}
-	ln, err := net.Listen("tcp", c.addr)
+	listener, err := net.Listen("tcp", c.addr)
 	if err != nil {
-		return fmt.Errorf("listening for the control server again: %w", err)
+		return fmt.Errorf("listening for the control server: %w", err)
 	}
-	c.serve(ln)
+	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: log.New(io.Discard, "", 0), ConnState: c.connState}
+	go c.front.Serve(listener)
 	return nil
 }
 
-// Stop cuts all connections and refuses new ones, as a server that is down.
-// Stopping twice is not an error.
+// connState remembers the connections that become Noise ones, which http.Server forgets.
+func (c *Control) connState(conn net.Conn, state http.ConnState) {
+	if state != http.StateHijacked {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.front == nil { // stopped meanwhile
+		conn.Close()
+	}
+	c.noise = append(c.noise, conn)
+}
+
+// Stop cuts all connections and refuses new ones, as a server that is down. Stopping twice is not an error.
 func (c *Control) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,68 +97,67 @@ func (c *Control) Stop() error {
 		return nil
 	}
 	err := c.front.Close()
-	c.conns.closeAll() // http.Server has forgotten those that became Noise connections
-	c.front = nil
+	for _, conn := range c.noise {
+		conn.Close() // unless the node has
+	}
+	c.front, c.noise = nil, nil
 	return err
 }
 
-// SetLoginDelay makes every later login take at least d.
-func (c *Control) SetLoginDelay(d time.Duration) { c.loginDelay.Store(int64(d)) }
-
-// Approve lets a node in that waits for an administrator.
-func (c *Control) Approve(ctx context.Context, n *Node) error {
-	nodeKey, err := n.key(ctx)
-	if err != nil {
-		return err
+// Members returns the names of all nodes that ever logged in, in order of their login. The test server never forgets
+// one, nor does it rename one whose name is taken.
+func (c *Control) Members() (names []string) {
+	for _, node := range c.server.AllNodes() {
+		names = append(names, memberName(node))
 	}
-	if !c.server.CompleteDeviceApproval(c.URL, c.URL+"/admin", &nodeKey) {
-		return fmt.Errorf("approving node %s: the control server does not know it", n.Name)
-	}
-	return nil
+	return names
 }
 
-// SetKeyExpiry lets the key of a node end at that time: at once if it is past.
-// A later time brings an expired node back.
-func (c *Control) SetKeyExpiry(ctx context.Context, n *Node, at time.Time) error {
-	return c.modify(ctx, n, func(node *tailcfg.Node) { node.KeyExpiry = at })
+// memberName is the first label of a node's DNS name.
+func memberName(node *tailcfg.Node) string {
+	name, _, _ := strings.Cut(node.Name, ".")
+	return name
 }
 
-// SetTags replaces the tags of a node, such as "tag:ci".
-func (c *Control) SetTags(ctx context.Context, n *Node, tags ...string) error {
-	return c.modify(ctx, n, func(node *tailcfg.Node) { node.Tags = tags })
+// ApproveAll lets all nodes in that wait for an administrator, and returns how many these were.
+func (c *Control) ApproveAll() (approved int) {
+	for _, node := range c.server.AllNodes() {
+		if !node.MachineAuthorized && c.server.CompleteDeviceApproval(c.URL, c.URL+"/admin", &node.Key) {
+			approved++
+		}
+	}
+	return approved
 }
 
-// SetHostname renames a node, as an administrator or a clash of names does.
-func (c *Control) SetHostname(ctx context.Context, n *Node, name string) error {
-	return c.modify(ctx, n, func(node *tailcfg.Node) { node.Name = name + "." + Domain + "." })
+// SetMemberExpiry lets the keys of the nodes of that name end at that time: at once if it is past. A later time brings
+// expired nodes back.
+func (c *Control) SetMemberExpiry(name string, at time.Time) error {
+	return c.modify(name, func(node *tailcfg.Node) { node.KeyExpiry = at })
 }
 
-// SetOwner gives a node to the user who owns another one.
-func (c *Control) SetOwner(ctx context.Context, n, like *Node) error {
-	ownerKey, err := like.key(ctx)
-	if err != nil {
-		return err
-	}
-	owner := c.server.Node(ownerKey)
-	if owner == nil {
-		return fmt.Errorf("finding the owner of node %s: the control server does not know it", like.Name)
-	}
-	return c.modify(ctx, n, func(node *tailcfg.Node) { node.User = owner.User })
+// Rename renames the nodes of a name, as an administrator or a clash of names does.
+func (c *Control) Rename(name, to string) error {
+	return c.modify(name, func(node *tailcfg.Node) { node.Name = to + "." + Domain + "." })
 }
 
-// modify changes what the control server knows of a node and tells all nodes.
-func (c *Control) modify(ctx context.Context, n *Node, change func(*tailcfg.Node)) error {
-	nodeKey, err := n.key(ctx)
-	if err != nil {
-		return err
-	}
-	node, err := c.settled(ctx, nodeKey)
-	if err != nil {
-		return fmt.Errorf("changing node %s: %w", n.Name, err)
-	}
-	change(node)
-	c.server.UpdateNode(node)
+// modify changes what the control server knows of the nodes of a name and tells all nodes. It waits for a node that has
+// told how it is reached: until then its own updates race with ours, which replace the whole.
+func (c *Control) modify(name string, change func(*tailcfg.Node)) error {
+	found := false
+	err := poll(context.Background(), func() bool {
+		for _, node := range c.server.AllNodes() {
+			if memberName(node) == name && !node.DiscoKey.IsZero() && node.HomeDERP != 0 && len(node.Endpoints) > 0 {
+				change(node)
+				c.server.UpdateNode(node)
+				found = true
+			}
+		}
+		return found
+	})
 	c.wakeAll() // UpdateNode wakes all nodes but the changed one
+	if err != nil {
+		return fmt.Errorf("changing node %s: the control server does not know how it is reached: %w", name, err)
+	}
 	return nil
 }
 
@@ -188,55 +178,4 @@ func (c *Control) wakeAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.server.SetGlobalAppCaps(c.grants)
-}
-
-// settled returns a node that has told the control server how it is reached.
-// Until then the node's own updates race with ours, which replace the whole.
-func (c *Control) settled(ctx context.Context, nodeKey key.NodePublic) (*tailcfg.Node, error) {
-	var node *tailcfg.Node
-	err := poll(ctx, func() bool {
-		node = c.server.Node(nodeKey)
-		return node != nil && !node.DiscoKey.IsZero() && node.HomeDERP != 0 && len(node.Endpoints) > 0
-	})
-	return node, err
-}
-
-// connTracker is a listener that can close what it accepted.
-type connTracker struct {
-	net.Listener
-
-	mu   sync.Mutex
-	open map[net.Conn]struct{}
-}
-
-func (t *connTracker) Accept() (net.Conn, error) {
-	conn, err := t.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.open[conn] = struct{}{}
-	return &trackedConn{Conn: conn, tracker: t}, nil
-}
-
-func (t *connTracker) closeAll() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for conn := range t.open {
-		conn.Close()
-	}
-}
-
-// trackedConn forgets itself when it is closed.
-type trackedConn struct {
-	net.Conn
-	tracker *connTracker
-}
-
-func (c *trackedConn) Close() error {
-	c.tracker.mu.Lock()
-	delete(c.tracker.open, c.Conn)
-	c.tracker.mu.Unlock()
-	return c.Conn.Close()
 }

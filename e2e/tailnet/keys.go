@@ -12,43 +12,40 @@ const (
 	IDToken      = "testonly.id.token"
 )
 
-// withKeys is the control server with what it needs of Tailscale's API to give a client, or the bearer of an identity token,
-// an auth key: the token of either way, and the key, for tagged nodes, that it buys.
+// withKeys is the control server with what it needs of Tailscale's API to give a client, or the bearer of an identity
+// token, an auth key: the token of either way, and the key, for tagged nodes, that it buys.
 func (c *Control) withKeys() http.Handler {
 	const token = "test-access-token"
-	answer := func(w http.ResponseWriter, v any) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(v) // a client that has gone
-	}
 	mux := http.NewServeMux()
 	mux.Handle("/", c.server)
-	mux.HandleFunc("POST /api/v2/oauth/token", func(w http.ResponseWriter, r *http.Request) {
-		if _, secret, _ := r.BasicAuth(); secret != ClientSecret {
-			http.Error(w, "unknown client", http.StatusUnauthorized)
-			return
-		}
-		answer(w, map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600})
+	answer := func(path string, v map[string]any, allowed func(*http.Request) bool) {
+		mux.HandleFunc("POST /api/v2/"+path, func(w http.ResponseWriter, r *http.Request) {
+			if !allowed(r) {
+				http.Error(w, "not allowed", http.StatusForbidden)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(v) // a client that has gone
+		})
+	}
+	access := map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600}
+	answer("oauth/token", access, func(r *http.Request) bool {
+		_, secret, _ := r.BasicAuth()
+		return secret == ClientSecret
 	})
-	mux.HandleFunc("POST /api/v2/oauth/token-exchange", func(w http.ResponseWriter, r *http.Request) {
-		if r.FormValue("client_id") != ClientID || r.FormValue("jwt") != IDToken {
-			http.Error(w, "unknown identity", http.StatusUnauthorized)
-			return
-		}
-		answer(w, map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600})
+	answer("oauth/token-exchange", access, func(r *http.Request) bool {
+		return r.FormValue("client_id") == ClientID && r.FormValue("jwt") == IDToken
 	})
-	mux.HandleFunc("POST /api/v2/tailnet/-/keys", func(w http.ResponseWriter, r *http.Request) {
+	answer("tailnet/-/keys", map[string]any{"id": "k1", "key": c.server.RequireAuthKey}, func(r *http.Request) bool {
 		var request struct {
 			Capabilities struct {
 				Devices struct{ Create struct{ Tags []string } }
 			}
 		}
+		err := json.NewDecoder(r.Body).Decode(&request)
 		key, _, _ := r.BasicAuth() // tailscale's client uses the token as it would an API key
-		authorized := key == token || r.Header.Get("Authorization") == "Bearer "+token
-		if err := json.NewDecoder(r.Body).Decode(&request); err != nil || !authorized || len(request.Capabilities.Devices.Create.Tags) == 0 {
-			http.Error(w, "no key without a token and tags", http.StatusForbidden)
-			return
-		}
-		answer(w, map[string]any{"id": "k1", "key": c.server.RequireAuthKey})
+		return err == nil && len(request.Capabilities.Devices.Create.Tags) > 0 &&
+			(key == token || r.Header.Get("Authorization") == "Bearer "+token)
 	})
 	return mux
 }

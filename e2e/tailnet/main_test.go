@@ -13,25 +13,16 @@ import (
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-// run builds tailscale before the clock of -timeout starts, and lets all tests
-// run at once: they wait far more than they work, half a minute each where the
-// proxy uses its retries up.
-func run(m *testing.M) int {
+// TestMain builds tailscale before the clock of -timeout starts, and lets all tests run at once: they wait far more than
+// they work, half a minute each where the proxy uses its retries up.
+func TestMain(m *testing.M) {
 	if _, err := tailnet.Build(context.Background(), os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		os.Exit(1)
 	}
-	log.SetOutput(io.Discard) // the test control server and the STUN server talk there
-	flag.Parse()
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if !given {
-		if err := flag.Set("test.parallel", "32"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
+	log.SetOutput(io.Discard)                               // the test control server and the STUN server talk there
+	if err := flag.Set("test.parallel", "32"); err != nil { // unless the command line, which is parsed later, says otherwise
+		panic(err)
 	}
-	return proxytest.Main(m)
+	os.Exit(proxytest.Main(m))
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os/exec"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,75 +16,64 @@ import (
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
-	"tailscale.com/types/key"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// Node is one machine of a Tailnet: a state directory, a socket, and the daemon
-// that uses them while it runs. Make it with [Tailnet.NewNode].
-//
-// Start, Boot, Kill and Terminate must not be called at the same time.
+// Node is one machine of a Tailnet: a state directory, a socket, and the daemon that uses them while it runs. Make it
+// with [Tailnet.NewNode]. What starts and ends its daemon must not be called at the same time.
 type Node struct {
-	// Name is the host name that the node asks for.
-	Name string
-	// Socket is the path of its daemon's Unix socket.
-	Socket string
-	// Tags are asked for when the node logs in, such as "tag:ci".
-	Tags []string
+	Name   string   // the host name that the node asks for
+	Socket string   // the path of its daemon's Unix socket
+	Tags   []string // that are asked for when the node logs in, such as "tag:ci"
 
 	tailnet *Tailnet
 	dir     string
 
 	mu      sync.Mutex
-	daemon  *process
-	history string // what earlier daemons of this node wrote
+	daemons []*proxytest.Proxy // all so far, of which the last one may run
+	kill    syscall.Signal     // ends it at once
 }
 
-// startTimeout bounds what takes a daemon milliseconds on an idle machine.
-const startTimeout = 30 * time.Second
-
-// Start runs tailscaled with the node's state and returns when it answers. A
-// node that was logged in before comes back by itself; a new one needs Up.
+// Start runs tailscaled with the node's state and returns when it answers. A node that was logged in before comes back
+// by itself; a new one needs Up.
 func (n *Node) Start(ctx context.Context) error {
-	err := n.run(n.tailnet.bin.path("tailscaled"), []string{
+	args := []string{
 		"--tun=userspace-networking",
 		"--statedir=" + n.dir,
 		"--socket=" + n.Socket,
 		"--socks5-server=127.0.0.1:0",
 		"--outbound-http-proxy-listen=127.0.0.1:0",
-	}, nil, syscall.SIGKILL)
-	if err != nil {
+	}
+	if err := n.run("tailscaled", syscall.SIGKILL, args, nil); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	daemon := n.current()
-	if err := poll(ctx, func() bool { return !daemon.running() || n.answers(ctx) }); err != nil || !daemon.running() {
-		return fmt.Errorf("starting tailscaled of %s: it does not answer (%v):\n%s", n.Name, err, n.Log())
+	return n.await(ctx, "an answer", func(string) bool { return true })
+}
+
+// run starts a daemon for the node, in place of one that may have ended by itself. It gets the signal kill if this process dies.
+func (n *Node) run(program string, kill syscall.Signal, args, env []string) error {
+	if err := n.Kill(); err != nil {
+		return err
 	}
+	daemon, err := proxytest.Start(proxytest.Options{
+		Binary: n.tailnet.bin.path(program), Args: args, Env: append(n.environ(), env...), DeathSignal: kill,
+	})
+	if err != nil {
+		return fmt.Errorf("starting %s of %s: %w", program, n.Name, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.daemons, n.kill = append(n.daemons, daemon), kill
 	return nil
 }
 
-// run starts a daemon for the node, which must have none.
-func (n *Node) run(path string, args, env []string, death syscall.Signal) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.daemon != nil {
-		if n.daemon.running() {
-			return fmt.Errorf("node %s has a daemon already", n.Name)
-		}
-		n.history += n.daemon.output.String()
-	}
-	daemon, err := spawn(path, args, append(n.environ(), env...), death)
-	n.daemon = daemon
-	return err
-}
-
-// environ is the environment of the node's programs, which inherit nothing: a
-// KUBERNETES_SERVICE_HOST, say, would change what they do.
+// environ is the environment of the node's programs, which inherit nothing: a KUBERNETES_SERVICE_HOST, say, would
+// change what they do.
 func (n *Node) environ() []string {
 	return []string{
 		"HOME=" + n.dir,
-		"PATH=" + n.tailnet.bin.Dir, // where containerboot finds tailscaled
+		"PATH=" + n.tailnet.bin.dir, // where containerboot finds tailscaled
 		"TS_LOGS_DIR=" + n.dir,
 		"TS_NO_LOGS_NO_SUPPORT=true",
 		"TS_ASSUME_NETWORK_UP_FOR_TEST=1", // or a machine without a network never logs in
@@ -97,31 +85,26 @@ func (n *Node) environ() []string {
 		"TS_NETSTACK_KEEPALIVE_IDLE=15s", // as in k8s/
 		"TS_NETSTACK_KEEPALIVE_INTERVAL=5s",
 		"TS_NETCHECK_GENERATE_204_URL=" + n.tailnet.Control.URL + "/generate_204",
-		"HTTP_PROXY=" + n.tailnet.trap.url,
-		"HTTPS_PROXY=" + n.tailnet.trap.url,
+		"HTTP_PROXY=" + n.tailnet.trap.server.URL,
+		"HTTPS_PROXY=" + n.tailnet.trap.server.URL,
 		"NO_PROXY=" + n.tailnet.host, // loopback never asks the proxy, other addresses do
 	}
 }
 
-func (n *Node) current() *process {
+// current returns the last daemon, nil if there was none.
+func (n *Node) current() *proxytest.Proxy {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.daemon
+	if len(n.daemons) == 0 {
+		return nil
+	}
+	return n.daemons[len(n.daemons)-1]
 }
 
-func (n *Node) answers(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	_, err := n.Client().StatusWithoutPeers(ctx)
-	return err == nil
-}
+// Kill ends the daemon, tailscaled with SIGKILL, so that its socket file stays. A node without a running daemon is not an error.
+func (n *Node) Kill() error { return n.end(n.kill) }
 
-// Kill ends the daemon with SIGKILL; its socket file stays. A node without a
-// running daemon is not an error.
-func (n *Node) Kill() error { return n.end(syscall.SIGKILL) }
-
-// Terminate ends the daemon with SIGTERM and returns when it is gone, and its
-// socket file with it.
+// Terminate ends the daemon with SIGTERM and returns when it is gone, and its socket file with it.
 func (n *Node) Terminate() error { return n.end(syscall.SIGTERM) }
 
 func (n *Node) end(sig syscall.Signal) error {
@@ -129,45 +112,23 @@ func (n *Node) end(sig syscall.Signal) error {
 	if daemon == nil {
 		return nil
 	}
-	if err := daemon.signal(sig); err != nil {
-		return fmt.Errorf("ending the daemon of %s: %w", n.Name, err)
+	_ = daemon.Signal(sig) // it may have ended
+	if _, err := daemon.Wait(timeout); err != nil {
+		return errors.Join(fmt.Errorf("ending the daemon of %s: %w", n.Name, err), daemon.Stop())
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	return daemon.wait(ctx)
+	return daemon.Stop()
 }
 
-// Stop freezes the daemon with SIGSTOP: its socket accepts and never answers. It
-// is for nodes made to run with Start; containerboot would be frozen alone.
-func (n *Node) Stop() error { return n.signal(syscall.SIGSTOP) }
+// Freeze stops the daemon with SIGSTOP: its socket accepts and never answers. It is for nodes made to run with Start;
+// containerboot would be frozen alone. Thaw lets it go on.
+func (n *Node) Freeze() error { return n.current().Signal(syscall.SIGSTOP) }
+func (n *Node) Thaw() error   { return n.current().Signal(syscall.SIGCONT) }
 
-// Cont lets a stopped daemon go on.
-func (n *Node) Cont() error { return n.signal(syscall.SIGCONT) }
-
-func (n *Node) signal(sig syscall.Signal) error {
-	daemon := n.current()
-	if daemon == nil || !daemon.running() {
-		return fmt.Errorf("sending %v to the daemon of %s: it does not run", sig, n.Name)
-	}
-	return daemon.signal(sig)
-}
-
-// Up logs the node in, or takes it back after Down, and returns when it is
-// running or when the daemon says why it can't, which may be the fate of an
-// earlier Up. An empty key is no key.
+// Up logs the node in, or takes it back after Down, and returns when it is running or when the daemon says why it
+// can't, which may be the fate of an earlier Up. An empty key is no key.
 func (n *Node) Up(ctx context.Context, authKey string) error {
-	args := []string{
-		"up", "--reset", "--accept-dns=false",
-		"--login-server=" + n.tailnet.Control.URL,
-		"--hostname=" + n.Name,
-	}
-	if authKey != "" {
-		args = append(args, "--auth-key="+authKey)
-	}
-	if len(n.Tags) > 0 {
-		args = append(args, "--advertise-tags="+strings.Join(n.Tags, ","))
-	}
-	return n.tailscale(ctx, args...)
+	return n.tailscale(ctx, "up", "--reset", "--accept-dns=false", "--login-server="+n.tailnet.Control.URL,
+		"--hostname="+n.Name, "--auth-key="+authKey, "--advertise-tags="+strings.Join(n.Tags, ","))
 }
 
 // Down disconnects the node; it stays logged in.
@@ -176,8 +137,8 @@ func (n *Node) Down(ctx context.Context) error { return n.tailscale(ctx, "down")
 // Logout disconnects the node and throws its key away.
 func (n *Node) Logout(ctx context.Context) error { return n.tailscale(ctx, "logout") }
 
-// Serve makes the node, which must be tagged, a host of s: what clients send to port goes to the TCP address to, behind a PROXY
-// header of the version given.
+// Serve makes the node, which must be tagged, a host of s: what clients send to port goes to the TCP address to, behind
+// a PROXY header of the version given.
 func (n *Node) Serve(ctx context.Context, s *Service, port, version int, to string) error {
 	return n.tailscale(ctx, "serve", "--service="+string(s.Name), fmt.Sprint("--tcp=", port), fmt.Sprint("--proxy-protocol=", version), "tcp://"+to)
 }
@@ -197,87 +158,80 @@ func (n *Node) tailscale(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// Client returns a client of the daemon's local API.
-func (n *Node) Client() *local.Client {
+// client returns a client of the daemon's local API.
+func (n *Node) client() *local.Client {
 	return &local.Client{Socket: n.Socket, UseSocketOnly: true}
 }
 
-// Status returns the daemon's own view.
-func (n *Node) Status(ctx context.Context) (*ipnstate.Status, error) {
-	st, err := n.Client().Status(ctx)
+// AwaitState waits until the daemon says that it is in a state.
+func (n *Node) AwaitState(ctx context.Context, want ipn.State) error {
+	return n.await(ctx, want.String(), func(state string) bool { return state == want.String() })
+}
+
+// await waits for an answer of the daemon, whoever has started it, and for a state in it.
+func (n *Node) await(ctx context.Context, what string, ok func(state string) bool) error {
+	last := "nothing"
+	err := poll(ctx, func() bool {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		st, err := n.client().StatusWithoutPeers(ctx)
+		if err != nil {
+			return false
+		}
+		last = st.BackendState
+		return ok(last)
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for %s of %s, which says %s: %w", what, n.Name, last, err)
+	}
+	return nil
+}
+
+// status is the daemon's own view. It has to be logged in.
+func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
+	st, err := n.client().Status(ctx)
+	if err == nil && (st.Self == nil || len(st.TailscaleIPs) == 0) {
+		err = fmt.Errorf("it is not logged in (%s)", st.BackendState)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("asking the daemon of %s for its status: %w", n.Name, err)
 	}
 	return st, nil
 }
 
-// AwaitState waits until the daemon says that it is in a state.
-func (n *Node) AwaitState(ctx context.Context, want ipn.State) error {
-	last := "no answer"
-	err := poll(ctx, func() bool {
-		if st, err := n.Client().StatusWithoutPeers(ctx); err == nil {
-			last = st.BackendState
-		}
-		return last == want.String()
-	})
-	if err != nil {
-		return fmt.Errorf("waiting for %v on %s, which says %s: %w", want, n.Name, last, err)
-	}
-	return nil
-}
-
 // IP returns the node's IPv4 address in the tailnet.
 func (n *Node) IP(ctx context.Context) (netip.Addr, error) {
-	st, err := n.Status(ctx)
+	st, err := n.status(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	for _, ip := range st.TailscaleIPs {
-		if ip.Is4() {
-			return ip, nil
-		}
-	}
-	return netip.Addr{}, fmt.Errorf("node %s has no tailnet address (%s)", n.Name, st.BackendState)
+	return st.TailscaleIPs[0], nil // before that of IPv6
 }
 
 // User returns the login name of the node's owner.
 func (n *Node) User(ctx context.Context) (string, error) {
-	st, err := n.Status(ctx)
+	st, err := n.status(ctx)
 	if err != nil {
 		return "", err
-	}
-	if st.Self == nil {
-		return "", fmt.Errorf("node %s is not logged in (%s)", n.Name, st.BackendState)
 	}
 	return st.User[st.Self.UserID].LoginName, nil
 }
 
-func (n *Node) key(ctx context.Context) (key.NodePublic, error) {
-	st, err := n.Status(ctx)
-	if err != nil {
-		return key.NodePublic{}, err
-	}
-	if st.Self == nil || st.Self.PublicKey.IsZero() {
-		return key.NodePublic{}, fmt.Errorf("node %s has no key (%s)", n.Name, st.BackendState)
-	}
-	return st.Self.PublicKey, nil
-}
-
-var (
-	socksLine     = regexp.MustCompile(`SOCKS5 listening on (\S+)`)
-	httpProxyLine = regexp.MustCompile(`HTTP proxy listening on (\S+)`)
-)
-
-// SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a
-// program on this node reaches the tailnet.
-func (n *Node) SOCKSAddr() string { return n.current().output.find(socksLine) }
+// SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a program on this node reaches the tailnet.
+func (n *Node) SOCKSAddr() string { return n.says("SOCKS5 listening on ") }
 
 // HTTPProxyAddr returns host:port of the daemon's outbound HTTP proxy.
-func (n *Node) HTTPProxyAddr() string { return n.current().output.find(httpProxyLine) }
+func (n *Node) HTTPProxyAddr() string { return n.says("HTTP proxy listening on ") }
 
-// HTTPClient returns a client on this node, which reaches the other nodes by
-// address or name. Reuse it: about one in a hundred new connections through
-// SOCKS stalls for 5 s.
+// says returns how the line goes on in which the daemon has written that, or "".
+func (n *Node) says(that string) string {
+	_, rest, _ := strings.Cut(n.current().Stderr(), that)
+	rest, _, _ = strings.Cut(rest, "\n")
+	return rest
+}
+
+// HTTPClient returns a client on this node, which reaches the other nodes by address or name. Reuse it: about one in a
+// hundred new connections through SOCKS stalls for 5 s.
 func (n *Node) HTTPClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		Proxy:               http.ProxyURL(&url.URL{Scheme: "socks5", Host: n.SOCKSAddr()}),
@@ -290,8 +244,26 @@ func (n *Node) HTTPClient() *http.Client {
 func (n *Node) Log() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.daemon == nil {
-		return n.history
+	var text strings.Builder
+	for _, daemon := range n.daemons {
+		text.WriteString(daemon.Stdout() + daemon.Stderr())
 	}
-	return n.history + n.daemon.output.String()
+	return text.String()
+}
+
+// timeout bounds what takes a daemon a second on an idle machine.
+const timeout = time.Minute
+
+// poll calls ok until it returns true, ctx ends or the time is up.
+func poll(ctx context.Context, ok func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for !ok() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return nil
 }

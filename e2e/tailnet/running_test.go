@@ -1,13 +1,13 @@
 package tailnet_test
 
 import (
-	"bufio"
-	"context"
-	"io"
 	"net/http"
-	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,218 +17,123 @@ import (
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
 
-// TestTailnetLostAndRegained takes the tailnet away from a running proxy, which
-// tells, goes on serving, and tells when it is back.
-func TestTailnetLostAndRegained(t *testing.T) {
+// logPrefix is how every line begins.
+var logPrefix = regexp.MustCompile(`^\{"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z","level":"[A-Z]+","message":"`)
+
+func TestStartupLogAndHealth(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		name   string
-		lose   func(*fixture) // returns when the daemon knows
-		cause  string         // the error that the log names
-		limit  time.Duration  // for the proxy to follow the loss
-		regain func(*fixture)
-	}{
-		{
-			name:   "SIGKILL and restart",
-			lose:   func(f *fixture) { f.do(f.sidecar.Kill()) },
-			cause:  "TailnetNotRunning",
-			limit:  soon,
-			regain: func(f *fixture) { f.start(f.sidecar) },
-		},
-		{
-			name:   "SIGTERM and restart",
-			lose:   func(f *fixture) { f.do(f.sidecar.Terminate()) },
-			cause:  "TailnetNotRunning",
-			limit:  soon,
-			regain: func(f *fixture) { f.start(f.sidecar) },
-		},
-		{
-			name: "key expiry and extension",
-			lose: func(f *fixture) {
-				f.do(f.tailnet.Control.SetKeyExpiry(f.ctx, f.sidecar, time.Now().Add(-time.Minute)))
-				f.await(ipn.NeedsLogin)
-			},
-			cause:  "TailnetAuth",
-			limit:  soon,
-			regain: func(f *fixture) { f.do(f.tailnet.Control.SetKeyExpiry(f.ctx, f.sidecar, time.Now().Add(time.Hour))) },
-		},
-		{
-			name: "logout and login",
-			lose: func(f *fixture) {
-				f.do(f.sidecar.Logout(f.ctx))
-				f.await(ipn.NeedsLogin)
-			},
-			cause:  "TailnetAuth",
-			limit:  soon,
-			regain: func(f *fixture) { f.do(f.sidecar.Up(f.ctx, "")) },
-		},
-		{
-			name: "down and up",
-			lose: func(f *fixture) {
-				f.do(f.sidecar.Down(f.ctx))
-				f.await(ipn.Stopped)
-			},
-			cause:  "TailnetNotRunning",
-			limit:  soon,
-			regain: func(f *fixture) { f.do(f.sidecar.Up(f.ctx, "")) },
-		},
-		{
-			name:   "SIGSTOP and SIGCONT",
-			lose:   func(f *fixture) { f.do(f.sidecar.Stop()) },
-			cause:  "TailnetNotRunning",
-			limit:  20*time.Second + soon, // 20 s is the promise; the rest is for a busy machine
-			regain: func(f *fixture) { f.do(f.sidecar.Cont()) },
-		},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			f := setUp(t, tailnet.Options{})
-			p := f.running("")
-			stream := f.openStream(p)
-
-			tt.lose(f)
-			t.Logf("the loss showed after %v", follows(t, p, tt.limit, false))
-			checkSaidOnce(t, p, tt.cause)
-			checkStillServes(t, p)
-			stream.finish(t)
-
-			tt.regain(f)
-			f.await(ipn.Running)
-			t.Logf("the recovery showed after %v", follows(t, p, soon, true))
-			checkStillServes(t, p)
-			checkSaidOnce(t, p, tt.cause)
-		})
-	}
-}
-
-// liveStream is an event stream that does not come through the daemon.
-type liveStream struct {
-	resp *http.Response
-	body *bufio.Reader
-	more steps
-}
-
-// openStream starts a stream that lasts until finish.
-func (f *fixture) openStream(p *proxytest.Proxy) *liveStream {
-	f.t.Helper()
-	more := make(steps)
-	f.upstream.Handle(more)
-	resp := send(f.t, &http.Client{Transport: &http.Transport{}}, p.URL(), message)
-	f.t.Cleanup(func() { resp.Body.Close() })
-	s := &liveStream{resp, bufio.NewReader(resp.Body), more}
-	if got := readEvent(f.t, s.body); got != event(0) {
-		f.t.Fatalf("the stream began with %q", got)
-	}
-	f.upstream.Handle(nil) // for the requests that follow
-	return s
-}
-
-// finish checks that the stream is alive and lets it end.
-func (s *liveStream) finish(t *testing.T) {
-	t.Helper()
-	s.more <- struct{}{}
-	if got := readEvent(t, s.body); got != event(1) {
-		t.Errorf("the stream went on with %q", got)
-	}
-	close(s.more)
-	if rest, err := io.ReadAll(s.body); err != nil || len(rest) > 0 {
-		t.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
-	}
-}
-
-// watchFor is how long checkSaidOnce waits for a line too many: longer than the
-// longest pause between two attempts to reach the daemon, which is 2 s.
-const watchFor = 5 * time.Second
-
-// checkSaidOnce watches that the loss is logged by one line that names its cause,
-// and not by one for every attempt to reach the daemon or every state on its way.
-func checkSaidOnce(t *testing.T, p *proxytest.Proxy, cause string) {
-	t.Helper()
-	within(t, soon, "the loss in the log", func() bool { return len(troubles(p)) > 0 })
-	for end := time.Now().Add(watchFor); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		lines := troubles(p)
-		if len(lines) > 1 {
-			t.Fatalf("the loss was logged %d times:\n%s\n%s", len(lines), lines[0].Raw, lines[1].Raw)
+	f := setUp(t, tailnet.Options{})
+	p := f.running("[proxy]")
+	var got []string
+	for _, line := range p.Logs() {
+		if !logPrefix.MatchString(line.Raw) {
+			t.Errorf("log line %s does not begin with timestamp, level, message", line.Raw)
 		}
-		if !namesError(lines[0], cause) {
-			t.Fatalf("the loss was logged as %s\nwant %s", lines[0].Raw, cause)
-		}
+		got = append(got, line.Message()+" "+line.Text("path")+line.Text("listen_addr")+line.Text("addr"))
+	}
+	want := []string{ // the runbook's sequence, with the keys that it shows
+		"starting anthropic-oauth-proxy ",
+		"loading configuration " + p.ConfigFile,
+		"configuration loaded 127.0.0.1:0",
+		"state: ConnectingTailnet ",
+		"state: Starting ",
+		proxytest.MsgRunning + " " + p.Addr(),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("logged\n%q\nwant\n%q", got, want)
+	}
+	f.checkHealth(p, http.StatusOK, healthy)
+	f.gauge(p, "tailnet_connected", 1)
+	f.gauge(p, "tailnet_control_online", 1)
+	const expires = "tailnet_key_expiry_timestamp_seconds"
+	if proxytest.Scrape(t, p).Has(expires) {
+		t.Errorf("%s is there, but the key never expires", expires)
+	}
+	expiry := time.Now().Add(24 * time.Hour).Truncate(time.Second)
+	f.do(f.tailnet.Control.SetMemberExpiry(hostname, expiry))
+	f.gauge(p, expires, float64(expiry.Unix()))
+	code, steps, said := f.doctor()
+	if code != 0 || steps != "config tailscaled dns tcp tls http" || !strings.Contains(said, "Running as anthropic-oauth-proxy (100.64.0.1)") {
+		t.Errorf("-check ends with %d after %q: %s", code, steps, said)
 	}
 }
 
-// checkStillServes checks that the process lives and relays requests.
-func checkStillServes(t *testing.T, p *proxytest.Proxy) {
-	t.Helper()
-	start := time.Now()
-	if status, body := post(t, http.DefaultClient, p.URL()); status != http.StatusOK {
-		t.Errorf("status %d: %s", status, body)
+// TestSlowLogin: a login that takes some seconds is the ordinary case.
+func TestSlowLogin(t *testing.T) {
+	t.Parallel()
+	const delay = 10 * time.Second
+	f := setUp(t, tailnet.Options{AuthKey: rightKey, LoginDelay: delay})
+	p := f.launch(f.sidecar, "")
+	f.do(f.sidecar.BootWith("TS_AUTHKEY=" + rightKey))
+	f.do(p.WaitRunning(delay + proxytest.Timeout))
+	if lasted := time.Since(p.Started); lasted < delay {
+		t.Errorf("running after %v, before the login can have ended", lasted)
 	}
-	if took := time.Since(start); took > soon {
-		t.Errorf("a request took %v: the tailnet must not be in its way", took)
+	if lines := linesWith(p, "level", "ERROR"); len(lines) > 0 {
+		t.Errorf("a slow login was logged as an error: %v", lines)
+	}
+	f.follows(p, true, soon)
+}
+
+// TestSIGTERMWhileConnecting: a pod may be deleted before it is connected.
+func TestSIGTERMWhileConnecting(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, tailnet.Options{})
+	p := f.launch(f.sidecar, "")
+	f.awaitRetry(p, 4)
+	f.do(p.Signal(syscall.SIGTERM))
+	code, err := p.Wait(soon)
+	f.do(err)
+	if code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+	for _, message := range []string{proxytest.MsgSIGTERM, proxytest.MsgDrained, proxytest.MsgShutdownComplete} {
+		proxytest.WaitLog(t, p, message)
 	}
 }
 
-// TestSidecarStartsOver: containerboot exits when its node leaves the tailnet,
-// the kubelet starts it again, and it logs in. The proxy sees its daemon end and
-// another one come.
+// TestSidecarStartsOver: containerboot exits when its node leaves the tailnet, the kubelet starts it again, and it logs
+// in. The proxy sees its daemon end and another one come.
 func TestSidecarStartsOver(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
-	f.inBackground(func(ctx context.Context) {
-		if err := f.sidecar.KeepBooting(ctx, rightKey); err != nil {
-			t.Error(err)
-		}
-	})
-	p := f.launch("")
+	f.keepBooting(rightKey)
+	p := f.launch(f.sidecar, "")
 	f.do(p.WaitRunning(proxytest.Timeout))
 	starts := func() int { return strings.Count(f.sidecar.Log(), "Starting tailscaled") }
+	// Until then containerboot would take a logout for a login that is not over.
+	proxytest.Eventually(t, "containerboot's start is complete", func() bool { return strings.Contains(f.sidecar.Log(), "Startup complete") })
 	before := starts()
 
 	_ = f.sidecar.Logout(f.ctx) // it fails if the daemon ends before it has answered
 	// The loss may be over before it can be seen here: the first restart is quick.
-	within(t, time.Minute, "a restart of the sidecar", func() bool { return starts() > before })
+	proxytest.Within(t, time.Minute, "a restart of the sidecar", func() bool { return starts() > before })
 	f.await(ipn.Running)
-	t.Logf("the recovery showed after %v", follows(t, p, soon, true))
-	ip, err := f.sidecar.IP(f.ctx)
-	f.do(err)
-	awaitIP(t, p, ip) // another one, unless the daemon died before it had thrown its key away
-	checkStillServes(t, p)
-	losses := slices.DeleteFunc(troubles(p), func(l proxytest.Line) bool {
-		return !strings.HasPrefix(l.Text("message"), "tailnet connection lost") // the start has lines of its own
-	})
-	if len(losses) > 2 { // it may see the logout before the end
+	f.follows(p, true, soon)
+	// Another address, unless the daemon died before it had thrown its key away.
+	f.awaitHealth(p, `"tailnet_ip":"`+f.ip(f.sidecar)+`"`)
+	f.served(http.DefaultClient, p.URL())
+	// It may see the logout before the end.
+	if losses := linesWith(p, "message", "tailnet connection lost; requests that still arrive are served"); len(losses) > 2 {
 		t.Errorf("one loss was logged %d times: %v", len(losses), losses)
 	}
 }
 
-// TestRequireTailnetFailsClosed: callers whom tailscaled does not name within 10 s are
-// refused, to come again, while the endpoints for probes still answer.
+// TestRequireTailnetFailsClosed: callers whom tailscaled does not name within 10 s are refused, to come again.
 func TestRequireTailnetFailsClosed(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		name string
-		lose func(*tailnet.Node) error
-	}{
-		{"dead daemon", (*tailnet.Node).Kill},
-		{"hung daemon", (*tailnet.Node).Stop},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
+	for name, lose := range map[string]func(*tailnet.Node) error{"dead daemon": (*tailnet.Node).Kill, "hung daemon": (*tailnet.Node).Freeze} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := setUp(t, tailnet.Options{})
-			p := f.running("require_tailnet = true")
-			f.do(tt.lose(f.sidecar))
+			p := f.running("[proxy]\nrequire_tailnet = true")
+			f.do(lose(f.sidecar))
 			start := time.Now()
-			if status, body := post(t, http.DefaultClient, p.URL()); status != http.StatusServiceUnavailable || !strings.Contains(body, "caller_unknown") {
-				t.Errorf("status %d, want 503: %s", status, body)
+			a := f.post(http.DefaultClient, p.URL())
+			if took := time.Since(start); a.StatusCode != http.StatusServiceUnavailable || !strings.Contains(a.Text, "caller_unknown") || took > 10*time.Second+soon {
+				t.Errorf("status %d after %v, want 503 after 10 s at most: %s", a.StatusCode, took, a.Text)
 			}
-			if took := time.Since(start); took > 10*time.Second+soon {
-				t.Errorf("the refusal took %v", took)
-			} else {
-				t.Logf("refused after %v", took)
-			}
-			if n := len(f.upstream.Requests()); n != 0 {
-				t.Errorf("the upstream got %d requests, want none", n)
-			}
+			f.upstreamGot(0)
 		})
 	}
 }
@@ -238,81 +143,54 @@ func TestControlLostWhileRunning(t *testing.T) {
 	f := setUp(t, tailnet.Options{})
 	p := f.running("")
 	_, c := f.client("laptop")
-	within(t, soon, "tailnet_control_online 1", func() bool {
-		return proxytest.Scrape(t, p).Value("tailnet_control_online") == 1
-	})
-	if status, body := post(t, c, f.tailnetURL(p)); status != http.StatusOK {
-		t.Fatalf("status %d: %s", status, body)
-	}
+	f.gauge(p, "tailnet_control_online", 1)
+	f.served(c, f.tailnetURL(p))
 
 	f.do(f.tailnet.Control.Stop())
-	took := within(t, 2*time.Minute, "tailnet_control_online 0", func() bool {
-		if status, _, err := p.Health(); err != nil || status != http.StatusOK {
-			t.Fatalf("/health: %d, %v; want 200, as the tailnet still works", status, err)
-		}
-		m := proxytest.Scrape(t, p)
-		if m.Value("tailnet_connected") != 1 {
-			t.Fatal("tailnet_connected is not 1, but the tailnet still works")
-		}
-		return m.Value("tailnet_control_online") == 0
-	})
-	t.Logf("tailnet_control_online was 0 after %v", took)
-	if status, body := post(t, c, f.tailnetURL(p)); status != http.StatusOK {
-		t.Errorf("status %d through the tailnet without a control server: %s", status, body)
+	t.Logf("told after %v", f.gauge(p, "tailnet_control_online", 0))
+	f.served(c, f.tailnetURL(p))
+	f.follows(p, true, soon) // the tailnet still works
+	if lines := complaints(p); len(lines) > 0 {
+		t.Errorf("%v, want no word of a loss", lines)
 	}
 
 	f.do(f.tailnet.Control.Start())
-	took = within(t, 2*time.Minute, "tailnet_control_online 1", func() bool {
-		return proxytest.Scrape(t, p).Value("tailnet_control_online") == 1
-	})
-	t.Logf("tailnet_control_online was 1 again after %v", took)
+	t.Logf("told after %v", f.gauge(p, "tailnet_control_online", 1))
 }
 
-func TestKeyExpiryIsExported(t *testing.T) {
-	t.Parallel()
-	const name = "tailnet_key_expiry_timestamp_seconds"
-	f := setUp(t, tailnet.Options{})
-	p := f.running("")
-	if proxytest.Scrape(t, p).Has(name) {
-		t.Errorf("%s is there, but the key never expires", name)
-	}
-	expiry := time.Now().Add(24 * time.Hour).Truncate(time.Second)
-	f.do(f.tailnet.Control.SetKeyExpiry(f.ctx, f.sidecar, expiry))
-	took := within(t, time.Minute, name, func() bool {
-		return proxytest.Scrape(t, p).Value(name) == float64(expiry.Unix())
-	})
-	t.Logf("exported after %v", took)
-}
-
-// TestAnotherIdentityAfterLogin: who logs in anew is another node.
-func TestAnotherIdentityAfterLogin(t *testing.T) {
+// TestAnotherHostnameIsWarnedAboutAndUsed: one that the node asks for, and one that it is given later.
+func TestAnotherHostnameIsWarnedAboutAndUsed(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
+	f.sidecar.Name = "another-name"
 	p := f.running("")
-	before, err := f.sidecar.IP(f.ctx)
-	f.do(err)
-	f.do(f.sidecar.Logout(f.ctx))
-	follows(t, p, soon, false)
-	f.do(f.sidecar.Up(f.ctx, ""))
-	f.await(ipn.Running)
-	after, err := f.sidecar.IP(f.ctx)
-	f.do(err)
-	if before == after {
-		t.Fatalf("the node kept its address %v: the test proves nothing", after)
-	}
-	follows(t, p, soon, true)
-	awaitIP(t, p, after)
-}
-
-// awaitIP waits until /health tells of an address.
-func awaitIP(t *testing.T, p *proxytest.Proxy, ip netip.Addr) {
-	t.Helper()
-	want := `"tailnet_ip":"` + ip.String() + `"`
-	within(t, soon, want, func() bool {
-		_, body, err := p.Health()
-		if err != nil {
-			t.Fatal(err)
+	f.checkHealth(p, http.StatusOK, strings.Replace(healthy, hostname, "another-name", 1))
+	f.do(f.tailnet.Control.Rename("another-name", hostname+"-1"))
+	f.awaitHealth(p, `"tailnet_hostname":"anthropic-oauth-proxy-1"`)
+	for i, name := range []string{"another-name", hostname + "-1"} {
+		proxytest.Eventually(f.t, "a warning about "+name, func() bool { return len(complaints(p)) > i })
+		if line := complaints(p)[i]; line.Text("level") != "WARN" || !strings.Contains(line.Raw, name) ||
+			line.Message() != "this node has another name than tailscale.hostname says; clients reach it under its actual name" {
+			t.Errorf("%s, want a warning about %s", line.Raw, name)
 		}
-		return strings.Contains(string(body), want)
-	})
+	}
+	if lines := complaints(p); len(lines) != 2 {
+		t.Errorf("warnings %v, want one about each name", lines)
+	}
+}
+
+// TestLoginsThatDoNotEnd: an OAuth client and workload identity, as nix/login.nix has containerboot log in with them.
+func TestLoginsThatDoNotEnd(t *testing.T) {
+	t.Parallel()
+	f := setUp(t, tailnet.Options{AuthKey: rightKey})
+	token := filepath.Join(t.TempDir(), "token")
+	f.do(os.WriteFile(token, []byte(tailnet.IDToken), 0o600))
+	for name, login := range map[string]string{
+		"oauth-client":      "TS_CLIENT_SECRET=" + tailnet.ClientSecret + "?baseURL=" + f.tailnet.Control.URL,
+		"workload-identity": "TS_ID_TOKEN=file:" + token,
+	} {
+		n := f.newNode(name, "tag:claude")
+		f.do(n.BootWith("TS_CLIENT_ID="+tailnet.ClientID, login))
+		f.do(n.AwaitState(f.ctx, ipn.Running))
+	}
 }

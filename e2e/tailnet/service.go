@@ -13,29 +13,28 @@ import (
 	"tailscale.com/types/key"
 )
 
-// Service is a Tailscale Service: one name and a pair of addresses, of which tagged nodes may say that they are hosts.
+// Service is a Tailscale Service: one name and its addresses, of which tagged nodes may say that they are hosts.
 //
 // testcontrol has none. So this does what is known of the real control server: it asks the nodes what they host, as that
 // one does (GET /vip-services, over their map connection), and routes the addresses to one active host, the oldest, for as
 // long as that stays active and answers. The real one has been seen to take up to 15 s for that.
 type Service struct {
-	Name  tailcfg.ServiceName
-	Addrs []netip.Addr // of IPv4 and IPv6
+	Name tailcfg.ServiceName
 
+	addrs   []netip.Addr // of IPv4 and IPv6
 	control *Control
 	end     context.CancelFunc
 	done    chan struct{}
 
 	mu    sync.Mutex
-	host  string        // the name of the node that has the route now
-	hosts []string      // the names of those that could
-	delay time.Duration // of a change of the host
+	host  string   // the name of the node that has the route now
+	hosts []string // the names of those that could
 }
 
 // Offer makes a service: name is its DNS name. Nodes that are tagged may host it from now on.
 func (c *Control) Offer(name string, addrs ...netip.Addr) *Service {
 	ctx, end := context.WithCancel(context.Background())
-	s := &Service{Name: tailcfg.ServiceName("svc:" + name), Addrs: addrs, control: c, end: end, done: make(chan struct{})}
+	s := &Service{Name: tailcfg.ServiceName("svc:" + name), addrs: addrs, control: c, end: end, done: make(chan struct{})}
 	for _, addr := range addrs {
 		kind := ""
 		if addr.Is6() {
@@ -67,59 +66,48 @@ func (s *Service) Hosts() []string {
 	return slices.Clone(s.hosts)
 }
 
-// SetDelay has a change of the host take that long.
-func (s *Service) SetDelay(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.delay = d
-}
-
 // steer keeps the route at an active host until ctx ends.
 func (s *Service) steer(ctx context.Context) {
 	defer close(s.done)
-	var host key.NodePublic
-	allowed := map[key.NodePublic]bool{}
+	server := s.control.server
+	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: s.addrs})
 	var routes []netip.Prefix
-	for _, addr := range s.Addrs {
+	for _, addr := range s.addrs {
 		routes = append(routes, netip.PrefixFrom(addr, addr.BitLen()))
 	}
-	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: s.Addrs})
-	for ctx.Err() == nil {
-		var active []*tailcfg.Node
+	allowed := map[key.NodePublic]bool{}
+	var host key.NodePublic
+	for ; ctx.Err() == nil; wait(ctx, 100*time.Millisecond) {
+		var active []key.NodePublic
 		var names []string
-		for _, node := range s.control.server.AllNodes() {
-			if len(node.Tags) == 0 {
-				continue
-			}
-			if !allowed[node.Key] {
+		for _, node := range server.AllNodes() {
+			if len(node.Tags) > 0 && !allowed[node.Key] {
 				allowed[node.Key] = true
-				s.control.server.SetNodeCapMap(node.Key, tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}})
+				server.SetNodeCapMap(node.Key, tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}})
 			}
-			if s.isHost(ctx, node.Key) {
-				active, names = append(active, node), append(names, memberName(node))
+			if allowed[node.Key] && s.isHost(ctx, node.Key) {
+				active, names = append(active, node.Key), append(names, memberName(node))
 			}
 		}
 		s.mu.Lock()
 		s.hosts = names
 		s.mu.Unlock()
-		if !slices.ContainsFunc(active, func(n *tailcfg.Node) bool { return n.Key == host }) {
-			s.mu.Lock()
-			delay, name := s.delay, ""
-			s.mu.Unlock()
-			if !host.IsZero() {
-				wait(ctx, delay)
-				s.control.server.SetSubnetRoutes(host, nil)
-			}
-			host = key.NodePublic{}
-			if len(active) > 0 {
-				host, name = active[0].Key, memberName(active[0])
-				s.control.server.SetSubnetRoutes(host, routes)
-			}
-			s.mu.Lock()
-			s.host = name
-			s.mu.Unlock()
+		if slices.Contains(active, host) {
+			continue
 		}
-		wait(ctx, 100*time.Millisecond)
+		if !host.IsZero() {
+			wait(ctx, s.control.routeDelay)
+			server.SetSubnetRoutes(host, nil)
+		}
+		name := ""
+		host = key.NodePublic{}
+		if len(active) > 0 {
+			host, name = active[0], names[0]
+			server.SetSubnetRoutes(host, routes)
+		}
+		s.mu.Lock()
+		s.host = name
+		s.mu.Unlock()
 	}
 }
 

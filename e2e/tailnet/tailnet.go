@@ -1,6 +1,5 @@
-// Package tailnet runs a real tailnet on loopback: tailscaled daemons built
-// from the tailscale module, around a test control server, a DERP relay and a
-// STUN server in this process. Nothing in it reaches another machine, and
+// Package tailnet runs a real tailnet on loopback: tailscaled daemons built from the tailscale module, around a test
+// control server, a DERP relay and a STUN server in this process. Nothing in it reaches another machine, and
 // [Tailnet.Close] fails if anything tried to.
 //
 //	bin, err := tailnet.Build(ctx, os.Stderr)
@@ -10,42 +9,44 @@
 //	err = sidecar.Start(ctx)      // a tailscaled that answers on sidecar.Socket
 //	err = sidecar.Up(ctx, "")     // …and that is logged in and running
 //
-// A connection to a node's tailnet address ends at 127.0.0.1 on the same port:
-// that is how a userspace tailscaled hands over what it receives.
+// A connection to a node's tailnet address ends at 127.0.0.1 on the same port: that is how a userspace tailscaled hands
+// over what it receives.
 package tailnet
 
 import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"time"
 )
 
-// Domain is the MagicDNS domain of every test tailnet: a node named "laptop"
-// has the DNS name "laptop.tailnet.test.".
+// Domain is the MagicDNS domain of every test tailnet: a node named "laptop" has the DNS name "laptop.tailnet.test.".
 const Domain = "tailnet.test"
 
-// Options are the fixed properties of a Tailnet. The zero value is a tailnet
-// that lets every node in.
+// Options are the fixed properties of a Tailnet. The zero value is a tailnet that lets every node in.
 type Options struct {
-	// AuthKey is the only key with which a node may log in. Empty: any key,
-	// or none. The test control server asks for it whenever a daemon
-	// registers, restarts included, so leave it empty where daemons restart.
+	// AuthKey is the only key with which a node may log in. Empty: any key, or none. The test control server asks for it
+	// whenever a daemon registers, restarts included, so leave it empty where daemons restart.
 	AuthKey string
 
-	// ApproveMachines makes new nodes wait for Control.Approve.
+	// ApproveMachines makes new nodes wait for Control.ApproveAll.
 	ApproveMachines bool
 
-	// Host is the IPv4 address of this machine at which nodes find the servers.
-	// Empty: 127.0.0.1, which serves the nodes of NewNode; pods and other
-	// machines need one that they can reach.
+	LoginDelay time.Duration // how long every login takes at least
+	RouteDelay time.Duration // how long a service has no host between two
+
+	// Host is the IPv4 address of this machine at which nodes find the servers. Empty: 127.0.0.1, which serves the nodes
+	// of NewNode; pods and other machines need one that they can reach.
 	Host string
 }
 
-// Tailnet is a control server with its relays and the nodes made by NewNode.
-// Its methods may be called from several goroutines.
+// Tailnet is a control server with its relay and the nodes made by NewNode. Its methods may be called from several goroutines.
 type Tailnet struct {
 	// Control is the coordination server of this tailnet.
 	Control *Control
@@ -61,33 +62,28 @@ type Tailnet struct {
 }
 
 // New starts the servers of a tailnet that has no nodes yet.
-func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
-	dir, err := os.MkdirTemp(shortTempDir(), "tn-")
+func New(bin *Binaries, opts Options) (*Tailnet, error) {
+	opts.Host = cmp.Or(opts.Host, "127.0.0.1")
+	parent := os.TempDir()
+	if len(parent) > 60 { // a Unix socket's name ends at 107 bytes
+		parent = "/tmp"
+	}
+	dir, err := os.MkdirTemp(parent, "tn-")
 	if err != nil {
 		return nil, fmt.Errorf("making the tailnet's directory: %w", err)
 	}
-	opts.Host = cmp.Or(opts.Host, "127.0.0.1")
-	tn = &Tailnet{bin: bin, dir: dir, host: opts.Host}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tn.Close())
-			tn = nil
-		}
-	}()
-	if tn.trap, err = startTrap(); err != nil {
-		return tn, err
+	tn := &Tailnet{bin: bin, dir: dir, host: opts.Host, trap: startTrap()}
+	if tn.relay, err = startRelay(opts.Host); err == nil {
+		tn.Control, err = startControl(opts, &tn.relay.region)
 	}
-	if tn.relay, err = startRelay(opts.Host); err != nil {
-		return tn, err
-	}
-	if tn.Control, err = startControl(opts, tn.relay.derpMap()); err != nil {
-		return tn, err
+	if err != nil {
+		return nil, errors.Join(err, tn.Close())
 	}
 	return tn, nil
 }
 
-// Close ends every daemon, then the servers, and removes all files. It returns
-// an error if a daemon tried to reach anything outside this machine.
+// Close ends every daemon, then the servers, and removes all files. It returns an error if a daemon tried to reach
+// anything outside this machine.
 func (tn *Tailnet) Close() error {
 	tn.mu.Lock()
 	nodes := tn.nodes
@@ -104,15 +100,11 @@ func (tn *Tailnet) Close() error {
 	if tn.relay != nil {
 		tn.relay.close()
 	}
-	if tn.trap != nil {
-		errs = append(errs, tn.trap.close())
-	}
-	errs = append(errs, removeDefaultSocket(tn.dir), os.RemoveAll(tn.dir))
-	return errors.Join(errs...)
+	return errors.Join(append(errs, tn.trap.close(), removeDefaultSocket(tn.dir), os.RemoveAll(tn.dir))...)
 }
 
-// NewNode returns a node with its own state directory and socket. Its daemon is
-// not running yet. The name becomes its host name in the tailnet.
+// NewNode returns a node with its own state directory and socket. Its daemon is not running yet. The name becomes its
+// host name in the tailnet.
 func (tn *Tailnet) NewNode(name string) (*Node, error) {
 	tn.mu.Lock()
 	defer tn.mu.Unlock()
@@ -125,11 +117,31 @@ func (tn *Tailnet) NewNode(name string) (*Node, error) {
 	return n, nil
 }
 
-// shortTempDir returns a directory for temporary files whose path leaves room
-// for a Unix socket's name: sun_path ends at 107 bytes.
-func shortTempDir() string {
-	if dir := os.TempDir(); len(dir) < 60 {
-		return dir
+// trap is the HTTP proxy that every daemon is told to use for what is not on loopback. A hermetic tailnet never calls
+// it: a call is a test failure.
+type trap struct {
+	server *httptest.Server
+
+	mu     sync.Mutex
+	caught []string
+}
+
+func startTrap() *trap {
+	t := &trap{}
+	t.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.caught = append(t.caught, r.Method+" "+r.RequestURI)
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	return t
+}
+
+// close ends the trap and reports what it caught.
+func (t *trap) close() error {
+	t.server.Close()
+	if len(t.caught) > 0 {
+		return fmt.Errorf("a daemon tried to leave this machine: %s", strings.Join(t.caught, ", "))
 	}
-	return "/tmp"
+	return nil
 }

@@ -1,0 +1,282 @@
+package tailnet_test
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tailscale.com/ipn"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
+	"anthropic-oauth-proxy/e2e/tailnet"
+)
+
+// A trouble keeps the sidecar from its tailnet, or takes it away.
+type trouble struct {
+	name      string
+	options   tailnet.Options
+	connected bool           // the sidecar was in its tailnet before
+	error     string         // its name in the log
+	check     string         // what -check says of the daemon
+	unnoticed time.Duration  // how long a proxy that runs may not know of it; if 0, soon
+	begin     func(*fixture) // returns when the daemon knows
+	late      func(*fixture) // the rest of it, which comes once the proxy listens
+	end       func(*fixture) // if it has one
+}
+
+var troubles = []trouble{
+	{name: "no daemon yet", error: "TailnetNotRunning", check: "no such file",
+		begin: func(*fixture) {},
+		end:   func(f *fixture) { f.connect(f.sidecar) }},
+	{name: "SIGKILL and restart", connected: true, error: "TailnetNotRunning", check: "refused",
+		begin: func(f *fixture) { f.do(f.sidecar.Kill()) },
+		end:   func(f *fixture) { f.do(f.sidecar.Start(f.ctx)) }},
+	{name: "SIGTERM and restart", connected: true, error: "TailnetNotRunning", check: "no such file",
+		begin: func(f *fixture) { f.do(f.sidecar.Terminate()) },
+		end:   func(f *fixture) { f.do(f.sidecar.Start(f.ctx)) }},
+	{name: "SIGSTOP and SIGCONT", connected: true, error: "TailnetNotRunning", check: "does not answer", unnoticed: 20 * time.Second,
+		begin: func(f *fixture) { f.do(f.sidecar.Freeze()) },
+		end:   func(f *fixture) { f.do(f.sidecar.Thaw()) }},
+	{name: "tailscale down and up", connected: true, error: "TailnetNotRunning", check: "TailnetNotRunning",
+		begin: func(f *fixture) {
+			f.do(f.sidecar.Down(f.ctx))
+			f.await(ipn.Stopped)
+		},
+		end: func(f *fixture) { f.do(f.sidecar.Up(f.ctx, "")) }},
+	{name: "key expiry and extension", connected: true, error: "TailnetAuth", check: "TailnetAuth",
+		begin: func(f *fixture) {
+			f.do(f.tailnet.Control.SetMemberExpiry(hostname, time.Now().Add(-time.Minute)))
+			f.await(ipn.NeedsLogin)
+		},
+		end: func(f *fixture) { f.do(f.tailnet.Control.SetMemberExpiry(hostname, time.Now().Add(time.Hour))) }},
+	{name: "logout and login", connected: true, error: "TailnetAuth", check: "TailnetAuth",
+		begin: func(f *fixture) {
+			f.do(f.sidecar.Logout(f.ctx))
+			f.await(ipn.NeedsLogin)
+		},
+		end: func(f *fixture) {
+			f.do(f.sidecar.Up(f.ctx, ""))
+			if ip := f.ip(f.sidecar); ip == "100.64.0.1" { // who logs in anew is another node
+				f.t.Fatalf("the node kept its address %s: that the proxy knows it proves nothing", ip)
+			}
+		}},
+	{name: "wrong auth key", options: keyed, error: "TailnetAuth", check: "TailnetAuth",
+		begin: func(f *fixture) {
+			f.do(f.sidecar.Start(f.ctx))
+			wrongLogin(f)
+		},
+		end: rightLogin},
+	{name: "wrong auth key once the proxy listens", options: keyed, error: "TailnetAuth", check: "TailnetAuth",
+		begin: func(f *fixture) { f.do(f.sidecar.Start(f.ctx)) },
+		late:  wrongLogin,
+		end:   rightLogin},
+	{name: "wrong auth key under containerboot", options: keyed, error: "TailnetAuth",
+		begin: func(f *fixture) { f.keepBooting(wrongKey) }},
+	{name: "machine approval pending", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
+		begin: func(f *fixture) { f.do(f.sidecar.Start(f.ctx)) },
+		late: func(f *fixture) {
+			f.login()
+			f.await(ipn.NeedsMachineAuth)
+		},
+		end: func(f *fixture) {
+			proxytest.Eventually(f.t, "a node to approve", func() bool { return f.tailnet.Control.ApproveAll() > 0 })
+		}},
+	{name: "control server down, new node", error: "TailnetConnect",
+		begin: func(f *fixture) {
+			f.do(f.tailnet.Control.Stop())
+			f.do(f.sidecar.Start(f.ctx))
+			f.login()
+		},
+		end: func(f *fixture) { f.do(f.tailnet.Control.Start()) }},
+	{name: "control server down, known node", error: "TailnetConnect", check: "TailnetConnect",
+		begin: func(f *fixture) {
+			f.connect(f.sidecar)
+			f.do(f.sidecar.Terminate())
+			f.do(f.tailnet.Control.Stop())
+			f.do(f.sidecar.Start(f.ctx))
+		},
+		end: func(f *fixture) { f.do(f.tailnet.Control.Start()) }},
+}
+
+// keyed is a tailnet that asks for a key.
+var keyed = tailnet.Options{AuthKey: rightKey}
+
+// wordings are the runbook's words for the errors.
+var wordings = map[string]string{
+	"TailnetAuth":        "Tailnet authentication failed",
+	"TailnetMachineAuth": "Tailnet needs machine authorization",
+	"TailnetNotRunning":  "Tailnet daemon not running",
+	"TailnetConnect":     "Tailnet connection failed",
+}
+
+func wrongLogin(f *fixture) {
+	f.t.Helper()
+	if f.sidecar.Up(f.ctx, wrongKey) == nil {
+		f.t.Fatal("the wrong key was accepted")
+	}
+}
+
+func rightLogin(f *fixture) {
+	f.t.Helper()
+	// The daemon still tries the wrong key, and may fail the next Up for it.
+	proxytest.Eventually(f.t, "a login with the right key", func() bool { return f.sidecar.Up(f.ctx, rightKey) == nil })
+}
+
+// meet launches the proxy into the trouble.
+func (tt trouble) meet(t *testing.T) (*fixture, *proxytest.Proxy) {
+	t.Helper()
+	f := setUp(t, tt.options)
+	if tt.connected {
+		f.connect(f.sidecar)
+	}
+	tt.begin(f)
+	p := f.launch(f.sidecar, "")
+	if tt.late != nil {
+		tt.late(f)
+	}
+	return f, p
+}
+
+// namesError reports whether a line has the error's name, and what to do.
+func namesError(line proxytest.Line, name string) bool {
+	return strings.HasPrefix(line.Text("error"), name+": ") && line.Text("hint") != ""
+}
+
+// The pauses between attempts to connect, in seconds; how long they last in all; and what that may take on a busy machine, with
+// a daemon that never answers.
+var (
+	retries      = []float64{1, 2, 4, 8, 16}
+	retriesTotal = 31 * time.Second
+	retriesLimit = 70 * time.Second
+)
+
+// announced returns the seconds of the lines that announce a retry, each with its reason.
+func (f *fixture) announced(p *proxytest.Proxy) (seconds []float64) {
+	for _, line := range p.Logs() {
+		if s := line.Number("retry_in_secs"); s > 0 {
+			seconds = append(seconds, s)
+			if line.Text("error") == "" {
+				f.t.Errorf("a retry does not say why: %s", line.Raw)
+			}
+		}
+	}
+	return seconds
+}
+
+// awaitRetry waits until a pause has begun.
+func (f *fixture) awaitRetry(p *proxytest.Proxy, seconds float64) {
+	f.t.Helper()
+	_, err := p.WaitLine("the retry", retriesTotal, func(l proxytest.Line) bool { return l.Number("retry_in_secs") == seconds })
+	f.do(err)
+}
+
+// doctor runs -check beside the sidecar. It returns the exit code, the steps that it came to, and its line about tailscaled.
+func (f *fixture) doctor() (code int, steps, tailscaled string) {
+	f.t.Helper()
+	got := proxytest.Exec(f.t, f.options(f.sidecar, "", "-check"))
+	for line := range strings.Lines(got.Stdout) {
+		step, _, _ := strings.Cut(line, " ")
+		steps += step + " "
+		if step == "tailscaled" {
+			tailscaled = line
+		}
+	}
+	return got.Code, strings.TrimSpace(steps), tailscaled
+}
+
+// TestStartFailures: a proxy that does not get connected gives up, for a reason that it names, as does the doctor.
+func TestStartFailures(t *testing.T) {
+	t.Parallel()
+	for _, tt := range troubles {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f, p := tt.meet(t)
+			f.checkHealth(p, http.StatusServiceUnavailable, degraded)
+			if code, steps, said := f.doctor(); code != 1 || steps != "config tailscaled" || !strings.Contains(said, tt.check) {
+				t.Errorf("-check ends with %d at %q: %swant 1 at tailscaled, and %q", code, steps, said, tt.check)
+			}
+
+			code, err := p.Wait(retriesLimit)
+			f.do(err)
+			if lasted := time.Since(p.Started); code != 1 || lasted < retriesTotal {
+				t.Errorf("exit code %d after %v, want 1 after %v or more", code, lasted, retriesTotal)
+			}
+			if got := f.announced(p); !slices.Equal(got, retries) {
+				t.Errorf("retry_in_secs were %v, want %v", got, retries)
+			}
+			fatal := linesWith(p, "level", "ERROR")
+			if len(fatal) != 1 || !namesError(fatal[0], tt.error) || fatal[0].Message() != wordings[tt.error] {
+				t.Errorf("gave up with %v, want one line with %s, %q and a hint", fatal, tt.error, wordings[tt.error])
+			}
+		})
+	}
+}
+
+// TestStartRecoveries: requests before the first connection are refused, to come again. Each trouble ends when the proxy
+// has begun a pause of 8 s: it must not sleep through what it waits for.
+func TestStartRecoveries(t *testing.T) {
+	t.Parallel()
+	for _, tt := range troubles {
+		if tt.end == nil {
+			continue
+		}
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f, p := tt.meet(t)
+			f.checkHealth(p, http.StatusServiceUnavailable, degraded)
+			f.gauge(p, "tailnet_connected", 0)
+			if a := f.post(http.DefaultClient, p.URL()); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				t.Errorf("status %d, headers %v; want 503 with Retry-After", a.StatusCode, a.Header)
+			}
+			f.awaitRetry(p, 8)
+			tt.end(f)
+			f.await(ipn.Running)
+			f.follows(p, true, soon)
+			f.do(p.WaitRunning(soon))
+			f.served(http.DefaultClient, p.URL())
+			f.upstreamGot(1)
+		})
+	}
+}
+
+// watchFor is how long a lost proxy is watched for a log line too many: longer than the longest pause between two
+// attempts to reach the daemon, which is 2 s.
+const watchFor = 5 * time.Second
+
+// TestTailnetLostAndRegained takes the tailnet away from a running proxy, which tells, goes on serving, and tells when
+// it is back.
+func TestTailnetLostAndRegained(t *testing.T) {
+	t.Parallel()
+	for _, tt := range troubles {
+		if !tt.connected {
+			continue
+		}
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f := setUp(t, tt.options)
+			p := f.running("")
+			next, finish := f.stream(&http.Client{Transport: &http.Transport{}}, p.URL())
+
+			tt.begin(f)
+			f.follows(p, false, cmp.Or(tt.unnoticed, soon))
+			f.served(http.DefaultClient, p.URL())
+			next()
+			finish()
+			time.Sleep(watchFor)
+
+			tt.end(f)
+			f.await(ipn.Running)
+			f.follows(p, true, cmp.Or(tt.unnoticed, soon))
+			f.awaitHealth(p, `"tailnet_ip":"`+f.ip(f.sidecar)+`"`)
+			f.served(http.DefaultClient, p.URL())
+			proxytest.WaitLog(t, p, "tailnet connected again")
+			// One line, and not one for every attempt to reach the daemon or every state on its way.
+			if said := complaints(p); len(said) != 1 || !namesError(said[0], tt.error) {
+				t.Errorf("the loss was logged as %v, want one line that names %s", said, tt.error)
+			}
+		})
+	}
+}
