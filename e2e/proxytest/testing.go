@@ -105,14 +105,16 @@ func Exec(t testing.TB, o Options) Result {
 }
 
 // Poll waits until there is nothing wrong any more. After [Timeout] its error is what was wrong last.
-func Poll(wrong func() string) error {
-	for deadline := time.Now().Add(Timeout); ; time.Sleep(2 * time.Millisecond) {
+func Poll(wrong func() string) error { return poll(Timeout, wrong) }
+
+func poll(limit time.Duration, wrong func() string) error {
+	for deadline := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
 		said := wrong()
 		if said == "" {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("after %v: %s", Timeout, said)
+			return fmt.Errorf("after %v: %s", limit, said)
 		}
 	}
 }
@@ -120,20 +122,24 @@ func Poll(wrong func() string) error {
 // Await is [Poll] for tests.
 func Await(t testing.TB, wrong func() string) {
 	t.Helper()
-	if err := Poll(wrong); err != nil {
-		t.Fatal(err)
-	}
+	Check(t, Poll(wrong))
 }
 
 // Eventually waits until ok is true and returns how long that took. After [Timeout] the test fails.
 func Eventually(t testing.TB, what string, ok func() bool) time.Duration {
 	t.Helper()
+	return Within(t, Timeout, what, ok)
+}
+
+// Within is [Eventually] with a limit of its own.
+func Within(t testing.TB, limit time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
 	start := time.Now()
-	Await(t, func() string {
+	Check(t, poll(limit, func() string {
 		if ok() {
 			return ""
 		}
 		return "still not: " + what
-	})
+	}))
 	return time.Since(start)
 }
