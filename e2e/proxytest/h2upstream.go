@@ -51,19 +51,7 @@ func (s *Scene) H2Upstream(settings []http2.Setting, harm func(p *H2Peer, stream
 	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
 	s.atHangUp(u.HangUp)
 	s.Cleanup(func() { listener.Close(); u.HangUp() })
-	go func() {
-		for n := 1; ; n++ {
-			conn, err := listener.Accept()
-			if err != nil {
-				return // closed
-			}
-			u.add(conn)
-			go func() {
-				defer u.close(conn)
-				u.serve(&H2Peer{Conn: conn, N: n}, settings, harm)
-			}()
-		}
-	}()
+	go u.accept(listener, func(n int, conn net.Conn) { u.serve(&H2Peer{Conn: conn, N: n}, settings, harm) })
 	return u
 }
 

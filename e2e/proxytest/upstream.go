@@ -41,13 +41,24 @@ type connections struct {
 	open map[net.Conn]bool
 }
 
-func (c *connections) add(conn net.Conn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open == nil {
-		c.open = map[net.Conn]bool{}
+// accept has serve serve each connection, 1 for the first, which is closed when it returns, until the listener is closed.
+func (c *connections) accept(listener net.Listener, serve func(n int, conn net.Conn)) {
+	for n := 1; ; n++ {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		c.mu.Lock()
+		if c.open == nil {
+			c.open = map[net.Conn]bool{}
+		}
+		c.open[conn] = true
+		c.mu.Unlock()
+		go func() {
+			defer c.close(conn)
+			serve(n, conn)
+		}()
 	}
-	c.open[conn] = true
 }
 
 func (c *connections) close(conn net.Conn) {
@@ -107,24 +118,14 @@ func (s *Scene) UpstreamAt(addr string, harm func(p *Peer)) *Upstream {
 	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
 	s.atHangUp(u.HangUp)
 	s.Cleanup(func() { listener.Close(); u.HangUp() })
-	go func() {
-		for n := 1; ; n++ {
-			conn, err := listener.Accept()
-			if err != nil {
-				return // closed
-			}
-			u.add(conn)
-			p := &Peer{TCPConn: conn.(*net.TCPConn), N: n, R: bufio.NewReader(conn), up: u}
-			go func() {
-				defer u.close(conn)
-				if u.healthy.Load() {
-					p.Request() // serves what is plain
-					return
-				}
-				harm(p)
-			}()
+	go u.accept(listener, func(n int, conn net.Conn) {
+		p := &Peer{TCPConn: conn.(*net.TCPConn), N: n, R: bufio.NewReader(conn), up: u}
+		if u.healthy.Load() {
+			p.Request() // serves what is plain
+			return
 		}
-	}()
+		harm(p)
+	})
 	return u
 }
 
