@@ -35,9 +35,7 @@ func FuzzMetrics(f *testing.F) {
 		// The revision comes from whoever builds the program: text, but any.
 		r.Revision = []byte(strings.ToValidUTF8(revision, "?"))
 		var response struct{ Page []byte }
-		if err := parent.ask(map[string]any{"metrics": r}, &response); err != nil {
-			t.Fatal(err)
-		}
+		proxytest.Check(t, parent.ask(map[string]any{"metrics": r}, &response))
 		checkMetricsPage(t, r, response.Page)
 	})
 }

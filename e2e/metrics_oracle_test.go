@@ -15,15 +15,9 @@ import (
 // lint checks what promtool's "check metrics" checks.
 func lint(t *testing.T, p *proxytest.Proxy) {
 	t.Helper()
-	resp, err := http.Get(p.URL() + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := proxytest.Must(http.Get(p.URL() + "/metrics"))(t)
 	defer resp.Body.Close()
-	problems, err := promlint.New(resp.Body).Lint()
-	if err != nil {
-		t.Fatal(err)
-	}
+	problems := proxytest.Must(promlint.New(resp.Body).Lint())(t)
 	for _, problem := range problems {
 		t.Errorf("promlint: %s: %s", problem.Metric, problem.Text)
 	}

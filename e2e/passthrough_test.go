@@ -220,10 +220,7 @@ func TestStreamsAtOnce(t *testing.T) {
 				fakeanthropic.Flush(w)
 			}
 		}), "")
-		resp, err := s.Client.Do(s.Request("GET", "/stream", nil)) // returns with the headers alone
-		if err != nil {
-			s.Fatal(err)
-		}
+		resp := proxytest.Must(s.Client.Do(s.Request("GET", "/stream", nil)))(s) // returns with the headers alone
 		defer resp.Body.Close()
 		for _, piece := range []string{"a", "event: ping\n", "data: {}\n\n", "x"} {
 			start := time.Now()

@@ -34,10 +34,7 @@ func TestSDK(t *testing.T) {
 		up := s.StartAPI(protocol, fakeanthropic.API{Deltas: 60}, "")
 		c := sdk(s)
 
-		message, err := c.Messages.New(s.Context(), prompt)
-		if err != nil {
-			s.Fatal(err)
-		}
+		message := proxytest.Must(c.Messages.New(s.Context(), prompt))(s)
 		text := message.Content[0].Text
 		if message.StopReason != "end_turn" || len(strings.Fields(text)) != 60 {
 			s.Errorf("message %s", message.RawJSON())
@@ -46,13 +43,9 @@ func TestSDK(t *testing.T) {
 		var streamed anthropic.Message
 		stream := c.Messages.NewStreaming(s.Context(), prompt)
 		for stream.Next() {
-			if err := streamed.Accumulate(stream.Current()); err != nil {
-				s.Fatal(err)
-			}
+			proxytest.Check(s, streamed.Accumulate(stream.Current()))
 		}
-		if err := stream.Err(); err != nil {
-			s.Fatal(err)
-		}
+		proxytest.Check(s, stream.Err())
 		if len(streamed.Content) != 1 || streamed.Content[0].Text != text || streamed.StopReason != "end_turn" {
 			s.Errorf("the stream says %s, the plain message %q", streamed.RawJSON(), text)
 		}

@@ -39,10 +39,7 @@ type H2Peer struct {
 func (s *Scene) H2Upstream(settings []http2.Setting, harm func(p *H2Peer, stream uint32) bool) *H2Upstream {
 	s.Helper()
 	ca, env := s.Authority()
-	certificate, err := ca.Certificate(nil)
-	if err != nil {
-		s.Fatal(err)
-	}
+	certificate := Must(ca.Certificate(nil))(s)
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}})
 	if err != nil {
 		s.Fatal(err)

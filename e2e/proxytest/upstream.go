@@ -110,10 +110,7 @@ func (s *Scene) Upstream(harm func(p *Peer)) *Upstream {
 // UpstreamAt is Upstream at this address.
 func (s *Scene) UpstreamAt(addr string, harm func(p *Peer)) *Upstream {
 	s.Helper()
-	listener, err := net.Listen("tcp", addr)
-	if err != nil {
-		s.Fatal(err)
-	}
+	listener := Must(net.Listen("tcp", addr))(s)
 	u := &Upstream{s: s, URL: "http://" + listener.Addr().String()}
 	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
 	s.atHangUp(u.HangUp)
