@@ -32,19 +32,18 @@ type result struct {
 	bytes   int64  // of the body
 	whole   bool   // the answer came to a clean end
 	left    bool   // the client has left, or it would have got more
-
-	begun, ended time.Time
+	span           // of the request
 }
 
 // do sends the request of p and reads the answer. The error is what is wrong with that.
 func (c *client) do(p plan) (got result, err error) {
-	got.begun = time.Now()
+	got.from = time.Now()
 	defer func() {
 		got.whole = got.whole && err == nil
 		if !got.whole {
 			c.hangUp(p)
 		}
-		got.ended = time.Now()
+		got.to = time.Now()
 	}()
 	if c.conn == nil {
 		if c.conn, err = proxytest.Dial(context.Background(), c.addr, nil); err != nil {
@@ -54,15 +53,10 @@ func (c *client) do(p plan) (got result, err error) {
 	_ = c.conn.SetDeadline(time.Now().Add(patience)) // fails only on a connection that is closed
 	sent := c.send(p)                                // may fail because the proxy has answered before the end
 	_ = c.conn.SetReadDeadline(time.Now().Add(p.patience))
-	if _, err := c.conn.R.Peek(1); err != nil && p.patience < patience {
-		got.left = true
-		return got, nil
+	if err = c.read(p, &got); err != nil {
+		err = fmt.Errorf("%w (sending the request: %v)", err, sent)
 	}
-	_ = c.conn.SetReadDeadline(time.Now().Add(patience))
-	if err := c.read(p, &got); err != nil {
-		return got, fmt.Errorf("%w (sending the request: %v)", err, sent)
-	}
-	return got, nil
+	return got, err
 }
 
 // hangUp closes the connection, if there is one, in the way of a plan.
@@ -93,7 +87,7 @@ func (c *client) send(p plan) error {
 func (p plan) wire(host string) []byte {
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: %s\r\n%s: %d\r\nContent-Type: application/json\r\n",
-		p.method, p.path, host, authorization, numberHeader, p.number)
+		p.method, p.path(), host, authorization, numberHeader, p.number)
 	if p.length > 0 {
 		fmt.Fprintf(&out, "Content-Length: %d\r\n", p.length)
 	}
@@ -115,9 +109,13 @@ func (p plan) wire(host string) []byte {
 // read reads the answer to p's request into got and checks it. A broken answer is no error: what may break is known only to the log.
 func (c *client) read(p plan, got *result) error {
 	resp, err := http.ReadResponse(c.conn.R, &http.Request{Method: p.method})
+	if got.left = err != nil && p.patience < patience; got.left {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("no answer: %w", err)
 	}
+	_ = c.conn.SetReadDeadline(time.Now().Add(patience))
 	got.status, got.proxyID = resp.StatusCode, resp.Header.Get("X-Proxy-Request-Id")
 	id, from := resp.Header.Get("Request-Id"), io.Reader(resp.Body)
 	upstreams := strings.HasPrefix(id, "up_")

@@ -34,8 +34,8 @@ func completed(log []proxytest.Line) (lines []logLine, trouble []string) {
 		if err == nil && l.Message() == proxytest.MsgRequestCompleted {
 			line.number, err = numberOf(line.Path)
 			code, why, _ := strings.Cut(line.Error, ": ")
-			if line.code = code; code == codeClientGone && why == "the client stopped reading the answer" {
-				line.code = codeSlowReader
+			if line.code = code; code == gone.code && why == "the client stopped reading the answer" {
+				line.code = slowReader
 			}
 			lines = append(lines, line)
 		}
@@ -50,7 +50,7 @@ func completed(log []proxytest.Line) (lines []logLine, trouble []string) {
 // ended as only then.
 func judge(p plan, x exchange, stalled bool) (wrong []string, late bool) {
 	r := x.client
-	if r.begun.IsZero() || len(x.log) != 1 {
+	if r.from.IsZero() || len(x.log) != 1 {
 		return []string{fmt.Sprintf("it has %d log lines, or nobody sent it", len(x.log))}, false
 	}
 	line := x.log[0]
@@ -61,7 +61,7 @@ func judge(p plan, x exchange, stalled bool) (wrong []string, late bool) {
 		size = 0
 	}
 	answered, complete, stayed := line.UpstreamID != "", line.code == "", !r.left
-	unseen := late || line.code == codeClientGone || line.code == codeTimeout // is an attempt that was given up on its way, perhaps
+	unseen := late || line.code == gone.code || line.code == timedOut.code // is an attempt that was given up on its way, perhaps
 	for _, check := range []struct {
 		wrong bool
 		what  string
@@ -73,7 +73,7 @@ func judge(p plan, x exchange, stalled bool) (wrong []string, late bool) {
 		{answered && line.UpstreamID != fmt.Sprint(upstreamID(p.number), x.attempts), "the log has the upstream's id of another request or attempt"},
 		{answered && r.bytes > line.BytesOut, "the client got more than the proxy sent"},
 		{complete && line.BytesOut != size, "the log calls an answer complete that is not"},
-		{line.code == codeClientGone && stayed, "the log has the client gone, and it was not"},
+		{line.code == gone.code && stayed, "the log has the client gone, and it was not"},
 		{stayed && r.status != line.Status, "the client got another status than the log has"},
 		{stayed && !answered && (!r.whole || p.method != http.MethodHead && r.code != line.code), "the client got another error than the log has"},
 		{stayed && answered && r.whole != complete, "an answer that broke off looks whole, or a whole one broken"},

@@ -106,9 +106,9 @@ func (l *lane) run(protocol fakeanthropic.Protocol) {
 	busy, idle := context.WithCancel(l.Context())
 	defer idle()
 	var running, watching sync.WaitGroup
-	var stood stalls
-	watching.Go(func() { stood.watch(busy) })
-	var samples []sample
+	var stood []span
+	watching.Go(func() { stood = stalls(busy) })
+	var samples [len(quantities)][]float64
 	watching.Go(func() { samples = l.sample(sending, stop) })
 	for i := range clients {
 		r := rand.New(rand.NewPCG(l.seed, ^uint64(i))) // not a number of a request
@@ -128,9 +128,9 @@ func (l *lane) run(protocol fakeanthropic.Protocol) {
 	}
 	l.judge(stood)
 	for i, q := range quantities {
-		trend := fitTrend(i, samples, *duration)
+		trend := q.trend(samples[i])
 		l.Logf("%s: %v", q.name, trend)
-		if trend.wrong(i) {
+		if trend.exceeds(q) {
 			l.Errorf("growth of %s: %v", q.name, trend)
 		}
 	}
@@ -154,15 +154,12 @@ func (l *lane) use(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// How many of a thousand requests may be late before the run is worth nothing. The race detector makes the proxy so slow that uploads
-// of 10 MiB come too late on a busy machine that never stood still.
-const (
-	lateShare      = 5
-	lateShareRaced = 30
-)
+// lateShare is how many of a thousand requests may be late before the run is worth nothing. The race detector makes the proxy so slow
+// that uploads of 10 MiB come too late on a busy machine that never stood still.
+var lateShare = map[bool]int{false: 5, true: 30}
 
 // judge checks how each request ended, and tells how many did how. The counters have to agree with the log at the scene's end.
-func (l *lane) judge(stood stalls) {
+func (l *lane) judge(stood []span) {
 	lines, trouble := completed(l.Proxy.Logs())
 	if len(trouble) > 0 {
 		l.Errorf("the log tells of trouble:\n%s", strings.Join(trouble, "\n"))
@@ -171,14 +168,10 @@ func (l *lane) judge(stood stalls) {
 		l.note(line.number, func(x *exchange) { x.log = append(x.log, line) })
 		l.Expect(proxytest.Completed{Status: line.Status, Attempts: line.Attempts, ErrorType: line.code, Err: line.Error})
 	}
-	share := lateShare
-	if proxytest.Raced() {
-		share = lateShareRaced
-	}
 	ended, late, bytes := map[string]int{}, 0, int64(0)
 	for number, x := range l.exchanges {
 		p := newPlan(l.seed, number)
-		wrong, isLate := judge(p, *x, proxytest.Raced() || stood.at(x.client.begun, x.client.ended))
+		wrong, isLate := judge(p, *x, proxytest.Raced() || x.client.near(stood))
 		if len(wrong) > 0 {
 			l.Errorf("%v: %s; %+v", p, strings.Join(wrong, "; "), *x)
 		}
@@ -190,7 +183,7 @@ func (l *lane) judge(stood stalls) {
 		}
 		bytes += x.client.bytes
 	}
-	if late*1000 > len(lines)*share {
+	if late*1000 > len(lines)*lateShare[proxytest.Raced()] {
 		l.Errorf("%d of %d requests were late: the machine is too busy, or the proxy too slow", late, len(lines))
 	}
 	l.Logf("-for %v -seed %d: %d requests, %d MiB of answers; the machine stood still %d times, and %d were late", *duration, l.seed, len(lines),

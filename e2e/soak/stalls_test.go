@@ -17,22 +17,24 @@ const (
 	stallMargin = 3 * time.Second
 )
 
-// stalls are the times when this process got no processor, and so the others on this machine hardly did.
-type stalls []struct{ from, to time.Time }
+// A span is from one time to another.
+type span struct{ from, to time.Time }
 
-// watch looks at the clock until ctx ends.
-func (s *stalls) watch(ctx context.Context) {
+// stalls returns the spans when this process got no processor, and so the others on this machine hardly did, until ctx ends.
+func stalls(ctx context.Context) (all []span) {
 	for ctx.Err() == nil {
-		from := time.Now()
+		s := span{from: time.Now()}
 		time.Sleep(beat)
-		if to := time.Now(); to.Sub(from) >= beat+stallLength {
-			*s = append(*s, struct{ from, to time.Time }{from, to})
+		if s.to = time.Now(); s.to.Sub(s.from) >= beat+stallLength {
+			all = append(all, s)
 		}
 	}
+	return all
 }
 
-// at reports whether there was a stall at about that time.
-func (s stalls) at(from, to time.Time) bool {
-	from, to = from.Add(-stallMargin), to.Add(stallMargin)
-	return slices.ContainsFunc(s, func(stall struct{ from, to time.Time }) bool { return stall.from.Before(to) && stall.to.After(from) })
+// near reports whether one of these was at about that time.
+func (s span) near(stalls []span) bool {
+	return slices.ContainsFunc(stalls, func(stall span) bool {
+		return stall.from.Before(s.to.Add(stallMargin)) && stall.to.After(s.from.Add(-stallMargin))
+	})
 }

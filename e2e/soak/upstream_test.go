@@ -87,17 +87,12 @@ func pause(ctx context.Context, d time.Duration) {
 
 // header is that of p's answer.
 func (p plan) header() http.Header {
-	h := http.Header{"Content-Type": {"application/octet-stream"}, "Trailer": {numberHeader}}
-	switch p.answer.form {
-	case eventForm:
-		h.Set("Content-Type", "text/event-stream; charset=utf-8")
-	case gzipForm:
-		h.Set("Content-Encoding", "gzip")
-	}
+	h := p.form.Clone()
 	if p.declared {
 		h.Set("Content-Length", strconv.FormatInt(p.answer.size, 10))
 		h.Set(numberHeader, strconv.Itoa(p.number))
-		h.Del("Trailer")
+	} else {
+		h.Set("Trailer", numberHeader)
 	}
 	return h
 }
@@ -110,7 +105,7 @@ func (p plan) write(ctx context.Context, w http.ResponseWriter) {
 		return
 	}
 	piece := int(p.answer.size)
-	if p.answer.form == eventForm {
+	if p.events {
 		piece = eventSize
 	}
 	for part := range slices.Chunk(p.answer.bytes()[:p.answer.sent], piece) {

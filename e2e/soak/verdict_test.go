@@ -44,27 +44,28 @@ func TestWrongBytes(t *testing.T) {
 		return io.NopCloser(bytes.NewReader(change(all)))
 	}
 	flip := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
+	sameRequest, sameAnswer := func(*http.Request) {}, func(*http.Response) {}
 	other := find(t, func(p plan) bool { return p.fault == noFault && !p.chunked })
 	for _, row := range []struct {
 		name    string
-		request func(r *httputil.ProxyRequest)
+		request func(r *http.Request)
 		answer  func(r *http.Response)
 		wrong   string
 	}{
-		{"none", nil, nil, ""},
-		{"a byte of the request", func(r *httputil.ProxyRequest) { r.Out.Body = change(r.In.Body, flip) }, nil, "with a wrong body"},
-		{"a byte of the answer", nil, func(r *http.Response) { r.Body = change(r.Body, flip) }, "a wrong byte"},
-		{"a clean end too soon", nil, func(r *http.Response) {
+		{"none", sameRequest, sameAnswer, ""},
+		{"a byte of the request", func(r *http.Request) { r.Body = change(r.Body, flip) }, sameAnswer, "with a wrong body"},
+		{"a byte of the answer", sameRequest, func(r *http.Response) { r.Body = change(r.Body, flip) }, "a wrong byte"},
+		{"a clean end too soon", sameRequest, func(r *http.Response) {
 			r.Body = change(r.Body, func(b []byte) []byte { return b[:len(b)-1] })
 			r.Header.Del("Content-Length")
 		}, "Content-Length"},
-		{"a header", nil, func(r *http.Response) { r.Header.Del(numberHeader) }, numberHeader},
-		{"decoded", nil, func(r *http.Response) { r.Header.Set("Content-Encoding", "gzip") }, "Content-Encoding"},
-		{"another request", func(r *httputil.ProxyRequest) {
-			r.Out.URL.Path, r.Out.ContentLength = other.path, other.request.size
-			r.Out.Body = io.NopCloser(bytes.NewReader(other.request.bytes()))
-		}, nil, "another request"},
-		{"no authorization", func(r *httputil.ProxyRequest) { r.Out.Header.Del("Authorization") }, nil, "the headers"},
+		{"a header", sameRequest, func(r *http.Response) { r.Header.Del(numberHeader) }, numberHeader},
+		{"decoded", sameRequest, func(r *http.Response) { r.Header.Set("Content-Encoding", "gzip") }, "Content-Encoding"},
+		{"another request", func(r *http.Request) {
+			r.URL.Path, r.ContentLength = other.path(), other.request.size
+			r.Body = io.NopCloser(bytes.NewReader(other.request.bytes()))
+		}, sameAnswer, "another request"},
+		{"no authorization", func(r *http.Request) { r.Header.Del("Authorization") }, sameAnswer, "the headers"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var found []string
@@ -77,14 +78,10 @@ func TestWrongBytes(t *testing.T) {
 				Rewrite: func(r *httputil.ProxyRequest) {
 					r.SetURL(target)
 					r.Out.Header.Set("Anthropic-Beta", "oauth-2025-04-20")
-					if row.request != nil {
-						row.request(r)
-					}
+					row.request(r.Out)
 				},
 				ModifyResponse: func(r *http.Response) error {
-					if row.answer != nil {
-						row.answer(r)
-					}
+					row.answer(r)
 					return nil
 				},
 			})
@@ -106,7 +103,7 @@ func TestWrongBytes(t *testing.T) {
 func asPlanned(p plan) exchange {
 	e := p.ends[0]
 	x := exchange{
-		client: result{begun: time.Now(), status: cmp.Or(e.status, p.status), proxyID: "req_1", whole: e.code != codeRead, left: e.code == codeClientGone},
+		client: result{span: span{from: time.Now()}, status: cmp.Or(e.status, p.status), proxyID: "req_1", whole: e.code != broken.code, left: e.code == gone.code},
 		log: []logLine{{number: p.number, RequestID: "req_1", Method: p.method, Status: cmp.Or(e.status, p.status), code: e.code,
 			Attempts: e.attempts, Latency: e.least.Milliseconds(), BytesIn: p.request.size}},
 		attempts: e.attempts,
@@ -151,12 +148,12 @@ func TestJudge(t *testing.T) {
 		{"a byte too many", noFault, func(x *exchange, _ *logLine) { x.client.bytes++ }, "more than the proxy sent", false},
 		{"the answer to another request", noFault, func(_ *exchange, l *logLine) { l.UpstreamID = "up_99_1" }, "another request", false},
 		{"a broken answer for a whole one", noFault, func(x *exchange, _ *logLine) { x.client.whole = false }, "or a whole one broken", false},
-		{"gone without leaving", noFault, func(_ *exchange, l *logLine) { l.Status, l.code = 499, codeClientGone }, "it was not", false},
+		{"gone without leaving", noFault, func(_ *exchange, l *logLine) { l.Status, l.code = 499, gone.code }, "it was not", false},
 		{"tried again", noFault, again, only, true},
 		{"tried again too soon", noFault, func(x *exchange, l *logLine) { again(x, l); l.Latency = timeout.Milliseconds() - 1 }, only, false},
 		{"given up too soon", silent, func(_ *exchange, l *logLine) { l.Latency-- }, only, false},
 		{"not tried again", silent, func(x *exchange, l *logLine) { x.attempts, l.Attempts = 1, 1 }, only, false},
-		{"another error at the client", silent, func(x *exchange, _ *logLine) { x.client.code = codeConnection }, "another error", false},
+		{"another error at the client", silent, func(x *exchange, _ *logLine) { x.client.code = refused.code }, "another error", false},
 		{"sent twice, behind the log", reset, func(x *exchange, _ *logLine) { x.attempts = 2 }, attempts, false},
 		{"a clean end", breaks, func(x *exchange, _ *logLine) { x.client.whole = true }, "looks whole", false},
 		{"called complete", breaks, func(_ *exchange, l *logLine) { l.code = "" }, only, false},
@@ -182,17 +179,15 @@ func TestJudge(t *testing.T) {
 func TestTrend(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, row := range []struct {
-		begin, perHour, swings float64
-		wrong                  bool
-	}{{60, 0, 0, false}, {60, 0, 10, false}, {60, 1, 5, false}, {60, 40, 0, true}, {60, 80, 10, true}} {
-		for i, q := range quantities {
-			var samples []sample
-			for at := time.Duration(0); at < 30*time.Minute; at += sampleEvery {
-				s := sample{at: at}
-				s.values[i] = row.begin + row.perHour*at.Hours() + row.swings*r.NormFloat64()
-				samples = append(samples, s)
+		perHour, swings float64
+		wrong           bool
+	}{{0, 0, false}, {0, 10, false}, {1, 5, false}, {40, 0, true}, {80, 10, true}} {
+		for _, q := range quantities {
+			var samples []float64
+			for second := range 1800 {
+				samples = append(samples, 60+row.perHour*float64(second)/3600+row.swings*r.NormFloat64())
 			}
-			if trend := fitTrend(i, samples, 30*time.Minute); trend.wrong(i) != row.wrong {
+			if trend := q.trend(samples); trend.exceeds(q) != row.wrong {
 				t.Errorf("%s: %v is wrong: %v", q.name, trend, !row.wrong)
 			}
 		}
