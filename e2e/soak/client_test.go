@@ -86,18 +86,15 @@ func (c *client) send(p plan) error {
 // wire is the request of p as the client sends it.
 func (p plan) wire(host string) []byte {
 	var out bytes.Buffer
-	fmt.Fprintf(&out, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: %s\r\n%s: %d\r\nContent-Type: application/json\r\n",
-		p.method, p.path(), host, authorization, numberHeader, p.number)
+	fmt.Fprintf(&out, "%s %s%d HTTP/1.1\r\nHost: %s\r\nAuthorization: %s\r\n%s: %d\r\nContent-Type: application/json\r\n",
+		p.method, pathPrefix, p.number, host, authorization, numberHeader, p.number)
 	if p.length > 0 {
 		fmt.Fprintf(&out, "Content-Length: %d\r\n", p.length)
 	}
 	body := p.request.bytes()[:p.request.sent]
 	if p.chunked {
 		out.WriteString("Transfer-Encoding: chunked\r\n\r\n")
-		to := httputil.NewChunkedWriter(&out)
-		for chunk := range slices.Chunk(body, 32<<10) {
-			to.Write(chunk)
-		}
+		httputil.NewChunkedWriter(&out).Write(body)
 	} else {
 		out.WriteString("\r\n")
 		out.Write(body)

@@ -2,7 +2,6 @@ package soak
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"net/http"
 	"slices"
@@ -83,15 +82,15 @@ const (
 type trend struct {
 	most  float64 // of all samples
 	grown float64 // by the line
-	err   float64 // the standard error of that
-	short bool    // there were too few samples for a line
+	err   float64 // the standard error of that: infinite if there are too few samples
 }
 
 // trend fits a line through samples of the quantity, but for the first fifth.
 func (q quantity) trend(samples []float64) (t trend) {
 	t.most = slices.Max(append([]float64{0}, samples...))
 	settled := samples[min(max(q.settles, len(samples)/5), len(samples)):]
-	if t.short = len(settled) < fewest; t.short {
+	if len(settled) < fewest {
+		t.err = math.Inf(1)
 		return t
 	}
 	var x, y []float64
@@ -105,17 +104,10 @@ func (q quantity) trend(samples []float64) (t trend) {
 	return t
 }
 
-func (t trend) String() string {
-	if t.short {
-		return fmt.Sprintf("%.1f at most, too short a run to tell a trend", t.most)
-	}
-	return fmt.Sprintf("%.1f at most, grown by %.1f ± %.1f", t.most, t.grown, t.err)
-}
-
 // exceeds reports whether there is too much of the quantity, or will be. The race detector's own memory may grow.
 func (t trend) exceeds(q quantity) bool {
 	if proxytest.Raced() && q.metric == residentMemory {
 		return false
 	}
-	return t.grown-3*t.err > tolerated || t.most > q.most || t.short && q.settles == 0
+	return t.grown-3*t.err > tolerated || t.most > q.most || math.IsInf(t.err, 1) && q.settles == 0
 }

@@ -1,10 +1,13 @@
 package soak
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
@@ -32,9 +35,9 @@ func completed(log []proxytest.Line) (lines []logLine, trouble []string) {
 		var line logLine
 		err := json.Unmarshal([]byte(l.Raw), &line)
 		if err == nil && l.Message() == proxytest.MsgRequestCompleted {
-			line.number, err = numberOf(line.Path)
-			code, why, _ := strings.Cut(line.Error, ": ")
-			if line.code = code; code == gone.code && why == "the client stopped reading the answer" {
+			line.number = numberOf(line.Path)
+			line.code, _, _ = strings.Cut(line.Error, ": ")
+			if line.Error == "client_gone: the client stopped reading the answer" {
 				line.code = slowReader
 			}
 			lines = append(lines, line)
@@ -70,12 +73,12 @@ func judge(p plan, x exchange, stalled bool) (wrong []string, late bool) {
 		{line.Method != p.method || r.proxyID != "" && r.proxyID != line.RequestID, "the log has another method or id than the client"},
 		{line.Attempts > 0 && line.BytesIn != p.request.size, "the log has another number of bytes in than the client sent"},
 		{x.attempts > line.Attempts || x.attempts < line.Attempts && !unseen, "the upstream saw another number of attempts"},
-		{answered && line.UpstreamID != fmt.Sprint(upstreamID(p.number), x.attempts), "the log has the upstream's id of another request or attempt"},
+		{answered && line.UpstreamID != fmt.Sprint(upstreamID(p.number), x.attempts), "the answer is that to another request or attempt"},
 		{answered && r.bytes > line.BytesOut, "the client got more than the proxy sent"},
 		{complete && line.BytesOut != size, "the log calls an answer complete that is not"},
 		{line.code == gone.code && stayed, "the log has the client gone, and it was not"},
 		{stayed && r.status != line.Status, "the client got another status than the log has"},
-		{stayed && !answered && (!r.whole || p.method != http.MethodHead && r.code != line.code), "the client got another error than the log has"},
+		{stayed && !answered && (!r.whole || p.method != http.MethodHead && r.code != line.code), "the client got another error"},
 		{stayed && answered && r.whole != complete, "an answer that broke off looks whole, or a whole one broken"},
 		{stayed && answered && r.whole && r.bytes != size, "a whole answer has another size"},
 	} {
@@ -84,4 +87,37 @@ func judge(p plan, x exchange, stalled bool) (wrong []string, late bool) {
 		}
 	}
 	return wrong, late
+}
+
+const (
+	// beat is the time between two looks at the clock.
+	beat = 50 * time.Millisecond
+	// stallLength is how late a look has to be to count: timeouts here are of a second or two, and other processes stand still longer
+	// than this one at times.
+	stallLength = 200 * time.Millisecond
+	// stallMargin widens a request's time: a connection that is lost went silent before, and the proxy may notice a client's departure
+	// later.
+	stallMargin = 3 * time.Second
+)
+
+// A span is from one time to another.
+type span struct{ from, to time.Time }
+
+// stalls returns the spans when this process got no processor, and so the others on this machine hardly did, until ctx ends.
+func stalls(ctx context.Context) (all []span) {
+	for ctx.Err() == nil {
+		s := span{from: time.Now()}
+		time.Sleep(beat)
+		if s.to = time.Now(); s.to.Sub(s.from) >= beat+stallLength {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// near reports whether one of these was at about that time.
+func (s span) near(stalls []span) bool {
+	return slices.ContainsFunc(stalls, func(stall span) bool {
+		return stall.from.Before(s.to.Add(stallMargin)) && stall.to.After(s.from.Add(-stallMargin))
+	})
 }

@@ -41,8 +41,8 @@ type plan struct {
 	form     http.Header // the answer's, as far as its kind decides
 	answer   content
 	declared bool          // the answer's length; else it has chunks, and a trailer
-	events   bool          // the answer comes in pieces of eventSize
-	pace     time.Duration // between two of these
+	piece    int           // in which the answer comes
+	pace     time.Duration // between two pieces
 	stalls   bool          // an answer that is not whole falls silent, and does not break off
 }
 
@@ -71,8 +71,8 @@ func newPlan(seed uint64, number int) plan {
 	r := rand.New(rand.NewPCG(seed, uint64(number)))
 	small := func() content { return content{seed: r.Uint64(), size: 1 + r.Int64N(16<<10)} }
 	p := plan{
-		Rand: r, number: number, method: http.MethodPost, request: small(), patience: patience, status: http.StatusOK,
-		form: http.Header{"Content-Type": {"application/octet-stream"}}, answer: small(), declared: r.IntN(2) == 0, fault: noFault, ends: []ending{passed},
+		Rand: r, number: number, method: http.MethodPost, request: small(), patience: patience, fault: noFault, ends: []ending{passed},
+		status: 200, form: http.Header{"Content-Type": {"application/octet-stream"}}, answer: small(), piece: mib, declared: r.IntN(2) == 0,
 	}
 	pick, kind := r.IntN(100), 0
 	for ; pick >= kinds[kind].share; kind++ {
@@ -108,11 +108,11 @@ func (p *plan) within(c content) int64 { return 1 + p.Int64N(c.size-1) }
 
 func (p *plan) upTo(d time.Duration) time.Duration { return time.Duration(p.Int64N(int64(d))) }
 
-// path is the request's.
-func (p plan) path() string { return pathPrefix + strconv.Itoa(p.number) }
-
-// numberOf is the number in a path.
-func numberOf(path string) (int, error) { return strconv.Atoi(strings.TrimPrefix(path, pathPrefix)) }
+// numberOf is the number in a request's path, or 0, which is that of none.
+func numberOf(path string) int {
+	number, _ := strconv.Atoi(strings.TrimPrefix(path, pathPrefix))
+	return number
+}
 
 // String names the request in what is wrong with it.
 func (p plan) String() string {
@@ -128,7 +128,7 @@ var kinds = []struct {
 	{"small POST", 45, func(*plan) {}},
 	{"event stream", 20, func(p *plan) {
 		p.form.Set("Content-Type", "text/event-stream; charset=utf-8")
-		p.answer.size, p.declared, p.events, p.pace = eventSize*(5+p.Int64N(60)), false, true, p.upTo(30*time.Millisecond)
+		p.answer.size, p.declared, p.piece, p.pace = eventSize*(5+p.Int64N(60)), false, eventSize, p.upTo(30*time.Millisecond)
 	}},
 	{"GET", 12, func(p *plan) { p.method, p.request.size, p.answer.size = http.MethodGet, 0, 4*p.answer.size }},
 	{"HEAD", 4, func(p *plan) { p.method, p.request.size, p.declared = http.MethodHead, 0, true }},
@@ -155,8 +155,6 @@ var (
 	passedAgain = ending{0, "", 2, again}
 	timedOut    = ending{504, "timeout", 2, again + timeout}
 	broken      = ending{0, "response_read", 1, 0}
-	fellSilent  = ending{0, "response_read", 1, timeout}
-	brokenAgain = ending{0, "response_read", 2, again}
 	refused     = ending{502, "connection", 1, 0}
 	invalid     = ending{400, "invalid_request", 0, 0}
 	sentTooSlow = ending{408, "request_timeout", 0, timeout}
@@ -168,7 +166,7 @@ var (
 // lateEndings are those that requests may have besides if the machine stood still meanwhile: a client, an upstream or the answer to
 // a ping comes too late then. They are counted apart, and few may be.
 var lateEndings = []ending{
-	sentTooSlow, passedAgain, timedOut, broken, brokenAgain, refused, {502, "connection", 2, again},
+	sentTooSlow, passedAgain, timedOut, broken, {0, "response_read", 2, again}, refused, {502, "connection", 2, again},
 	{499, slowReader, 1, timeout}, {499, slowReader, 2, 2 * timeout},
 }
 
@@ -207,7 +205,7 @@ var faults = []fault{
 	{"the upstream resets before headers", always, func(p *plan) { p.refuses, p.early = true, p.IntN(2) == 0 }, []ending{refused}},
 	{"the upstream breaks off in the answer", longAnswer, func(p *plan) { p.answer.sent = p.within(p.answer) }, []ending{broken}},
 	{"the upstream falls silent in the answer", longAnswer,
-		func(p *plan) { p.answer.sent, p.stalls = p.within(p.answer), true }, []ending{fellSilent}},
+		func(p *plan) { p.answer.sent, p.stalls = p.within(p.answer), true }, []ending{{0, "response_read", 1, timeout}}},
 	{"the upstream answers 429, 500 or 529", func(p plan) bool { return p.method != http.MethodHead },
 		func(p *plan) { p.status = []int{429, 500, 529}[p.IntN(3)] }, []ending{passed}},
 	{"the upstream answers without reading", largeRequest, func(p *plan) { p.early = true }, []ending{passed}},
@@ -219,7 +217,7 @@ var faults = []fault{
 		func(p *plan) { p.silent, p.patience = 2, p.upTo(again+timeout+2*retryPause) }, []ending{goneUnsent, gone, goneAgain, timedOut}},
 	// The sockets' buffers may hold what is left of the answer, and it has passed; half are larger than these.
 	{"the client leaves in the answer", longAnswer, func(p *plan) {
-		if !p.events && p.IntN(2) == 0 {
+		if p.piece > eventSize && p.IntN(2) == 0 {
 			p.answer.size, p.answer.sent = 10*mib, 10*mib
 		}
 		p.reads = p.within(p.answer)

@@ -9,8 +9,6 @@
 // the bodies. At the end, the proxy's log has to have exactly one line for each request, in which it ends as its plan allows, as the
 // client saw it, and after as many attempts as the upstream saw; and the metrics have to be what these lines add up to. Memory,
 // goroutines and descriptors are sampled, a line is fitted through the samples, and at rest nothing may be left of the traffic.
-//
-// This process keeps the log and the results, about 3 KB for a request.
 package soak
 
 import (
@@ -45,8 +43,7 @@ func TestSoak(t *testing.T) {
 	for _, protocol := range []fakeanthropic.Protocol{fakeanthropic.HTTP2, fakeanthropic.HTTP1} {
 		t.Run(protocol.String(), func(t *testing.T) {
 			t.Parallel()
-			l := newLane(*seed, t.Errorf)
-			l.Scene = proxytest.NewScene(t)
+			l := &lane{Scene: proxytest.NewScene(t), seed: *seed, wrong: t.Errorf, exchanges: map[int]*exchange{}}
 			l.run(protocol)
 		})
 	}
@@ -62,10 +59,6 @@ type lane struct {
 
 	mu        sync.Mutex
 	exchanges map[int]*exchange
-}
-
-func newLane(seed uint64, wrong func(string, ...any)) *lane {
-	return &lane{seed: seed, wrong: wrong, exchanges: map[int]*exchange{}}
 }
 
 // An exchange is what everyone saw of one request.
@@ -104,15 +97,13 @@ func (l *lane) run(protocol fakeanthropic.Protocol) {
 	sending, stop := context.WithTimeout(l.Context(), *duration)
 	defer stop()
 	busy, idle := context.WithCancel(l.Context())
-	defer idle()
 	var running, watching sync.WaitGroup
 	var stood []span
 	watching.Go(func() { stood = stalls(busy) })
 	var samples [len(quantities)][]float64
 	watching.Go(func() { samples = l.sample(sending, stop) })
-	for i := range clients {
-		r := rand.New(rand.NewPCG(l.seed, ^uint64(i))) // not a number of a request
-		running.Go(func() { l.use(sending, r) })
+	for range clients {
+		running.Go(func() { l.use(sending) })
 	}
 	running.Wait()
 	idle()
@@ -128,16 +119,16 @@ func (l *lane) run(protocol fakeanthropic.Protocol) {
 	}
 	l.judge(stood)
 	for i, q := range quantities {
-		trend := q.trend(samples[i])
-		l.Logf("%s: %v", q.name, trend)
+		trend, say := q.trend(samples[i]), l.Logf
 		if trend.exceeds(q) {
-			l.Errorf("growth of %s: %v", q.name, trend)
+			say = l.Errorf
 		}
+		say("%s: %.1f at most, grown by %.1f ± %.1f", q.name, trend.most, trend.grown, trend.err)
 	}
 }
 
 // use is one client: it sends requests until ctx ends, and finishes the last.
-func (l *lane) use(ctx context.Context, r *rand.Rand) {
+func (l *lane) use(ctx context.Context) {
 	c := &client{addr: l.Proxy.Addr()}
 	defer c.hangUp(plan{})
 	for ctx.Err() == nil {
@@ -148,7 +139,7 @@ func (l *lane) use(ctx context.Context, r *rand.Rand) {
 		}
 		l.note(p.number, func(x *exchange) { x.client = got })
 		select {
-		case <-time.After(time.Duration(r.ExpFloat64() * float64(thinking))):
+		case <-time.After(time.Duration(rand.ExpFloat64() * float64(thinking))):
 		case <-ctx.Done():
 		}
 	}
@@ -168,7 +159,7 @@ func (l *lane) judge(stood []span) {
 		l.note(line.number, func(x *exchange) { x.log = append(x.log, line) })
 		l.Expect(proxytest.Completed{Status: line.Status, Attempts: line.Attempts, ErrorType: line.code, Err: line.Error})
 	}
-	ended, late, bytes := map[string]int{}, 0, int64(0)
+	ended, late := map[string]int{}, 0
 	for number, x := range l.exchanges {
 		p := newPlan(l.seed, number)
 		wrong, isLate := judge(p, *x, proxytest.Raced() || x.client.near(stood))
@@ -181,13 +172,12 @@ func (l *lane) judge(stood []span) {
 		for _, line := range x.log {
 			ended[fmt.Sprintf("fault: %s: %d %s", p.fault, line.Status, line.code)]++
 		}
-		bytes += x.client.bytes
 	}
 	if late*1000 > len(lines)*lateShare[proxytest.Raced()] {
 		l.Errorf("%d of %d requests were late: the machine is too busy, or the proxy too slow", late, len(lines))
 	}
-	l.Logf("-for %v -seed %d: %d requests, %d MiB of answers; the machine stood still %d times, and %d were late", *duration, l.seed, len(lines),
-		bytes/mib, len(stood), late)
+	l.Logf("-for %v -seed %d: %d requests, %d of them late; the machine stood still %d times",
+		*duration, l.seed, len(lines), late, len(stood))
 	for _, how := range slices.Sorted(maps.Keys(ended)) {
 		l.Logf("%6d × %s", ended[how], how)
 	}

@@ -27,13 +27,8 @@ func upstreamID(number int) string { return fmt.Sprintf("up_%d_", number) }
 // ServeHTTP is the upstream: it does what the request's plan says. Where it panics, net/http resets the stream or connection, in
 // place of ending the answer as if it were whole.
 func (l *lane) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	number, err := numberOf(r.URL.Path)
-	if err != nil {
-		l.wrong("the upstream got a request that nobody sent: %v", err)
-		http.NotFound(w, r)
-		return
-	}
-	p, attempt := newPlan(l.seed, number), 0
+	number, attempt := numberOf(r.URL.Path), 0
+	p := newPlan(l.seed, number)
 	l.note(number, func(x *exchange) {
 		x.attempts++
 		attempt = x.attempts
@@ -104,12 +99,8 @@ func (p plan) write(ctx context.Context, w http.ResponseWriter) {
 	if p.method == http.MethodHead {
 		return
 	}
-	piece := int(p.answer.size)
-	if p.events {
-		piece = eventSize
-	}
-	for part := range slices.Chunk(p.answer.bytes()[:p.answer.sent], piece) {
-		w.Write(part) // Flush tells of a failure
+	for piece := range slices.Chunk(p.answer.bytes()[:p.answer.sent], p.piece) {
+		w.Write(piece) // Flush tells of a failure
 		if http.NewResponseController(w).Flush() != nil {
 			panic(http.ErrAbortHandler) // the proxy has left
 		}

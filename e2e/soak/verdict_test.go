@@ -62,14 +62,15 @@ func TestWrongBytes(t *testing.T) {
 		{"a header", sameRequest, func(r *http.Response) { r.Header.Del(numberHeader) }, numberHeader},
 		{"decoded", sameRequest, func(r *http.Response) { r.Header.Set("Content-Encoding", "gzip") }, "Content-Encoding"},
 		{"another request", func(r *http.Request) {
-			r.URL.Path, r.ContentLength = other.path(), other.request.size
+			r.URL.Path, r.ContentLength = fmt.Sprint(pathPrefix, other.number), other.request.size
 			r.Body = io.NopCloser(bytes.NewReader(other.request.bytes()))
 		}, sameAnswer, "another request"},
 		{"no authorization", func(r *http.Request) { r.Header.Del("Authorization") }, sameAnswer, "the headers"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var found []string
-			l := newLane(testSeed, func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) })
+			l := &lane{seed: testSeed, exchanges: map[int]*exchange{}}
+			l.wrong = func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
 			upstream := httptest.NewServer(l)
 			defer upstream.Close()
 			target, _ := url.Parse(upstream.URL)
@@ -103,7 +104,8 @@ func TestWrongBytes(t *testing.T) {
 func asPlanned(p plan) exchange {
 	e := p.ends[0]
 	x := exchange{
-		client: result{span: span{from: time.Now()}, status: cmp.Or(e.status, p.status), proxyID: "req_1", whole: e.code != broken.code, left: e.code == gone.code},
+		client: result{status: cmp.Or(e.status, p.status), proxyID: "req_1", whole: e.code != broken.code, left: e.code == gone.code,
+			span: span{from: time.Now()}},
 		log: []logLine{{number: p.number, RequestID: "req_1", Method: p.method, Status: cmp.Or(e.status, p.status), code: e.code,
 			Attempts: e.attempts, Latency: e.least.Milliseconds(), BytesIn: p.request.size}},
 		attempts: e.attempts,
@@ -120,7 +122,8 @@ func asPlanned(p plan) exchange {
 // TestJudge changes one thing at a time of requests that ended as planned.
 func TestJudge(t *testing.T) {
 	const (
-		silent, reset, breaks = "the upstream is silent before headers, twice", "the upstream resets before headers", "the upstream breaks off in the answer"
+		silent, reset         = "the upstream is silent before headers, twice", "the upstream resets before headers"
+		breaks                = "the upstream breaks off in the answer"
 		only, attempts, lines = "may end only", "number of attempts", "log lines"
 	)
 	again := func(x *exchange, l *logLine) {
@@ -194,7 +197,6 @@ func TestTrend(t *testing.T) {
 	}
 }
 
-// TestPlans: all kinds and faults happen.
 func TestPlans(t *testing.T) {
 	happened := map[string]bool{}
 	for number := range 20_000 {
