@@ -110,8 +110,8 @@ func (l *lane) run(protocol fakeanthropic.Protocol) {
 	watching.Wait()
 
 	if err := proxytest.Poll(func() string { // clients that left did not wait for the end
-		if lines, _ := completed(l.Proxy.Logs()); len(lines) != len(l.exchanges) {
-			return fmt.Sprintf("the log has %d requests of %d", len(lines), len(l.exchanges))
+		if lines, _ := completed(l.Proxy.Logs()); len(lines) != int(l.numbers.Load()) {
+			return fmt.Sprintf("the log has %d requests of %d", len(lines), l.numbers.Load())
 		}
 		return ""
 	}); err != nil {
@@ -159,6 +159,8 @@ func (l *lane) judge(stood []span) {
 		l.note(line.number, func(x *exchange) { x.log = append(x.log, line) })
 		l.Expect(proxytest.Completed{Status: line.Status, Attempts: line.Attempts, ErrorType: line.code, Err: line.Error})
 	}
+	l.mu.Lock() // the upstream may still get what was given up
+	defer l.mu.Unlock()
 	ended, late := map[string]int{}, 0
 	for number, x := range l.exchanges {
 		p := newPlan(l.seed, number)
@@ -176,8 +178,7 @@ func (l *lane) judge(stood []span) {
 	if late*1000 > len(lines)*lateShare[proxytest.Raced()] {
 		l.Errorf("%d of %d requests were late: the machine is too busy, or the proxy too slow", late, len(lines))
 	}
-	l.Logf("-for %v -seed %d: %d requests, %d of them late; the machine stood still %d times",
-		*duration, l.seed, len(lines), late, len(stood))
+	l.Logf("-for %v -seed %d: %d requests, %d late; the machine stood still %d times", *duration, l.seed, len(lines), late, len(stood))
 	for _, how := range slices.Sorted(maps.Keys(ended)) {
 		l.Logf("%6d × %s", ended[how], how)
 	}
