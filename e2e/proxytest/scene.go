@@ -407,6 +407,7 @@ func (s *Scene) checkMetrics() {
 		check(len(s.Expects), "proxy_requests_total")
 		for status, n := range statuses {
 			check(n, "proxy_requests_total", "status", status)
+			check(n, "proxy_request_duration_seconds", "status", status)
 		}
 		for _, t := range errorTypes {
 			check(types[t], "proxy_upstream_errors_total", "error_type", t)
