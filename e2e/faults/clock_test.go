@@ -64,7 +64,7 @@ func wallClockSteps(s *scene) {
 	p := &phases{s: s}
 	s.Launch(proxytest.Options{
 		Binary: s.steppable(),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", p.server()},
+		Args:   proxytest.Serve(p.server()),
 		Config: "[proxy]\ntimeout_secs = 3\nmax_connections = 3\nmax_body_mb = 2\n",
 	})
 	streaming, waiting := s.stream(), s.patiently("waiting")
@@ -103,9 +103,7 @@ func wallClockSteps(s *scene) {
 // stepWall moves the proxy's wall clock and waits until it is that much ahead.
 func (s *scene) stepWall(sig syscall.Signal, ahead time.Duration) {
 	s.Helper()
-	if err := s.Proxy.Signal(sig); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Check(s.T, s.Proxy.Signal(sig))
 	proxytest.Eventually(s.T, fmt.Sprintf("a clock that is %v ahead", ahead), func() bool {
 		resp, err := s.Client.Get(s.Proxy.URL() + "/livez")
 		if err != nil {
@@ -166,9 +164,7 @@ func processStops(s *scene) {
 	io.WriteString(rest, "first half, ")
 	hopeless := s.InBackground(strings.NewReader("hopeless"))
 	s.AtWork(2*each + 2)
-	if err := s.Proxy.Signal(syscall.SIGSTOP); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Check(s.T, s.Proxy.Signal(syscall.SIGSTOP))
 	proxytest.Settle()
 	for range each {
 		p.events <- struct{}{}
@@ -176,9 +172,7 @@ func processStops(s *scene) {
 	close(p.answers)
 	io.WriteString(rest, "second half")
 	time.Sleep(stopped)
-	if err := s.Proxy.Signal(syscall.SIGCONT); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Check(s.T, s.Proxy.Signal(syscall.SIGCONT))
 	began := time.Now()
 	close(p.events)
 	rest.Close()

@@ -25,26 +25,16 @@ var (
 // nobody's to set in a test.
 func (s *scene) steppable() (binary string) {
 	s.Helper()
-	out, err := exec.Command("go", "env", "GOROOT").Output()
-	if err != nil {
-		s.Fatal(err)
-	}
-	clock := filepath.Join(strings.TrimSpace(string(out)), "src", "time", "time.go")
-	source, err := os.ReadFile(clock)
-	if err != nil {
-		s.Fatal(err)
-	}
+	root := proxytest.Must(exec.Command("go", "env", "GOROOT").Output())(s.T)
+	clock := filepath.Join(strings.TrimSpace(string(root)), "src", "time", "time.go")
+	source := proxytest.Must(os.ReadFile(clock))(s.T)
 	const reading = "sec, nsec, mono := runtimeNow()"
 	if n := strings.Count(string(source), reading); n != 1 {
 		s.Fatalf("%s has %q %d times, want once: this Go needs another way to step the clock", clock, reading, n)
 	}
-	binary, err = proxytest.BuildWith(s.TempDir(), map[string][]byte{
+	return proxytest.Must(proxytest.BuildWith(s.TempDir(), map[string][]byte{
 		clock: []byte(strings.Replace(string(source), reading, "sec, nsec, mono := steppedNow()", 1)),
 		filepath.Join(filepath.Dir(clock), "zz_step.go"): stepTime,
 		"zz_step.go": stepMain,
-	}, "-ldflags", "-s -w")
-	if err != nil {
-		s.Fatal(err)
-	}
-	return binary
+	}, "-ldflags", "-s -w"))(s.T)
 }

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // silentDNS is no answer at all.
@@ -34,9 +36,7 @@ func (w *wire) nameserver() *nameserver {
 	n := &nameserver{s: w.s}
 	var err error
 	w.far.do(func() { n.conn, err = net.ListenPacket("udp", farAddr+":53") })
-	if err != nil {
-		w.s.Fatal(err)
-	}
+	proxytest.Check(w.s.T, err)
 	w.s.Cleanup(func() { n.conn.Close() })
 	go n.serve()
 	return n

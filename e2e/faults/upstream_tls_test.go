@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"anthropic-oauth-proxy/e2e/proxytest"
 	"anthropic-oauth-proxy/e2e/testca"
 )
 
@@ -50,11 +51,7 @@ var tlsFaults = []fault{
 // proves returns a configuration with a certificate of ca's, after spoil, if not nil, has made of it what it likes.
 func (s *scene) proves(ca *testca.Authority, spoil func(*x509.Certificate)) *tls.Config {
 	s.Helper()
-	certificate, err := ca.Certificate(spoil)
-	if err != nil {
-		s.Fatal(err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{certificate}}
+	return &tls.Config{Certificates: []tls.Certificate{proxytest.Must(ca.Certificate(spoil))(s.T)}}
 }
 
 // untrusted runs an upstream whose TLS the proxy must refuse, and then one that is
