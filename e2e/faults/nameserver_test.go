@@ -32,7 +32,6 @@ type nameserver struct {
 
 // nameserver runs a nameserver.
 func (w *wire) nameserver() *nameserver {
-	w.s.Helper()
 	n := &nameserver{s: w.s}
 	var err error
 	w.far.do(func() { n.conn, err = net.ListenPacket("udp", farAddr+":53") })
@@ -45,7 +44,6 @@ func (w *wire) nameserver() *nameserver {
 // use is a line of shell: what follows it asks this nameserver only, with these
 // lines more in its configuration. It is for a process with mounts of its own.
 func (n *nameserver) use(more ...string) string {
-	n.s.Helper()
 	text := strings.Join(append(more, "nameserver "+farAddr), "\n") + "\n"
 	return fmt.Sprintf("mount --bind '%s' /etc/resolv.conf", n.s.File("resolv.conf", text))
 }
