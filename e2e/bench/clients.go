@@ -127,7 +127,7 @@ func (e exchange) open(c client) (session, error) {
 // stream opens an event stream, which has no end. Streams are out of step with each other.
 func stream(c client) (session, error) {
 	phase := time.Duration(c.phase * float64(eventInterval)) // when the first event is due
-	body, err := c.send(c.request("POST", fmt.Sprintf("%s?beta=true&phase=%v", streamPath, phase), 2<<10))
+	body, err := c.send(c.request("POST", fmt.Sprintf("%s?beta=true&phase=%dns", streamPath, phase), 2<<10))
 	if err != nil {
 		return nil, err
 	}
