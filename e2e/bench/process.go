@@ -58,12 +58,10 @@ func (b *testbed) start(c contestant, env ...string) (*target, error) {
 		t.addr = address(t.upstream)
 		return t, nil
 	}
-	dir := filepath.Join(b.dir, c.name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
 	var err error
-	if t.addr, err = proxytest.FreeAddr(); err != nil {
+	dir := filepath.Join(b.dir, c.name)
+	t.addr, err = proxytest.FreeAddr()
+	if err := errors.Join(err, os.MkdirAll(dir, 0o755)); err != nil {
 		return nil, err
 	}
 	o := proxytest.Options{
