@@ -31,6 +31,7 @@ type fault struct {
 	release bool   // the proxy is built as it is released, since size, memory or time is the subject; else with the race detector
 	alone   bool   // no other fault beside it
 	run     func(s *scene)
+	over    func(s *scene, via way) // instead of run, for those of [protocolFaults]
 }
 
 // A scene is where one fault happens.

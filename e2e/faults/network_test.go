@@ -24,19 +24,20 @@ import (
 const pinged = "[proxy]\ntimeout_secs = 8\n"
 
 // networkFaults are those of what lies between the proxy and its upstream.
-var networkFaults = slices.Concat(
-	overBoth("the connection dies without a FIN under a stream",
-		"the stream breaks off within `timeout_secs`, as soon as %s tell; `response_read`", (*scene).deadUnderStream),
-	overBoth("the connection dies without a FIN before the headers",
-		"502 `connection` as soon as %s tell, however patient the client is; not sent again", (*scene).deadBeforeHeaders),
-	overBoth("all idle connections die without a FIN",
-		"502 `connection` for requests that they get before %s tell, as these may have been processed; then all is well",
-		func(s *scene, via way) { s.deadPool(via, 0, isRefused(via.dead)) }),
-	overBoth("all idle connections die without a FIN, a while before they are needed", "nobody notices: %s have told",
-		func(s *scene, via way) { s.deadPool(via, 6*time.Second, isPassed(200, "2")) }),
-	overBoth("one packet in 20 is lost", "slow, and nothing else: all answers and streams are whole", (*scene).lossy),
-	wireFaults,
-)
+var networkFaults = slices.Concat(overEither(protocolFaults), wireFaults)
+
+// protocolFaults happen over either protocol; outcomes have a place for the probes.
+var protocolFaults = []fault{
+	{name: "the connection dies without a FIN under a stream", over: (*scene).deadUnderStream,
+		outcome: "the stream breaks off within `timeout_secs`, as soon as %s tell; `response_read`"},
+	{name: "the connection dies without a FIN before the headers", over: (*scene).deadBeforeHeaders,
+		outcome: "502 `connection` as soon as %s tell, however patient the client is; not sent again"},
+	{name: "all idle connections die without a FIN", over: func(s *scene, via way) { s.deadPool(via, 0, isRefused(via.dead)) },
+		outcome: "502 `connection` for requests that they get before %s tell, as these may have been processed; then all is well"},
+	{name: "all idle connections die without a FIN, a while before they are needed", outcome: "nobody notices: %s have told",
+		over: func(s *scene, via way) { s.deadPool(via, 6*time.Second, isPassed(200, "2")) }},
+	{name: "one packet in 20 is lost", outcome: "slow, and nothing else: all answers and streams are whole", over: (*scene).lossy},
+}
 
 // A way is how the proxy speaks to the upstream.
 type way struct {
@@ -47,17 +48,19 @@ type way struct {
 	conns    int    // that five requests at once take
 }
 
-// overBoth is the same fault over either protocol; its outcome may have a place for the probes.
-func overBoth(name, outcome string, run func(*scene, way)) (both []fault) {
-	for _, via := range []way{
-		{fakeanthropic.HTTP1, "HTTP/1.1", "keep-alive probes", "connection timed out", 5},
-		{fakeanthropic.HTTP2, "HTTP/2", "pings", "connection lost", 1},
-	} {
-		both = append(both, fault{
-			name:    name + ", over " + via.name,
-			outcome: strings.Replace(outcome, "%s", via.probes, 1),
-			run:     func(s *scene) { run(s, via) },
-		})
+// overEither returns each of the faults over one protocol and over the other.
+func overEither(faults []fault) (both []fault) {
+	for _, f := range faults {
+		for _, via := range []way{
+			{fakeanthropic.HTTP1, "HTTP/1.1", "keep-alive probes", "connection timed out", 5},
+			{fakeanthropic.HTTP2, "HTTP/2", "pings", "connection lost", 1},
+		} {
+			both = append(both, fault{
+				name:    f.name + ", over " + via.name,
+				outcome: strings.Replace(f.outcome, "%s", via.probes, 1),
+				run:     func(s *scene) { f.over(s, via) },
+			})
+		}
 	}
 	return both
 }
