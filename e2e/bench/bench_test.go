@@ -87,7 +87,9 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	for _, l := range limits { // on what is never measured
-		if !slices.ContainsFunc(append(workloads, processWork), func(w workload) bool { return w.name == l.work && slices.Contains(w.columns, l.figure) }) {
+		if !slices.ContainsFunc(append(workloads, processWork), func(w workload) bool {
+			return w.name == l.work && slices.Contains(w.columns, l.figure)
+		}) {
 			t.Errorf("%v: no such figure", l)
 		}
 	}

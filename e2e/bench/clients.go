@@ -88,7 +88,8 @@ func (c client) send(request []byte) (io.Reader, error) {
 	}
 	if resp.StatusCode != http.StatusOK || resp.Close {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 500)) // as far as it tells something
-		return nil, fmt.Errorf("status %s, the connection is to be closed: %t, headers %v: %s", resp.Status, resp.Close, resp.Header, body)
+		return nil, fmt.Errorf("status %s, the connection is to be closed: %t, headers %v: %s",
+			resp.Status, resp.Close, resp.Header, body)
 	}
 	return resp.Body, nil
 }

@@ -54,6 +54,7 @@ const (
 	proxyConfig = "proxy.toml.tmpl"
 	proxyArgs   = "-local -listen {{.Listen}} -config {{.Config}}"
 	haproxyArgs = "-db -q -f {{.Config}}"
+	caddyArgs   = "run --adapter caddyfile --config {{.Config}}"
 	goProcs     = "GOMAXPROCS=2" // as many as workers
 )
 
@@ -66,7 +67,7 @@ var contestants = []contestant{
 	{name: nginx, debian: "nginx-light", config: "nginx.conf.tmpl", args: "-p {{.Dir}} -e stderr -c {{.Config}}", http1: true},
 	{name: haproxy, debian: "haproxy", config: "haproxy.cfg.tmpl", args: haproxyArgs, http1: true},
 	{name: haproxyNoDelay, debian: "haproxy", config: "haproxy.cfg.tmpl", args: haproxyArgs, http1: true},
-	{name: caddy, debian: "caddy", config: "Caddyfile.tmpl", args: "run --adapter caddyfile --config {{.Config}}", env: []string{goProcs}},
+	{name: caddy, debian: "caddy", config: "Caddyfile.tmpl", args: caddyArgs, env: []string{goProcs}},
 	{name: reverseProxy, args: reverseProxyMode + " {{.Listen}} {{.Upstream}}", env: []string{goProcs}},
 	{name: direct, http1: true},
 }
@@ -87,7 +88,8 @@ func (c contestant) find(o options) (string, error) {
 				return path, nil
 			}
 		}
-		return "", fmt.Errorf("%s is not installed: apt-get install --no-install-recommends %s (or leave it out with -only)", program, c.debian)
+		return "", fmt.Errorf("%s is not installed: apt-get install --no-install-recommends %s (or leave it out with -only)",
+			program, c.debian)
 	case c.name == reverseProxy:
 		return os.Executable()
 	case c.name == baseline:
@@ -125,8 +127,8 @@ var configs embed.FS
 func (c contestant) configure(dir, listen string, up *fakeanthropic.Server) ([]string, error) {
 	file := filepath.Join(dir, "config")
 	setup := map[string]any{
-		"Dir": dir, "Config": file, "Listen": listen, "Upstream": address(up), "ServerName": serverName, "CAFile": up.CAFile, "Beta": beta,
-		"Workers": workers, "Connections": maxConnections, "Files": maxFiles, "NoDelay": c.name == haproxyNoDelay,
+		"Dir": dir, "Config": file, "Listen": listen, "Upstream": address(up),
+		"ServerName": serverName, "CAFile": up.CAFile, "Beta": beta, "Workers": workers, "Connections": maxConnections, "Files": maxFiles, "NoDelay": c.name == haproxyNoDelay,
 	}
 	templates := template.Must(template.New("args").Option("missingkey=error").Parse(c.args))
 	var args, config strings.Builder

@@ -50,7 +50,11 @@ var (
 	get10  = exchange{"GET", largePath, 0, largeAnswerSize}
 )
 
-const smallTitle = "small requests: 2 KiB POST, 1 KiB answer"
+const (
+	smallTitle  = "small requests: 2 KiB POST, 1 KiB answer"
+	quotaTitle  = "small requests with a CPU limit of 500m, of the full rate "
+	streamTitle = "event streams, 10 events/s each"
+)
 
 // workloads are all there are, in the order of the tables. Under a quota, requests that come one by one cost more than those of
 // a queue that is never empty.
@@ -59,16 +63,14 @@ var workloads = []workload{
 	{name: "small8", conns: 8, open: small.open, columns: requestColumns, title: smallTitle},
 	{name: "small32", conns: 32, open: small.open, columns: requestColumns, quick: true, title: smallTitle},
 	{name: "small256", conns: 256, open: small.open, columns: requestColumns, title: smallTitle},
-	{name: "post1", conns: 4, open: post1.open, megabytes: 1.049, columns: transferColumns, title: "large requests: 1 MiB POST"},
-	{name: "post10", conns: 4, open: post10.open, megabytes: 10.49, columns: transferColumns, quick: true, title: "large requests: 10 MiB POST"},
-	{name: "get10", conns: 4, open: get10.open, megabytes: 10.49, columns: transferColumns, title: "large answers: 10 MiB"},
-	{name: "streams500", conns: 500, open: stream, columns: streamColumns, quick: true, title: "event streams, 10 events/s each"},
-	{name: "streams2000", conns: 2000, open: stream, columns: streamColumns, title: "event streams, 10 events/s each"},
-	{name: "quota50", conns: 256, open: small.open, offered: 50, columns: requestColumns, title: quotaTitle + "at half of the full rate"},
-	{name: "quota25", conns: 256, open: small.open, offered: 25, columns: requestColumns, title: quotaTitle + "at a quarter of the full rate"},
+	{name: "post1", conns: 4, open: post1.open, megabytes: 1.049, columns: transferColumns, title: "1 MiB POST"},
+	{name: "post10", conns: 4, open: post10.open, megabytes: 10.49, columns: transferColumns, quick: true, title: "10 MiB POST"},
+	{name: "get10", conns: 4, open: get10.open, megabytes: 10.49, columns: transferColumns, title: "10 MiB answer"},
+	{name: "streams500", conns: 500, open: stream, columns: streamColumns, quick: true, title: streamTitle},
+	{name: "streams2000", conns: 2000, open: stream, columns: streamColumns, title: streamTitle},
+	{name: "quota50", conns: 256, open: small.open, offered: 50, columns: requestColumns, title: quotaTitle + "1/2"},
+	{name: "quota25", conns: 256, open: small.open, offered: 25, columns: requestColumns, title: quotaTitle + "1/4"},
 }
-
-const quotaTitle = "small requests with a CPU limit of 500m, offered "
 
 // processWork is no work of its own: each start of a contestant yields its figures.
 var processWork = workload{name: "process", title: "the process itself", columns: []string{startTime, idleRSS, idlePSS, binarySize}}
