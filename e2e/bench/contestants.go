@@ -127,8 +127,8 @@ var configs embed.FS
 func (c contestant) configure(dir, listen string, up *fakeanthropic.Server) ([]string, error) {
 	file := filepath.Join(dir, "config")
 	setup := map[string]any{
-		"Dir": dir, "Config": file, "Listen": listen, "Upstream": address(up),
-		"ServerName": serverName, "CAFile": up.CAFile, "Beta": beta, "Workers": workers, "Connections": maxConnections, "Files": maxFiles, "NoDelay": c.name == haproxyNoDelay,
+		"Dir": dir, "Config": file, "Listen": listen, "Upstream": address(up), "ServerName": serverName, "CAFile": up.CAFile,
+		"Beta": beta, "Workers": workers, "Connections": maxConnections, "Files": maxFiles, "NoDelay": c.name == haproxyNoDelay,
 	}
 	templates := template.Must(template.New("args").Option("missingkey=error").Parse(c.args))
 	var args, config strings.Builder
