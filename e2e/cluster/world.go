@@ -76,7 +76,9 @@ func (t *test) setUp() {
 
 // startUpstream starts a fake API that pods reach.
 func (t *test) startUpstream() *fakeanthropic.Server {
-	s, err := fakeanthropic.StartAt(net.JoinHostPort(t.host, "0"), fakeanthropic.HTTP2, nil)
+	listener, err := net.Listen("tcp", net.JoinHostPort(t.host, "0"))
+	t.check(err)
+	s, err := fakeanthropic.StartOn(listener, fakeanthropic.HTTP2, nil)
 	t.check(err)
 	return s
 }

@@ -191,10 +191,12 @@ func (w *wire) heal() {
 }
 
 // api runs a fake API at the far end.
-func (w *wire) api(protocol fakeanthropic.Protocol, handler http.HandlerFunc) (api *fakeanthropic.Server) {
+func (w *wire) api(protocol fakeanthropic.Protocol, handler http.HandlerFunc) *fakeanthropic.Server {
+	var listener net.Listener
 	var err error
-	w.far.do(func() { api, err = fakeanthropic.StartAt(farAddr+":443", protocol, handler) })
+	w.far.do(func() { listener, err = net.Listen("tcp", farAddr+":443") })
 	proxytest.Check(w.s.T, err)
+	api := proxytest.Must(fakeanthropic.StartOn(listener, protocol, handler))(w.s.T)
 	w.s.Use(api)
 	return api
 }
