@@ -56,7 +56,7 @@ var groups = []struct {
 	{"Upstream over HTTP/2", http2Faults},
 	{"Upstream's certificate", tlsFaults},
 	{"Client", clientFaults},
-	{"Network", networkFaults},
+	{"Network", append(overEither(protocolFaults), networkFaults...)},
 	{"Resources", resourceFaults},
 	{"Clock", clockFaults},
 	{"Life cycle", lifeCycleFaults},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,10 +22,8 @@ import (
 // timeout_secs. The defaults have 30 s for that.
 const pinged = "[proxy]\ntimeout_secs = 8\n"
 
-// networkFaults are those of what lies between the proxy and its upstream.
-var networkFaults = slices.Concat(overEither(protocolFaults), wireFaults)
-
-// protocolFaults happen over either protocol; outcomes have a place for the probes.
+// protocolFaults are those of what lies between the proxy and its upstream that happen over either protocol; outcomes have a
+// place for the probes.
 var protocolFaults = []fault{
 	{name: "the connection dies without a FIN under a stream", over: (*scene).deadUnderStream,
 		outcome: "the stream breaks off within `timeout_secs`, as soon as %s tell; `response_read`"},
@@ -65,8 +62,8 @@ func overEither(faults []fault) (both []fault) {
 	return both
 }
 
-// wireFaults are those for which the protocol makes no difference.
-var wireFaults = []fault{
+// networkFaults are those for which the protocol makes no difference.
+var networkFaults = []fault{
 	{name: "large packets vanish, as in a tunnel with a small MTU",
 		outcome: "502 `connection` when the upstream has acknowledged nothing for as long as pings take; not sent again",
 		run:     largePacketsVanish},

@@ -128,7 +128,7 @@ var http2Faults = []fault{
 }
 
 // frames starts the proxy in front of an upstream that answers each request with harm.
-func (s *scene) frames(config string, harm func(p *proxytest.H2Peer, stream uint32), settings ...http2.Setting) *proxytest.H2Upstream {
+func (s *scene) frames(config string, harm func(p *proxytest.H2Peer, stream uint32), settings ...http2.Setting) *proxytest.Upstream {
 	s.Helper()
 	u := s.H2Upstream(settings, func(p *proxytest.H2Peer, stream uint32) bool { harm(p, stream); return true })
 	s.Start(u.URL, config, u.Env)
