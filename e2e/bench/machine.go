@@ -16,14 +16,14 @@ type machine struct {
 }
 
 // readMachine reads it. Interrupts count as busy: kernels that do not charge them to processes make ours look like others'.
-func readMachine() (machine, error) {
+func readMachine() (m machine, err error) {
 	proc, err := procfs.NewDefaultFS()
 	if err != nil {
-		return machine{}, err
+		return m, err
 	}
 	stat, err := proc.Stat()
 	c := stat.CPUTotal
-	m := machine{busy: c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal}
+	m.busy = c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal
 	m.all = m.busy + c.Idle + c.Iowait
 	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
 		var used syscall.Rusage
@@ -38,28 +38,23 @@ func others(from, to machine) float64 {
 	return max(0, (to.busy-from.busy)-(to.own-from.own)) / (to.all - from.all)
 }
 
-// noise is what others used of the machine in the second before a round, and in it.
-type noise struct {
-	Before float64 `json:"before"`
-	During float64 `json:"during"`
+// othersDuring returns which part of the machine others have used while f ran.
+func othersDuring(f func() error) (float64, error) {
+	from, errFrom := readMachine()
+	err := f()
+	to, errTo := readMachine()
+	return others(from, to), errors.Join(errFrom, err, errTo)
 }
 
 // quiet is what others may use of a machine that is good for measuring.
 const quiet = 0.1
 
-// awaitQuiet waits for a second in which others leave the machine alone, for at most *budget, of which it takes what it needs. It
-// returns the last reading, and what others used in the second before.
-func awaitQuiet(ctx context.Context, budget *time.Duration) (machine, float64, error) {
+// awaitQuiet waits for a second in which others leave the machine alone, for at most *budget, of which it takes what it needs.
+func awaitQuiet(ctx context.Context, budget *time.Duration) error {
 	for {
-		from, errFrom := readMachine()
-		errPause := pause(ctx, time.Second)
-		to, errTo := readMachine()
-		if err := errors.Join(errFrom, errPause, errTo); err != nil {
-			return machine{}, 0, err
-		}
-		used := others(from, to)
-		if *budget -= time.Second; used <= quiet || *budget <= 0 {
-			return to, used, nil
+		used, err := othersDuring(func() error { return pause(ctx, time.Second) })
+		if *budget -= time.Second; err != nil || used <= quiet || *budget <= 0 {
+			return err
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -20,20 +21,14 @@ import (
 //go:embed overlay/profile.go.txt
 var profileSource []byte
 
-// profileProxy writes a pprof profile of the proxy under load: of the kind cpu, which serves as default.pgo, or allocs.
-func profileProxy(ctx context.Context, o options, kind, file string) (err error) {
-	b, err := newTestbed(o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.close()) }()
-	raw := filepath.Join(b.dir, "profile")
-	b.env = append(b.env, "BENCH_PROFILE="+kind, "BENCH_FILE="+raw)
+// profile writes a pprof CPU profile of the proxy under load, which serves as default.pgo.
+func (b *testbed) profile(ctx context.Context, o options) (err error) {
 	c := contestants[0]
 	if c.binary, err = proxytest.BuildWith(b.dir, map[string][]byte{"zz_profile.go": profileSource}); err != nil {
 		return err
 	}
-	t, err := b.start(c)
+	raw := filepath.Join(b.dir, "profile")
+	t, err := b.start(c, "BENCH_FILE="+raw)
 	if err != nil {
 		return err
 	}
@@ -54,20 +49,14 @@ func profileProxy(ctx context.Context, o options, kind, file string) (err error)
 	if code, err := t.process.Wait(proxytest.Timeout); err != nil || code != 0 {
 		return fmt.Errorf("waiting for the profile: exit code %d, error %v", code, err)
 	}
-	written, err := os.ReadFile(raw)
-	if err != nil {
-		return err
-	}
+	written, errRead := os.ReadFile(raw)
 	parsed, err := profile.ParseData(written)
-	if err != nil {
+	if err := cmp.Or(errRead, err); err != nil {
 		return err
 	}
 	for _, m := range parsed.Mapping {
 		m.File = filepath.Base(m.File) // where this machine had the program is of no use to others
 	}
 	var out bytes.Buffer
-	if err := parsed.Write(&out); err != nil {
-		return err
-	}
-	return os.WriteFile(file, out.Bytes(), 0o644)
+	return errors.Join(parsed.Write(&out), os.WriteFile(o.profile, out.Bytes(), 0o644))
 }

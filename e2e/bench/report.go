@@ -1,101 +1,55 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
-	"os"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
 
 	"gonum.org/v1/gonum/stat"
 )
 
-// A report is all figures of a run, and the file that -json writes and -from reads.
+// A report is all figures of a run.
 type report struct {
-	Others  []noise                                  `json:"others"` // by round
-	CPUs    int                                      `json:"cpus"`
-	Go      string                                   `json:"go"`
-	Figures map[string]map[string]map[string]*figure `json:"figures"` // by workload, contestant and column
-	Limits  []verdict                                `json:"limits"`
+	others  []float64         // which part of the machine they used, by round
+	figures map[key][]float64 // by round; what is unknown is left out
 }
 
-// A figure is what all rounds have measured.
-type figure struct {
-	Median float64   `json:"median"`
-	Ratio  float64   `json:"ratio,omitempty"` // the subject's figure to this one; 0: unknown
-	Rounds []float64 `json:"rounds"`
-}
+// A key names a figure.
+type key struct{ work, contestant, figure string }
 
-func newReport() *report {
-	return &report{CPUs: runtime.NumCPU(), Go: runtime.Version(), Figures: map[string]map[string]map[string]*figure{}}
-}
+func newReport() *report { return &report{figures: map[key][]float64{}} }
 
-// add takes what a round has measured. What is unknown is left out.
+// add takes what a round has measured.
 func (r *report) add(work, contestant string, measured figures) {
-	if r.Figures[work] == nil {
-		r.Figures[work] = map[string]map[string]*figure{}
-	}
-	if r.Figures[work][contestant] == nil {
-		r.Figures[work][contestant] = map[string]*figure{}
-	}
-	for column, v := range measured {
-		if f := r.at(work, contestant, column); !math.IsNaN(v) {
-			f.Rounds = append(f.Rounds, v)
-			r.Figures[work][contestant][column] = &f
+	for figure, v := range measured {
+		if k := (key{work, contestant, figure}); !math.IsNaN(v) {
+			r.figures[k] = append(r.figures[k], v)
 		}
 	}
 }
 
-// at returns a figure. If there is none, its median is NaN.
-func (r *report) at(work, contestant, column string) figure {
-	if f := r.Figures[work][contestant][column]; f != nil {
-		return *f
-	}
-	return figure{Median: math.NaN()}
+// median returns the median of all rounds; NaN if there are none.
+func (r *report) median(work, contestant, figure string) float64 {
+	return median(r.figures[key{work, contestant, figure}])
 }
 
-// measured returns the contestants that have a figure of this work, in the order of the tables.
-func (r *report) measured(work string) []string {
-	return slices.DeleteFunc(contestantNames(), func(c string) bool { return len(r.Figures[work][c]) == 0 })
-}
-
-// summarize compares rounds, once all are added. What the machine did in a round concerns all contestants: ratios and differences
-// are of one round each.
-func (r *report) summarize() {
-	for _, work := range []string{"streams500", "streams2000"} {
-		for _, c := range r.measured(work) {
-			for added, column := range map[string]string{addedP50: p50, addedP99: p99} {
-				for _, pair := range r.pairs(work, c, direct, column) {
-					r.add(work, c, figures{added: pair[0] - pair[1]})
-				}
-			}
-		}
-	}
-	for work, contestants := range r.Figures {
-		for c, columns := range contestants {
-			for column, f := range columns {
-				var ratios []float64
-				for _, pair := range r.pairs(work, subject(work), c, column) {
-					ratios = append(ratios, pair[0]/pair[1])
-				}
-				f.Median = median(f.Rounds)
-				if ratio := median(ratios); !math.IsNaN(ratio) && !math.IsInf(ratio, 0) {
-					f.Ratio = ratio
-				}
-			}
-		}
-	}
-	r.Limits = judge(r)
-}
-
-// pairs returns the measurements of a figure of two contestants, round by round.
-func (r *report) pairs(work, a, b, column string) (all [][2]float64) {
-	ofA, ofB := r.at(work, a, column).Rounds, r.at(work, b, column).Rounds
+// between returns the median of what f makes of two contestants' figures in each round: what the machine did in it concerns both.
+func (r *report) between(work, a, b, figure string, f func(a, b float64) float64) float64 {
+	ofA, ofB := r.figures[key{work, a, figure}], r.figures[key{work, b, figure}]
+	var all []float64
 	for i := range min(len(ofA), len(ofB)) {
-		all = append(all, [2]float64{ofA[i], ofB[i]})
+		all = append(all, f(ofA[i], ofB[i]))
 	}
-	return all
+	return median(all)
+}
+
+// ratio returns the subject's figure to a contestant's.
+func (r *report) ratio(work, contestant, figure string) float64 {
+	return r.between(work, subject(work), contestant, figure, func(a, b float64) float64 { return a / b })
 }
 
 // median returns the middle value, or the mean of the two middle ones; NaN if there are no values.
@@ -107,25 +61,108 @@ func median(values []float64) float64 {
 	return stat.Mean(sorted[(len(sorted)-1)/2:len(sorted)/2+1], nil)
 }
 
-func readReport(file string) (*report, error) {
-	r := &report{}
-	in, err := os.ReadFile(file)
-	if err == nil {
-		err = json.Unmarshal(in, r)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the figures of %s: %w", file, err)
-	}
-	return r, nil
+// A column of a table is one figure of each contestant.
+type column struct{ work, figure, title string }
+
+// published is the table of docs/performance.md.
+var published = []column{
+	{"small32", cpuEach, "CPU µs per small request"},
+	{"small32", perSecond, "requests/s"},
+	{"small32", p99, p99},
+	{"post10", megabytes, "10 MiB POST, MB/s"},
+	{"get10", megabytes, "10 MiB answer, MB/s"},
+	{"streams500", cpuEach, "CPU µs per event"},
+	{"streams500", kbPerStream, "KB per stream"},
+	{"process", idleRSS, "idle MB"},
 }
 
-func (r *report) write(file string) error {
-	out, err := json.MarshalIndent(r, "", "  ")
-	if err == nil {
-		err = os.WriteFile(file, append(out, '\n'), 0o644)
+// text says how to read the figures, and whether to believe them. Then it has all tables, in Markdown: that of
+// docs/performance.md and one for each workload; then the limits.
+func (r *report) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d processors, %s. The proxy's figure divided by this contestant's, the median of the ratios of %d rounds; "+
+		"in brackets the contestant's own figure, the median.\n", runtime.NumCPU(), runtime.Version(), len(r.others))
+	b.WriteString("The proxy logs every request (LOG_LEVEL=info) to a pipe; the others write no access log.\n")
+	b.WriteString("What others used of the machine in each round:")
+	for _, used := range r.others {
+		fmt.Fprintf(&b, " %.0f %%", used*100)
 	}
-	if err != nil {
-		return fmt.Errorf("writing the figures: %w", err)
+	b.WriteString("\n")
+	if slices.Max(r.others) > quiet {
+		fmt.Fprintf(&b, "NOISY: that is more than %.0f %%. Don't quote these figures.\n", quiet*100)
 	}
-	return nil
+	r.table(&b, "docs/performance.md", published)
+	for _, w := range append(workloads, processWork) {
+		var columns []column
+		for _, name := range w.columns {
+			columns = append(columns, column{w.name, name, name})
+		}
+		r.table(&b, fmt.Sprintf("%s: %s", w.name, w.title), columns)
+	}
+	b.WriteString("\n")
+	r.judge(func(l limit, value float64, state string) {
+		fmt.Fprintf(&b, "%-9s  %5s  %v\n", state, format(value), l)
+	})
+	return b.String()
+}
+
+// table writes a row for each contestant that has done the work of the first column; without any there is no table.
+func (r *report) table(b *strings.Builder, title string, columns []column) {
+	measured := r.measured(columns[0].work)
+	if len(measured) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n%s\n\n", title)
+	table := tabwriter.NewWriter(b, 0, 0, 1, ' ', 0)
+	row := func(first string, cell func(column) string) {
+		fmt.Fprintf(table, "| %s", first)
+		for _, c := range columns {
+			fmt.Fprintf(table, "\t| %s", cell(c))
+		}
+		fmt.Fprintln(table, "\t|")
+	}
+	row("", func(c column) string { return c.title })
+	row("---", func(column) string { return "---" })
+	for _, contestant := range measured {
+		row(contestant, func(c column) string { return r.cell(contestant, c) })
+	}
+	table.Flush() // into b: can't fail
+}
+
+// measured returns the contestants that have done this work, in the order of the tables.
+func (r *report) measured(work string) (names []string) {
+	done := map[string]bool{}
+	for k := range r.figures {
+		done[k.contestant] = done[k.contestant] || k.work == work
+	}
+	for _, c := range contestants {
+		if done[c.name] {
+			names = append(names, c.name)
+		}
+	}
+	return names
+}
+
+// cell is what the subject's figure is in proportion to a contestant's, and that itself; or that alone.
+func (r *report) cell(contestant string, c column) string {
+	if figure, ok := strings.CutPrefix(c.figure, added); ok {
+		return format(r.between(c.work, contestant, direct, figure, func(a, b float64) float64 { return a - b }))
+	}
+	own, ratio := format(r.median(c.work, contestant, c.figure)), r.ratio(c.work, contestant, c.figure)
+	if math.IsNaN(ratio) || contestant == subject(c.work) {
+		return own
+	}
+	return fmt.Sprintf("%.2f (%s)", ratio, own)
+}
+
+// format writes v with three digits that count.
+func format(v float64) string {
+	if math.IsNaN(v) {
+		return "-"
+	}
+	decimals := 3
+	for rest := math.Abs(v); rest >= 1 && decimals > 0; rest /= 10 {
+		decimals--
+	}
+	return strconv.FormatFloat(v, 'f', decimals, 64)
 }

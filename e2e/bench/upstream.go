@@ -2,21 +2,15 @@ package main
 
 import (
 	"bytes"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"anthropic-oauth-proxy/e2e/testca"
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
 // serverName is what the upstream's certificate is for, beside 127.0.0.1: not every contestant can verify an address.
@@ -35,41 +29,21 @@ const (
 // clock is when this process began: events carry the time since then, which both of its ends can read.
 var clock = time.Now()
 
-// upstream is the API that everything is proxied to: TLS, HTTP/1.1 or HTTP/2 as the contestant prefers, in this process.
-type upstream struct {
-	*httptest.Server
-	addr   string
-	caFile string         // PEM, of what verifies the server
-	roots  *x509.CertPool // the same
-}
-
-// startUpstream starts it, with or without HTTP/2 beside HTTP/1.1. Its authority's certificate is written into dir.
-func startUpstream(dir string, http2 bool) (*upstream, error) {
-	authority, err := testca.New()
-	if err != nil {
-		return nil, err
-	}
-	certificate, err := authority.Certificate(nil)
-	if err != nil {
-		return nil, err
-	}
-	u := &upstream{caFile: filepath.Join(dir, "ca.pem"), roots: x509.NewCertPool()}
-	u.roots.AppendCertsFromPEM(authority.PEM)
-	if err := os.WriteFile(u.caFile, authority.PEM, 0o644); err != nil {
-		return nil, fmt.Errorf("writing the authority's certificate: %w", err)
-	}
+// startUpstream starts the API that everything is proxied to, in this process.
+func startUpstream(protocol fakeanthropic.Protocol) (*fakeanthropic.Server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc(smallPath, answer(smallAnswerSize))
 	mux.HandleFunc(largePath, answer(largeAnswerSize))
 	mux.HandleFunc(streamPath, streamEvents)
-	u.Server = httptest.NewUnstartedServer(requireBeta(mux))
-	u.EnableHTTP2 = http2
-	u.Config.ErrorLog = log.New(io.Discard, "", 0) // contestants that are stopped
-	u.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
-	u.StartTLS()
-	u.addr = u.Listener.Addr().String()
-	return u, nil
+	up, err := fakeanthropic.Start(protocol, requireBeta(mux))
+	if err == nil {
+		up.Forget()
+	}
+	return up, err
 }
+
+// address is where up listens.
+func address(up *fakeanthropic.Server) string { return strings.TrimPrefix(up.URL, "https://") }
 
 // requireBeta refuses requests that no contestant has added the beta to, or that have lost the client's.
 func requireBeta(next http.Handler) http.HandlerFunc {
@@ -79,7 +53,9 @@ func requireBeta(next http.Handler) http.HandlerFunc {
 			http.Error(w, fmt.Sprintf("anthropic-beta is %q, want %s and %s", betas, clientBeta, beta), http.StatusBadRequest)
 			return
 		}
-		next.ServeHTTP(w, r)
+		if _, err := io.Copy(io.Discard, r.Body); err == nil { // otherwise the contestant has left
+			next.ServeHTTP(w, r)
+		}
 	}
 }
 
@@ -97,9 +73,6 @@ func answer(size int) http.HandlerFunc {
 		"Cf-Cache-Status":                        {"DYNAMIC"},
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
-		if _, err := io.Copy(io.Discard, r.Body); err != nil {
-			return // the contestant has left
-		}
 		maps.Copy(w.Header(), headers)
 		_, _ = w.Write(body) // the client's end notices what is missing
 	}
@@ -107,9 +80,6 @@ func answer(size int) http.HandlerFunc {
 
 // streamEvents sends an event every eventInterval, stamped with the time, until the client leaves.
 func streamEvents(w http.ResponseWriter, r *http.Request) {
-	if _, err := io.Copy(io.Discard, r.Body); err != nil {
-		return
-	}
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
 	control := http.NewResponseController(w)

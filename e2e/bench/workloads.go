@@ -1,71 +1,75 @@
 package main
 
 import (
-	"context"
 	"slices"
 	"strings"
-	"time"
 )
-
-// warmUp is how long a contestant works before it is measured, as a fraction of the duration.
-const warmUp = 0.4
-
-// figures are what was measured, by column. NaN is unknown.
-type figures map[string]float64
-
-// A runner measures a target for d.
-type runner func(ctx context.Context, t *target, d time.Duration) (figures, error)
 
 // A workload is one kind of work and what is reported of it.
 type workload struct {
-	name    string
-	columns []string
-	quick   bool // part of a quick run
-	run     runner
-	title   string
+	name      string
+	conns     int // clients at once, each with a connection of its own
+	open      func(client) (session, error)
+	megabytes float64 // of a request or its answer
+	offered   float64 // percent of the full rate, in requests at random times; 0: a client asks again as soon as it is answered
+	quick     bool    // part of a quick run
+	columns   []string
+	title     string
 }
 
-// The columns: figures with their units.
+// figures are what was measured, by name. NaN is unknown.
+type figures map[string]float64
+
+// The figures with their units.
 const (
-	cpuPerRequest = "CPU µs/request"
-	perSecond     = "requests/s"
-	quotaUsed     = "quota used %"
-	p50           = "p50 ms"
-	p99           = "p99 ms"
-	megabytes     = "MB/s"
-	cpuPerMB      = "CPU ms/MB"
-	cpuPerEvent   = "CPU µs/event"
-	arrived       = "arrived %"    // of the events that were due; below 100 the machine was too busy
-	addedP50      = "added p50 ms" // to direct's
-	addedP99      = "added p99 ms"
-	kbPerStream   = "PSS KB/stream"
-	mibInAll      = "PSS MiB"
-	startTime     = "start ms" // to listening
-	idleRSS       = "idle RSS MB"
-	idlePSS       = "idle PSS MB"
-	binarySize    = "binary MB"
+	cpuEach     = "CPU µs each" // request or event
+	perSecond   = "number/s"    // of them
+	megabytes   = "MB/s"
+	p50         = "p50 ms"
+	p99         = "p99 ms"
+	added       = "added " // before another figure: in comparison with direct
+	kbPerStream = "PSS KB/stream"
+	mibInAll    = "PSS MiB"
+	startTime   = "start ms" // to listening
+	idleRSS     = "idle RSS MB"
+	idlePSS     = "idle PSS MB"
+	binarySize  = "binary MB"
 )
 
 var (
-	requestColumns  = []string{cpuPerRequest, perSecond, p50, p99}
-	quotaColumns    = append(slices.Clone(requestColumns), quotaUsed)
-	transferColumns = []string{megabytes, cpuPerMB}
-	streamColumns   = []string{cpuPerEvent, arrived, p50, p99, addedP50, addedP99, kbPerStream, mibInAll}
+	requestColumns  = []string{cpuEach, perSecond, p50, p99}
+	transferColumns = []string{megabytes, cpuEach}
+	streamColumns   = []string{cpuEach, perSecond, p50, p99, added + p50, added + p99, kbPerStream, mibInAll}
 )
 
-// workloads are all there are, in the order of the tables.
+var (
+	small = exchange{"POST", smallPath, 2 << 10, smallAnswerSize}
+	post1 = exchange{"POST", smallPath, 1 << 20, smallAnswerSize}
+	// The proxy buffers requests, and four of these fit its budget.
+	post10 = exchange{"POST", smallPath, 10 << 20, smallAnswerSize}
+	get10  = exchange{"GET", largePath, 0, largeAnswerSize}
+)
+
+const (
+	smallTitle  = "small requests: 2 KiB POST, 1 KiB answer"
+	quotaTitle  = "small requests with a CPU limit of 500m, of the full rate "
+	streamTitle = "event streams, 10 events/s each"
+)
+
+// workloads are all there are, in the order of the tables. Under a quota, requests that come one by one cost more than those of
+// a queue that is never empty.
 var workloads = []workload{
-	{"small1", requestColumns, false, small(1).run, "small requests: 2 KiB POST, 1 KiB answer, 1 connection"},
-	{"small8", requestColumns, false, small(8).run, "small requests: 2 KiB POST, 1 KiB answer, 8 connections"},
-	{"small32", requestColumns, true, small(32).run, "small requests: 2 KiB POST, 1 KiB answer, 32 connections"},
-	{"small256", requestColumns, false, small(256).run, "small requests: 2 KiB POST, 1 KiB answer, 256 connections"},
-	{"post1", transferColumns, false, large("POST", smallPath, 1<<20, smallAnswerSize).run, "large requests: 1 MiB POST, 4 connections"},
-	{"post10", transferColumns, true, large("POST", smallPath, 10<<20, smallAnswerSize).run, "large requests: 10 MiB POST, 4 connections"},
-	{"get10", transferColumns, false, large("GET", largePath, 0, largeAnswerSize).run, "large answers: 10 MiB, 4 connections"},
-	{"streams500", streamColumns, true, streams(500), "500 event streams, 10 events/s each"},
-	{"streams2000", streamColumns, false, streams(2000), "2000 event streams, 10 events/s each"},
-	{"quota50", quotaColumns, false, offered(50), "small requests with a CPU limit of 500m, offered at 50 % of the rate that 32 connections reach"},
-	{"quota25", quotaColumns, false, offered(25), "small requests with a CPU limit of 500m, offered at 25 % of the rate that 32 connections reach"},
+	{name: "small1", conns: 1, open: small.open, columns: requestColumns, title: smallTitle},
+	{name: "small8", conns: 8, open: small.open, columns: requestColumns, title: smallTitle},
+	{name: "small32", conns: 32, open: small.open, columns: requestColumns, quick: true, title: smallTitle},
+	{name: "small256", conns: 256, open: small.open, columns: requestColumns, title: smallTitle},
+	{name: "post1", conns: 4, open: post1.open, megabytes: 1.049, columns: transferColumns, title: "1 MiB POST"},
+	{name: "post10", conns: 4, open: post10.open, megabytes: 10.49, columns: transferColumns, quick: true, title: "10 MiB POST"},
+	{name: "get10", conns: 4, open: get10.open, megabytes: 10.49, columns: transferColumns, title: "10 MiB answer"},
+	{name: "streams500", conns: 500, open: stream, columns: streamColumns, quick: true, title: streamTitle},
+	{name: "streams2000", conns: 2000, open: stream, columns: streamColumns, title: streamTitle},
+	{name: "quota50", conns: 256, open: small.open, offered: 50, columns: requestColumns, title: quotaTitle + "1/2"},
+	{name: "quota25", conns: 256, open: small.open, offered: 25, columns: requestColumns, title: quotaTitle + "1/4"},
 }
 
 // processWork is no work of its own: each start of a contestant yields its figures.
@@ -80,14 +84,6 @@ func subject(work string) string {
 		return limitedOne
 	}
 	return ours
-}
-
-func workloadNames() []string {
-	var names []string
-	for _, w := range workloads {
-		names = append(names, w.name)
-	}
-	return names
 }
 
 // workloads are those that o asks for.

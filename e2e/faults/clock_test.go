@@ -3,11 +3,15 @@
 package faults
 
 import (
+	_ "embed"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -64,7 +68,7 @@ func wallClockSteps(s *scene) {
 	p := &phases{s: s}
 	s.Launch(proxytest.Options{
 		Binary: s.steppable(),
-		Args:   []string{"-local", "-listen", "127.0.0.1:0", "-upstream", p.server()},
+		Args:   proxytest.Serve(p.server()),
 		Config: "[proxy]\ntimeout_secs = 3\nmax_connections = 3\nmax_body_mb = 2\n",
 	})
 	streaming, waiting := s.stream(), s.patiently("waiting")
@@ -103,9 +107,7 @@ func wallClockSteps(s *scene) {
 // stepWall moves the proxy's wall clock and waits until it is that much ahead.
 func (s *scene) stepWall(sig syscall.Signal, ahead time.Duration) {
 	s.Helper()
-	if err := s.Proxy.Signal(sig); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Check(s.T, s.Proxy.Signal(sig))
 	proxytest.Eventually(s.T, fmt.Sprintf("a clock that is %v ahead", ahead), func() bool {
 		resp, err := s.Client.Get(s.Proxy.URL() + "/livez")
 		if err != nil {
@@ -166,9 +168,7 @@ func processStops(s *scene) {
 	io.WriteString(rest, "first half, ")
 	hopeless := s.InBackground(strings.NewReader("hopeless"))
 	s.AtWork(2*each + 2)
-	if err := s.Proxy.Signal(syscall.SIGSTOP); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Check(s.T, s.Proxy.Signal(syscall.SIGSTOP))
 	proxytest.Settle()
 	for range each {
 		p.events <- struct{}{}
@@ -176,9 +176,7 @@ func processStops(s *scene) {
 	close(p.answers)
 	io.WriteString(rest, "second half")
 	time.Sleep(stopped)
-	if err := s.Proxy.Signal(syscall.SIGCONT); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Check(s.T, s.Proxy.Signal(syscall.SIGCONT))
 	began := time.Now()
 	close(p.events)
 	rest.Close()
@@ -189,4 +187,31 @@ func processStops(s *scene) {
 	s.Passed(<-uploading, 200, "23", 1)
 	s.Refused(<-hopeless, 504, "timeout", 1, "no response headers in time")
 	s.within("given up", time.Since(began), 0, 5*time.Second)
+}
+
+// What is added to package time, and to the program.
+var (
+	//go:embed overlay/time.go.txt
+	stepTime []byte
+	//go:embed overlay/main.go.txt
+	stepMain []byte
+)
+
+// steppable builds the proxy as it is released, but with a wall clock of its own,
+// which SIGUSR1 sets forward by an hour and SIGUSR2 back: the machine's is
+// nobody's to set in a test.
+func (s *scene) steppable() (binary string) {
+	s.Helper()
+	root := proxytest.Must(exec.Command("go", "env", "GOROOT").Output())(s.T)
+	clock := filepath.Join(strings.TrimSpace(string(root)), "src", "time", "time.go")
+	source := proxytest.Must(os.ReadFile(clock))(s.T)
+	const reading = "sec, nsec, mono := runtimeNow()"
+	if n := strings.Count(string(source), reading); n != 1 {
+		s.Fatalf("%s has %q %d times, want once: this Go needs another way to step the clock", clock, reading, n)
+	}
+	return proxytest.Must(proxytest.BuildWith(s.TempDir(), map[string][]byte{
+		clock: []byte(strings.Replace(string(source), reading, "sec, nsec, mono := steppedNow()", 1)),
+		filepath.Join(filepath.Dir(clock), "zz_step.go"): stepTime,
+		"zz_step.go": stepMain,
+	}, "-ldflags", "-s -w"))(s.T)
 }

@@ -15,7 +15,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
@@ -29,6 +31,7 @@ type fault struct {
 	release bool   // the proxy is built as it is released, since size, memory or time is the subject; else with the race detector
 	alone   bool   // no other fault beside it
 	run     func(s *scene)
+	over    func(s *scene, via way) // instead of run, for those of [protocolFaults]
 }
 
 // A scene is where one fault happens.
@@ -41,6 +44,9 @@ type scene struct {
 // whose subject it is, as on a busy machine anything may take a second.
 const quick = "[proxy]\ntimeout_secs = 1\nconnect_timeout_secs = 1\ntimeout_retries = 1\ndrain_timeout_secs = 1\n"
 
+// onePlace is a configuration of one request at a time.
+const onePlace = "[proxy]\nmax_connections = 1\n"
+
 // groups are all faults, by whose they are.
 var groups = []struct {
 	name   string
@@ -50,7 +56,7 @@ var groups = []struct {
 	{"Upstream over HTTP/2", http2Faults},
 	{"Upstream's certificate", tlsFaults},
 	{"Client", clientFaults},
-	{"Network", networkFaults},
+	{"Network", append(overEither(protocolFaults), networkFaults...)},
 	{"Resources", resourceFaults},
 	{"Clock", clockFaults},
 	{"Life cycle", lifeCycleFaults},
@@ -80,13 +86,31 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// crowd has clients send so many requests each, whose answers are to be as wanted, and returns how long each took.
+func (s *scene) crowd(clients, each int, send func() proxytest.Answer, want want) (took []time.Duration) {
+	s.Helper()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			for range each {
+				began := time.Now()
+				a := send()
+				mu.Lock()
+				took = append(took, time.Since(began))
+				want(s, a)
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return took
+}
+
 // TestRunbook shows that the runbook lists the faults as they are.
 func TestRunbook(t *testing.T) {
 	const path, begin, end = "../../RUNBOOK.md", "<!-- faults: made by e2e/faults -->\n", "<!-- end of faults -->\n"
-	runbook, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	runbook := proxytest.Must(os.ReadFile(path))(t)
 	before, rest, ok := strings.Cut(string(runbook), begin)
 	_, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
@@ -103,9 +127,7 @@ func TestRunbook(t *testing.T) {
 	switch {
 	case want == string(runbook):
 	case *update:
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		proxytest.Check(t, os.WriteFile(path, []byte(want), 0o644))
 	default:
 		t.Errorf("the faults in %s are not those of this package: run go -C e2e test -tags faults -run TestRunbook ./faults -update", path)
 	}

@@ -32,21 +32,12 @@ var lifeCycleFaults = []fault{
 		s.Refused(<-pending, 503, "shutting_down", 1, "shutting_down")
 	}},
 	{name: "SIGTERM while queued", outcome: "503 `shutting_down` at once, to be tried again; the request at work is finished", run: func(s *scene) {
-		release := make(chan struct{})
-		u := s.Upstream(func(p *proxytest.Peer) {
-			p.Request()
-			<-release
-			p.Say(proxytest.Whole("ok"))
-		})
-		s.Start(u.URL, "[proxy]\nmax_connections = 1\n"+drain)
-		first := s.InBackground(strings.NewReader("{}"))
-		u.Reached(1)
+		release := s.answersLater(onePlace + drain)
 		queued := s.InBackground(strings.NewReader("{}"))
 		s.Queued(1)
 		s.Signal()
 		s.Refused(<-queued, 503, "shutting_down", 0, "shutting_down")
-		close(release)
-		s.Passed(<-first, 200, "ok", 1)
+		release()
 		s.Ended()
 	}},
 	{name: "SIGTERM while a body arrives", outcome: "the request is finished, if that takes less than `drain_timeout_secs`", run: func(s *scene) {
@@ -75,18 +66,9 @@ var lifeCycleFaults = []fault{
 		u.Got(0)
 	}},
 	{name: "SIGTERM while waiting for the answer", outcome: "the answer, if it comes within `drain_timeout_secs`", run: func(s *scene) {
-		release := make(chan struct{})
-		u := s.Upstream(func(p *proxytest.Peer) {
-			p.Request()
-			<-release
-			p.Say(proxytest.Whole("ok"))
-		})
-		s.Start(u.URL, "[proxy]\n"+drain)
-		pending := s.InBackground(strings.NewReader("{}"))
-		u.Reached(1)
+		release := s.answersLater("[proxy]\n" + drain)
 		s.Signal()
-		close(release)
-		s.Passed(<-pending, 200, "ok", 1)
+		release()
 		s.Ended()
 	}},
 	{name: "SIGTERM while an attempt is repeated", outcome: "503 `shutting_down` when `drain_timeout_secs` are over", run: func(s *scene) {
@@ -126,6 +108,26 @@ var lifeCycleFaults = []fault{
 		s.Refused(<-pending, 503, "shutting_down", 1, "shutting_down")
 	}},
 	{name: "SIGTERM under load", outcome: "every request that the upstream got is answered with what it said; the others get 503, or no connection", run: sigtermUnderLoad},
+}
+
+// answersLater starts the proxy in front of an upstream that answers as soon as it is released, and sends a
+// request there: release shows that it is answered.
+func (s *scene) answersLater(config string) (release func()) {
+	s.Helper()
+	released := make(chan struct{})
+	u := s.Upstream(func(p *proxytest.Peer) {
+		p.Request()
+		<-released
+		p.Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+	})
+	s.Start(u.URL, config)
+	pending := s.InBackground(strings.NewReader("{}"))
+	u.Reached(1)
+	return func() {
+		close(released)
+		s.Passed(<-pending, 200, "ok", 1)
+		u.Got(1)
+	}
 }
 
 func sigtermUnderLoad(s *scene) {
@@ -181,4 +183,38 @@ func sigtermUnderLoad(s *scene) {
 	if got := int(processed.Load()); got != answers[200] {
 		s.Errorf("the upstream has processed %d requests, clients got %d of the answers", got, answers[200])
 	}
+}
+
+// limitFaults are configurations at their limits.
+var limitFaults = []fault{
+	{name: "every number of the configuration at its minimum", outcome: "serves; a body of 1 MiB is taken, one byte more is refused", run: func(s *scene) {
+		s.Start(s.server(count), `[proxy]
+timeout_secs = 1
+timeout_retries = 0
+connect_timeout_secs = 1
+max_connections = 1
+max_body_mb = 1
+body_memory_mb = 1
+drain_timeout_secs = 0
+`)
+		s.Passed(s.upload(mib), 200, "1048576", 1)
+		s.Refused(s.upload(mib+1), 400, "invalid_request", 0, "invalid_request")
+	}},
+	{name: "every number of the configuration at its maximum", outcome: "serves, bodies of any size up to 1 GiB; nothing is allocated in advance", release: true, run: func(s *scene) {
+		s.Start(s.server(count), `[proxy]
+timeout_secs = 3600
+timeout_retries = 10
+connect_timeout_secs = 300
+max_connections = 100000
+max_body_mb = 1024
+body_memory_mb = 65536
+drain_timeout_secs = 3600
+`)
+		rss, err := s.Proxy.RSS()
+		if err != nil || rss > 32*mib {
+			s.Errorf("the proxy holds %d MiB at the start (%v), want 32 at most", rss/mib, err)
+		}
+		s.Passed(s.upload(64*mib), 200, "67108864", 1)
+		s.Passed(s.Send("POST", "/v1/messages", strings.NewReader("{}")), 200, "2", 1)
+	}},
 }

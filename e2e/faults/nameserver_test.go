@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // silentDNS is no answer at all.
@@ -30,13 +32,10 @@ type nameserver struct {
 
 // nameserver runs a nameserver.
 func (w *wire) nameserver() *nameserver {
-	w.s.Helper()
 	n := &nameserver{s: w.s}
 	var err error
 	w.far.do(func() { n.conn, err = net.ListenPacket("udp", farAddr+":53") })
-	if err != nil {
-		w.s.Fatal(err)
-	}
+	proxytest.Check(w.s.T, err)
 	w.s.Cleanup(func() { n.conn.Close() })
 	go n.serve()
 	return n
@@ -45,7 +44,6 @@ func (w *wire) nameserver() *nameserver {
 // use is a line of shell: what follows it asks this nameserver only, with these
 // lines more in its configuration. It is for a process with mounts of its own.
 func (n *nameserver) use(more ...string) string {
-	n.s.Helper()
 	text := strings.Join(append(more, "nameserver "+farAddr), "\n") + "\n"
 	return fmt.Sprintf("mount --bind '%s' /etc/resolv.conf", n.s.File("resolv.conf", text))
 }

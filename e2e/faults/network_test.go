@@ -3,9 +3,6 @@
 package faults
 
 import (
-	"anthropic-oauth-proxy/e2e/fakeanthropic"
-	"anthropic-oauth-proxy/e2e/proxytest"
-	"bytes"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -16,51 +13,65 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // pinged is a configuration by which dead connections are found in 4 s, half of
 // timeout_secs. The defaults have 30 s for that.
 const pinged = "[proxy]\ntimeout_secs = 8\n"
 
-// networkFaults are those of what lies between the proxy and its upstream.
+// protocolFaults are those of what lies between the proxy and its upstream that happen over either protocol; outcomes have a
+// place for the probes.
+var protocolFaults = []fault{
+	{name: "the connection dies without a FIN under a stream", over: (*scene).deadUnderStream,
+		outcome: "the stream breaks off within `timeout_secs`, as soon as %s tell; `response_read`"},
+	{name: "the connection dies without a FIN before the headers", over: (*scene).deadBeforeHeaders,
+		outcome: "502 `connection` as soon as %s tell, however patient the client is; not sent again"},
+	{name: "all idle connections die without a FIN", over: func(s *scene, via way) { s.deadPool(via, 0, isRefused(via.dead)) },
+		outcome: "502 `connection` for requests that they get before %s tell, as these may have been processed; then all is well"},
+	{name: "all idle connections die without a FIN, a while before they are needed", outcome: "nobody notices: %s have told",
+		over: func(s *scene, via way) { s.deadPool(via, 6*time.Second, isPassed(200, "2")) }},
+	{name: "one packet in 20 is lost", outcome: "slow, and nothing else: all answers and streams are whole", over: (*scene).lossy},
+}
+
+// A way is how the proxy speaks to the upstream.
+type way struct {
+	protocol fakeanthropic.Protocol
+	name     string
+	probes   string // what finds a dead connection
+	dead     string // what the log then says
+	conns    int    // that five requests at once take
+}
+
+// overEither returns each of the faults over one protocol and over the other.
+func overEither(faults []fault) (both []fault) {
+	for _, f := range faults {
+		for _, via := range []way{
+			{fakeanthropic.HTTP1, "HTTP/1.1", "keep-alive probes", "connection timed out", 5},
+			{fakeanthropic.HTTP2, "HTTP/2", "pings", "connection lost", 1},
+		} {
+			both = append(both, fault{
+				name:    f.name + ", over " + via.name,
+				outcome: strings.Replace(f.outcome, "%s", via.probes, 1),
+				run:     func(s *scene) { f.over(s, via) },
+			})
+		}
+	}
+	return both
+}
+
+// networkFaults are those for which the protocol makes no difference.
 var networkFaults = []fault{
-	{name: "the connection dies without a FIN under a stream, over HTTP/1.1",
-		outcome: "the stream breaks off within `timeout_secs`, as soon as keep-alive probes tell; `response_read`",
-		run:     func(s *scene) { s.deadUnderStream(fakeanthropic.HTTP1, "connection timed out") }},
-	{name: "the connection dies without a FIN under a stream, over HTTP/2",
-		outcome: "the stream breaks off within `timeout_secs`, as soon as pings tell; `response_read`",
-		run:     func(s *scene) { s.deadUnderStream(fakeanthropic.HTTP2, "connection lost") }},
-	{name: "the connection dies without a FIN before the headers, over HTTP/1.1",
-		outcome: "502 `connection` as soon as keep-alive probes tell, however patient the client is; not sent again",
-		run:     func(s *scene) { s.deadBeforeHeaders(fakeanthropic.HTTP1, "connection timed out") }},
-	{name: "the connection dies without a FIN before the headers, over HTTP/2",
-		outcome: "502 `connection` as soon as pings tell, however patient the client is; not sent again",
-		run:     func(s *scene) { s.deadBeforeHeaders(fakeanthropic.HTTP2, "connection lost") }},
-	{name: "all idle connections die without a FIN, over HTTP/1.1",
-		outcome: "502 `connection` for requests that they get before keep-alive probes tell, as these may have been processed; then all is well",
-		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP1, 0, lostInPool("connection timed out")) }},
-	{name: "all idle connections die without a FIN, over HTTP/2",
-		outcome: "502 `connection` for requests that they get before pings tell, as these may have been processed; then all is well",
-		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP2, 0, lostInPool("connection lost")) }},
-	{name: "all idle connections die without a FIN, a while before they are needed, over HTTP/1.1",
-		outcome: "nobody notices: keep-alive probes have told",
-		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP1, 6*time.Second, (*scene).passedOnce) }},
-	{name: "all idle connections die without a FIN, a while before they are needed, over HTTP/2",
-		outcome: "nobody notices: pings have told",
-		run:     func(s *scene) { s.deadPool(fakeanthropic.HTTP2, 6*time.Second, (*scene).passedOnce) }},
-	{name: "one packet in 20 is lost, over HTTP/1.1", outcome: "slow, and nothing else: all answers and streams are whole",
-		run: func(s *scene) { s.lossy(fakeanthropic.HTTP1) }},
-	{name: "one packet in 20 is lost, over HTTP/2", outcome: "slow, and nothing else: all answers and streams are whole",
-		run: func(s *scene) { s.lossy(fakeanthropic.HTTP2) }},
 	{name: "large packets vanish, as in a tunnel with a small MTU",
 		outcome: "502 `connection` when the upstream has acknowledged nothing for as long as pings take; not sent again",
 		run:     largePacketsVanish},
-	{name: "no route to the upstream", outcome: "502 `connection` after one repetition", run: func(s *scene) {
-		s.outOfReach(func(w *wire) { w.near.ip("route add unreachable " + farAddr + "\n") },
-			func(w *wire) { w.near.ip("route del unreachable " + farAddr + "\n") }, 2, "no route to host")
-	}},
-	{name: "a router says that the upstream can't be reached", outcome: "502 `connection` after one repetition", run: func(s *scene) {
-		s.outOfReach(func(w *wire) {
+	{name: "no route to the upstream", outcome: "502 `connection` after one repetition", run: outOfReach(
+		func(w *wire) { w.near.ip("route add unreachable " + farAddr) },
+		func(w *wire) { w.near.ip("route del unreachable " + farAddr) }, 2, "no route to host", 0)},
+	{name: "a router says that the upstream can't be reached", outcome: "502 `connection` after one repetition", run: outOfReach(
+		func(w *wire) {
 			w.far.nft(`table inet faults {
 	chain entering {
 		type filter hook input priority filter;
@@ -68,22 +79,15 @@ var networkFaults = []fault{
 	}
 }
 `)
-		}, (*wire).heal, 2, "no route to host")
-	}},
-	{name: "the upstream's address is a black hole", outcome: "502 `connection` after `connect_timeout_secs`, tried once", run: func(s *scene) {
-		took := s.outOfReach((*wire).cut, (*wire).heal, 1, "i/o timeout")
-		s.within("given up", took, 5*time.Second, 10*time.Second)
-	}},
-	{name: "DNS fails with SERVFAIL, and heals", outcome: "502 `connection` after one repetition, as long as it fails; then all is well", run: func(s *scene) {
-		s.nameless(dnsmessage.RCodeServerFailure, 2, "server misbehaving")
-	}},
-	{name: "DNS does not know the name, and learns it", outcome: "502 `connection` after one repetition, as long as it does not; then all is well", run: func(s *scene) {
-		s.nameless(dnsmessage.RCodeNameError, 2, "no such host")
-	}},
-	{name: "DNS says nothing, and heals", outcome: "502 `connection` after `connect_timeout_secs`, tried once, as long as it says nothing; then all is well", run: func(s *scene) {
-		took := s.nameless(silentDNS, 1, "i/o timeout")
-		s.within("given up", took, 5*time.Second, 10*time.Second)
-	}},
+		}, (*wire).heal, 2, "no route to host", 0)},
+	{name: "the upstream's address is a black hole", outcome: "502 `connection` after `connect_timeout_secs`, tried once",
+		run: outOfReach((*wire).cut, (*wire).heal, 1, "i/o timeout", 5*time.Second)},
+	{name: "DNS fails with SERVFAIL, and heals", outcome: "502 `connection` after one repetition, as long as it fails; then all is well",
+		run: nameless(dnsmessage.RCodeServerFailure, 2, "server misbehaving", 0)},
+	{name: "DNS does not know the name, and learns it", outcome: "502 `connection` after one repetition, as long as it does not; then all is well",
+		run: nameless(dnsmessage.RCodeNameError, 2, "no such host", 0)},
+	{name: "DNS says nothing, and heals", outcome: "502 `connection` after `connect_timeout_secs`, tried once, as long as it says nothing; then all is well",
+		run: nameless(silentDNS, 1, "i/o timeout", 5*time.Second)},
 	{name: "the first query for each name is lost, with the resolver's options of `k8s/`", outcome: "served, two seconds late (without them: 502)", run: func(s *scene) {
 		w := newWire(s)
 		up := w.api(fakeanthropic.HTTP2, count)
@@ -109,14 +113,9 @@ func (s *scene) got(up *fakeanthropic.Server, want int) {
 // comes later.
 func (s *scene) stream() <-chan proxytest.Answer {
 	s.Helper()
-	resp, err := s.Client.Post(s.Proxy.URL()+"/v1/messages", "application/json", strings.NewReader("{}"))
-	if err != nil {
-		s.Fatal(err)
-	}
+	resp := proxytest.Must(s.Client.Post(s.Proxy.URL()+"/v1/messages", "application/json", strings.NewReader("{}")))(s.T)
 	first := make([]byte, len(proxytest.Event))
-	if _, err := io.ReadFull(resp.Body, first); err != nil {
-		s.Fatal(err)
-	}
+	proxytest.Must(io.ReadFull(resp.Body, first))(s.T)
 	answers := make(chan proxytest.Answer, 1)
 	go func() {
 		defer resp.Body.Close()
@@ -147,18 +146,9 @@ func (s *scene) within(what string, took, least, most time.Duration) {
 	}
 }
 
-// passedOnce checks that a is the upstream's, in one attempt.
-func (s *scene) passedOnce(a proxytest.Answer) { s.Helper(); s.Passed(a, 200, "2", 1) }
-
-// lostInPool checks that a says that the connection was lost.
-func lostInPool(err string) func(s *scene, a proxytest.Answer) {
-	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Refused(a, 502, "connection", 1, err) }
-}
-
-func (s *scene) deadUnderStream(protocol fakeanthropic.Protocol, err string) {
-	s.Helper()
+func (s *scene) deadUnderStream(via way) {
 	w := newWire(s)
-	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(via.protocol, func(w http.ResponseWriter, r *http.Request) {
 		sendEvent(w)
 		<-r.Context().Done()
 	})
@@ -166,17 +156,16 @@ func (s *scene) deadUnderStream(protocol fakeanthropic.Protocol, err string) {
 	pending := s.stream()
 	began := time.Now()
 	w.cut()
-	s.Broken(<-pending, proxytest.Event, err)
+	s.Broken(<-pending, proxytest.Event, via.dead)
 	s.within("broken off", time.Since(began), 2*time.Second, 8*time.Second)
 	w.heal()
 	s.got(up, 1)
 }
 
-func (s *scene) deadBeforeHeaders(protocol fakeanthropic.Protocol, err string) {
-	s.Helper()
+func (s *scene) deadBeforeHeaders(via way) {
 	w := newWire(s)
 	arrived := make(chan struct{})
-	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(via.protocol, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		close(arrived)
 		<-r.Context().Done()
@@ -186,7 +175,7 @@ func (s *scene) deadBeforeHeaders(protocol fakeanthropic.Protocol, err string) {
 	<-arrived
 	began := time.Now()
 	w.cut()
-	s.Refused(<-pending, 502, "connection", 1, err)
+	s.Refused(<-pending, 502, "connection", 1, via.dead)
 	s.within("given up", time.Since(began), time.Second, 10*time.Second)
 	w.heal()
 	s.got(up, 1)
@@ -195,14 +184,13 @@ func (s *scene) deadBeforeHeaders(protocol fakeanthropic.Protocol, err string) {
 // deadPool fills the proxy's pool of idle connections, lets all of them die and
 // sends requests after a while, which get what check wants. New connections work all
 // the time.
-func (s *scene) deadPool(protocol fakeanthropic.Protocol, while time.Duration, check func(*scene, proxytest.Answer)) {
-	s.Helper()
+func (s *scene) deadPool(via way, while time.Duration, check want) {
 	const requests = 5
 	w := newWire(s)
 	var together sync.WaitGroup
 	together.Add(requests)
 	var sent atomic.Int32
-	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(via.protocol, func(w http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)
 		if n := sent.Add(1); 1 < n && n <= 1+requests { // each needs a connection, or a stream, of its own
 			together.Done()
@@ -211,43 +199,36 @@ func (s *scene) deadPool(protocol fakeanthropic.Protocol, while time.Duration, c
 		fmt.Fprint(w, n)
 	})
 	w.start("", up.URL, pinged, up.Env()...)
-	round := func(check func(*scene, proxytest.Answer)) (served int) {
-		s.Helper()
-		var pending []<-chan proxytest.Answer
-		for range requests {
-			pending = append(pending, s.InBackground(strings.NewReader("{}")))
-		}
-		for _, answers := range pending {
-			a := <-answers
-			check(s, a)
-			if a.StatusCode == http.StatusOK {
-				served++
-			}
-		}
-		return served
+	served := 1
+	round := func(check want) {
+		s.crowd(requests, 1, func() proxytest.Answer { return s.Send("POST", "/v1/messages", strings.NewReader("{}")) },
+			func(s *scene, a proxytest.Answer) {
+				check(s, a)
+				if a.StatusCode == http.StatusOK {
+					served++
+				}
+			})
 	}
 	s.Passed(s.Post(), 200, posted, 1) // before others: one connection is enough for them over HTTP/2
-	served := 1 + round((*scene).passedOnce)
-	if got, want := len(up.ClientPorts()), map[fakeanthropic.Protocol]int{fakeanthropic.HTTP1: requests, fakeanthropic.HTTP2: 1}[protocol]; got != want {
-		s.Fatalf("the proxy has %d connections, want %d", got, want)
+	round(isPassed(200, "2"))
+	if got := len(up.ClientPorts()); got != via.conns {
+		s.Fatalf("the proxy has %d connections, want %d", got, via.conns)
 	}
 	time.Sleep(time.Second) // the answers are here before the last connection is back in the pool
 	w.forget(up)
 	time.Sleep(while)
-	served += round(check)
-	if w.lost() == 0 {
-		s.Error("no packet was lost")
-	}
-	served += round((*scene).passedOnce)
+	round(check)
+	w.someLost()
+	round(isPassed(200, "2"))
 	w.heal()
 	s.got(up, served)
 }
 
-func (s *scene) lossy(protocol fakeanthropic.Protocol) {
-	s.Helper()
+func (s *scene) lossy(via way) {
 	const clients, each, events = 8, 6, 20
+	large := rand.Text() + strings.Repeat("x", 64<<10)
 	w := newWire(s)
-	up := w.api(protocol, func(w http.ResponseWriter, r *http.Request) {
+	up := w.api(via.protocol, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		switch {
 		case err != nil:
@@ -264,30 +245,21 @@ func (s *scene) lossy(protocol fakeanthropic.Protocol) {
 	w.start("", up.URL, "", up.Env()...)
 	w.lose("numgen random mod 100 < 5")
 	began := time.Now()
-	var mu sync.Mutex
-	var senders sync.WaitGroup
-	for range clients {
-		senders.Go(func() {
-			for i := range each {
-				body := make([]byte, 64<<10)
-				rand.Read(body)
-				want := string(body)
-				if i%2 == 0 {
-					body, want = []byte("stream"), strings.Repeat(proxytest.Event, events)
-				}
-				a := s.Send("POST", "/v1/messages", bytes.NewReader(body))
-				mu.Lock()
-				s.Passed(a, 200, want, 1)
-				mu.Unlock()
-			}
-		})
-	}
-	senders.Wait()
-	lost := w.lost()
-	s.Logf("%d requests in %v, %d packets lost", clients*each, time.Since(began).Round(time.Millisecond), lost)
-	if lost == 0 {
-		s.Error("no packet was lost")
-	}
+	var sent atomic.Int32
+	s.crowd(clients, each, func() proxytest.Answer {
+		if sent.Add(1)%2 == 0 {
+			return s.Send("POST", "/v1/messages", strings.NewReader("stream"))
+		}
+		return s.Send("POST", "/v1/messages", strings.NewReader(large))
+	}, func(s *scene, a proxytest.Answer) {
+		if strings.HasPrefix(a.Text, proxytest.Event) {
+			s.Passed(a, 200, strings.Repeat(proxytest.Event, events), 1)
+		} else {
+			s.Passed(a, 200, large, 1)
+		}
+	})
+	s.Logf("%d requests in %v", clients*each, time.Since(began).Round(time.Millisecond))
+	w.someLost()
 	s.got(up, clients*each)
 	w.heal()
 }
@@ -302,51 +274,53 @@ func largePacketsVanish(s *scene) {
 	began := time.Now()
 	s.Refused(s.Send("POST", "/v1/messages", zeros(64<<10)), 502, "connection", 1, "connection:")
 	s.within("given up", time.Since(began), 2*time.Second, 8*time.Second)
-	if w.lost() == 0 {
-		s.Error("no packet was lost")
-	}
+	w.someLost()
 	w.heal()
 }
 
-// outOfReach has connections to the upstream fail with err, and then no more. It
-// returns how long a request has tried.
-func (s *scene) outOfReach(harm, heal func(*wire), attempts int, err string) (took time.Duration) {
-	s.Helper()
-	w := newWire(s)
-	up := w.api(fakeanthropic.HTTP2, count)
-	w.start("", up.URL, "", up.Env()...)
-	harm(w)
-	began := time.Now()
-	s.Refused(s.Post(), 502, "connection", attempts, err)
-	took = time.Since(began)
-	s.got(up, 0)
-	heal(w)
-	s.Passed(s.Post(), 200, posted, 1)
-	s.got(up, 1)
-	return took
+// outOfReach has connections to the upstream fail with err, after a while at least, and then no more.
+func outOfReach(harm, heal func(*wire), attempts int, err string, while time.Duration) func(*scene) {
+	return func(s *scene) {
+		w := newWire(s)
+		up := w.api(fakeanthropic.HTTP2, count)
+		w.start("", up.URL, "", up.Env()...)
+		harm(w)
+		s.givenUp(attempts, err, while)
+		s.got(up, 0)
+		heal(w)
+		s.Passed(s.Post(), 200, posted, 1)
+		s.got(up, 1)
+	}
 }
 
-// nameless has the upstream's name lookup fail with err, and then no more. It returns
-// how long a request has tried.
-func (s *scene) nameless(failure dnsmessage.RCode, attempts int, err string) (took time.Duration) {
+// nameless has the upstream's name lookup fail with err, after a while at least, and then no more.
+func nameless(failure dnsmessage.RCode, attempts int, err string, while time.Duration) func(*scene) {
+	return func(s *scene) {
+		w := newWire(s)
+		up := w.api(fakeanthropic.HTTP2, count)
+		names := w.nameserver()
+		names.answer(failure)
+		w.start(names.use(), "https://upstream.test", "", append(up.Env(), pureGo)...)
+		s.givenUp(attempts, err, while)
+		if names.asked.Load() == 0 {
+			s.Error("nobody has asked the name server")
+		}
+		s.got(up, 0)
+		names.answer(dnsmessage.RCodeSuccess)
+		s.Passed(s.Post(), 200, posted, 1)
+		names.answer(failure)
+		s.Passed(s.Post(), 200, posted, 1) // over the connection that there is
+		s.got(up, 2)
+		names.answer(dnsmessage.RCodeSuccess)
+	}
+}
+
+// givenUp sends a request that fails with err, after a while at least.
+func (s *scene) givenUp(attempts int, err string, while time.Duration) {
 	s.Helper()
-	w := newWire(s)
-	up := w.api(fakeanthropic.HTTP2, count)
-	names := w.nameserver()
-	names.answer(failure)
-	w.start(names.use(), "https://upstream.test", "", append(up.Env(), pureGo)...)
 	began := time.Now()
 	s.Refused(s.Post(), 502, "connection", attempts, err)
-	took = time.Since(began)
-	if names.asked.Load() == 0 {
-		s.Error("nobody has asked the name server")
+	if while > 0 { // otherwise it is the machine that takes its time
+		s.within("given up", time.Since(began), while, while+5*time.Second)
 	}
-	s.got(up, 0)
-	names.answer(dnsmessage.RCodeSuccess)
-	s.Passed(s.Post(), 200, posted, 1)
-	names.answer(failure)
-	s.Passed(s.Post(), 200, posted, 1) // over the connection that there is
-	s.got(up, 2)
-	names.answer(dnsmessage.RCodeSuccess)
-	return took
 }

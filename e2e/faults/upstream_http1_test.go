@@ -3,22 +3,16 @@
 package faults
 
 import (
-	"anthropic-oauth-proxy/e2e/proxytest"
-	"cmp"
-	"net"
 	"strings"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // upstreamFaults are those of an upstream that speaks HTTP/1.1, or tries to.
 var upstreamFaults = []fault{
 	{name: "refuses connections", outcome: "502 `connection` after one repetition", run: func(s *scene) {
-		free, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			s.Fatal(err)
-		}
-		addr := free.Addr().String()
-		free.Close()
+		addr := proxytest.Must(proxytest.FreeAddr())(s.T)
 		s.Start("http://"+addr, "")
 		s.Refused(s.Post(), 502, "connection", 2, "refused")
 		s.Mend = func() { s.UpstreamAt(addr, func(p *proxytest.Peer) { p.Request() }) }
@@ -93,9 +87,7 @@ var upstreamFaults = []fault{
 			p.Finish()
 		})
 		s.Start(u.URL, "")
-		for range 10 { // it is a race in every HTTP client
-			s.Passed(s.Send("POST", "/v1/messages", strings.NewReader(strings.Repeat("x", 5<<20))), 413, "too much", 1)
-		}
+		s.answeredEarly()
 	}},
 	{name: "drips a byte at a time", outcome: "passed on as it comes: only silence for `timeout_secs` ends an answer", run: func(s *scene) {
 		const slow = "slowly"
@@ -126,23 +118,8 @@ var upstreamFaults = []fault{
 			}
 		})
 		s.Start(u.URL, "")
-		const many = 20
 		all := func() {
-			done := make(chan proxytest.Answer, many)
-			for range many {
-				go func() {
-					a, err := s.Try(s.Request("POST", "/v1/messages", strings.NewReader("{}")))
-					a.Err = cmp.Or(err, a.Err)
-					done <- a
-				}()
-			}
-			for range many {
-				if a := <-done; a.Err != nil {
-					s.Errorf("a request failed: %v", a.Err)
-				} else {
-					s.Passed(a, 200, "ok", -1)
-				}
-			}
+			s.crowd(20, 1, func() proxytest.Answer { return s.Send("POST", "/v1/messages", strings.NewReader("{}")) }, isPassedAfter(-1, 200, "ok"))
 		}
 		all()
 		u.HangUp()
@@ -151,8 +128,11 @@ var upstreamFaults = []fault{
 	}},
 }
 
+// A want says what a request is to get.
+type want func(*scene, proxytest.Answer)
+
 // says harms a request whose upstream has read it: it gets text for an answer, and then the connection's end.
-func says(text string, end func(*proxytest.Peer) error, want func(*scene, proxytest.Answer)) func(*scene) {
+func says(text string, end func(*proxytest.Peer) error, want want) func(*scene) {
 	return func(s *scene) {
 		u := s.Upstream(func(p *proxytest.Peer) {
 			p.Request()
@@ -167,16 +147,28 @@ func says(text string, end func(*proxytest.Peer) error, want func(*scene, proxyt
 }
 
 // isRefused is an answer of the proxy's, with this cause in the log: the upstream's is none.
-func isRefused(err string) func(*scene, proxytest.Answer) {
-	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Refused(a, 502, "connection", 1, err) }
+func isRefused(err string) want { return isRefusedAfter(1, err) }
+
+func isRefusedAfter(attempts int, err string) want {
+	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Refused(a, 502, "connection", attempts, err) }
 }
 
 // isBroken is the beginning of an answer, with this cause in the log.
-func isBroken(beginning, err string) func(*scene, proxytest.Answer) {
+func isBroken(beginning, err string) want {
 	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Broken(a, beginning, err) }
 }
 
 // isPassed is the upstream's answer.
-func isPassed(status int, body string) func(*scene, proxytest.Answer) {
-	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Passed(a, status, body, 1) }
+func isPassed(status int, body string) want { return isPassedAfter(1, status, body) }
+
+func isPassedAfter(attempts, status int, body string) want {
+	return func(s *scene, a proxytest.Answer) { s.Helper(); s.Passed(a, status, body, attempts) }
+}
+
+// answeredEarly sends large requests to an upstream that does not wait for their end.
+func (s *scene) answeredEarly() {
+	s.Helper()
+	for range 10 { // it is a race in every HTTP client
+		s.Passed(s.Send("POST", "/v1/messages", zeros(5*mib)), 413, "too much", 1)
+	}
 }
