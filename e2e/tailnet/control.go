@@ -3,8 +3,6 @@ package tailnet
 import (
 	"context"
 	"fmt"
-	"io"
-	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -28,13 +26,12 @@ type Control struct {
 	addr       string
 	routeDelay time.Duration
 
-	mu     sync.Mutex
-	front  *http.Server // nil while stopped
-	noise  []net.Conn   // that front does not close
-	grants tailcfg.PeerCapMap
+	mu    sync.Mutex
+	front *http.Server // nil while stopped
+	conns []net.Conn   // that front has accepted: it forgets those that become Noise ones
 }
 
-func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
+func startControl(host string, opts Options, derp *tailcfg.DERPMap) (*Control, error) {
 	c := &Control{routeDelay: opts.RouteDelay}
 	c.server = &testcontrol.Server{
 		Logf:               logger.Discard,
@@ -53,7 +50,7 @@ func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
 	// On a port that the kernel gives to nobody who asks for any free one, so that it is still free after a Stop.
 	var err error
 	for range 50 {
-		c.addr = net.JoinHostPort(opts.Host, strconv.Itoa(20000+rand.IntN(12000))) // Linux hands out 32768 and up
+		c.addr = net.JoinHostPort(host, strconv.Itoa(20000+rand.IntN(12000))) // Linux hands out 32768 and up
 		c.URL = "http://" + c.addr
 		c.server.ExplicitBaseURL = c.URL
 		if err = c.Start(); err == nil {
@@ -71,22 +68,20 @@ func (c *Control) Start() error {
 	if err != nil {
 		return fmt.Errorf("listening for the control server: %w", err)
 	}
-	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: log.New(io.Discard, "", 0), ConnState: c.connState}
+	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: logger.StdLogger(logger.Discard), ConnContext: c.remember}
 	go c.front.Serve(listener)
 	return nil
 }
 
-// connState remembers the connections that become Noise ones, which http.Server forgets.
-func (c *Control) connState(conn net.Conn, state http.ConnState) {
-	if state != http.StateHijacked {
-		return
-	}
+// remember has Stop close the connection.
+func (c *Control) remember(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.front == nil { // stopped meanwhile
 		conn.Close()
 	}
-	c.noise = append(c.noise, conn)
+	c.conns = append(c.conns, conn)
+	return ctx
 }
 
 // Stop cuts all connections and refuses new ones, as a server that is down. Stopping twice is not an error.
@@ -97,17 +92,19 @@ func (c *Control) Stop() error {
 		return nil
 	}
 	err := c.front.Close()
-	for _, conn := range c.noise {
-		conn.Close() // unless the node has
+	for _, conn := range c.conns {
+		conn.Close() // unless it is closed already
 	}
-	c.front, c.noise = nil, nil
+	c.front, c.conns = nil, nil
 	return err
 }
 
 // Members returns the names of all nodes that ever logged in, in order of their login. The test server never forgets
 // one, nor does it rename one whose name is taken.
-func (c *Control) Members() (names []string) {
-	for _, node := range c.server.AllNodes() {
+func (c *Control) Members() []string { return memberNames(c.server.AllNodes()) }
+
+func memberNames(nodes []*tailcfg.Node) (names []string) {
+	for _, node := range nodes {
 		names = append(names, memberName(node))
 	}
 	return names
@@ -154,7 +151,6 @@ func (c *Control) modify(name string, change func(*tailcfg.Node)) error {
 		}
 		return found
 	})
-	c.wakeAll() // UpdateNode wakes all nodes but the changed one
 	if err != nil {
 		return fmt.Errorf("changing node %s: the control server does not know how it is reached: %w", name, err)
 	}
@@ -167,15 +163,5 @@ func (c *Control) Grant(capabilities ...string) {
 	for _, capability := range capabilities {
 		grants[tailcfg.PeerCapability(capability)] = nil
 	}
-	c.mu.Lock()
-	c.grants = grants
-	c.mu.Unlock()
-	c.wakeAll()
-}
-
-// wakeAll has all nodes fetch what has changed.
-func (c *Control) wakeAll() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.server.SetGlobalAppCaps(c.grants)
+	c.server.SetGlobalAppCaps(grants)
 }
