@@ -160,8 +160,8 @@ func (f *fixture) url() string {
 // What /health answers but for the uptime.
 const (
 	healthy = `200 {"status":"healthy","tailnet":"connected","tailnet_hostname":"anthropic-oauth-proxy","tailnet_ip":"100.64.0.1",` +
-		`"uptime_seconds":N,"requests_served":0,"errors_total":0}` + "\n"
-	degraded = `503 {"status":"degraded","tailnet":"not_connected","uptime_seconds":N,"requests_served":0,"errors_total":0}` + "\n"
+		`"uptime_seconds":N,"requests_served":0,"errors_total":0}`
+	degraded = `503 {"status":"degraded","tailnet":"not_connected","uptime_seconds":N,"requests_served":0,"errors_total":0}`
 )
 
 var uptime = regexp.MustCompile(`"uptime_seconds":\d+`)
@@ -177,7 +177,7 @@ func (f *fixture) health() string {
 func (f *fixture) checkHealth(want string) {
 	f.Helper()
 	if got := f.health(); got != want {
-		f.Errorf("GET /health: %swant %s", got, want)
+		f.Errorf("GET /health: %s\nwant %s", got, want)
 	}
 }
 
