@@ -3,10 +3,8 @@ package tailnet
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,18 +21,22 @@ type Control struct {
 	URL string
 
 	server     *testcontrol.Server
-	addr       string
 	routeDelay time.Duration
 
 	mu    sync.Mutex
-	front *http.Server // nil while stopped
-	conns []net.Conn   // that front has accepted: it forgets those that become Noise ones
+	down  bool
+	conns []net.Conn // all so far, as http.Server forgets those that become Noise ones
 }
 
-func startControl(host string, opts Options, derp *tailcfg.DERPMap) (*Control, error) {
-	c := &Control{routeDelay: opts.RouteDelay}
+func (tn *Tailnet) startControl(opts Options, derp *tailcfg.DERPMap) error {
+	listener, err := net.Listen("tcp", net.JoinHostPort(tn.host, "0"))
+	if err != nil {
+		return err
+	}
+	c := &Control{URL: "http://" + listener.Addr().String(), routeDelay: opts.RouteDelay}
 	c.server = &testcontrol.Server{
 		Logf:               logger.Discard,
+		ExplicitBaseURL:    c.URL,
 		DERPMap:            derp,
 		DNSConfig:          &tailcfg.DNSConfig{Proxied: true},
 		MagicDNSDomain:     Domain,
@@ -47,56 +49,40 @@ func startControl(host string, opts Options, derp *tailcfg.DERPMap) (*Control, e
 			return false, "", ""
 		},
 	}
-	// On a port that the kernel gives to nobody who asks for any free one, so that it is still free after a Stop.
-	var err error
-	for range 50 {
-		c.addr = net.JoinHostPort(host, strconv.Itoa(20000+rand.IntN(12000))) // Linux hands out 32768 and up
-		c.URL = "http://" + c.addr
-		c.server.ExplicitBaseURL = c.URL
-		if err = c.Start(); err == nil {
-			return c, nil
-		}
-	}
-	return nil, err
-}
-
-// Start brings a stopped server back on the same port, with all it knew.
-func (c *Control) Start() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	listener, err := net.Listen("tcp", c.addr)
-	if err != nil {
-		return fmt.Errorf("listening for the control server: %w", err)
-	}
-	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: logger.StdLogger(logger.Discard), ConnContext: c.remember}
-	go c.front.Serve(listener)
+	web := &http.Server{Handler: c.withKeys(), ErrorLog: logger.StdLogger(logger.Discard), ConnContext: c.accept}
+	go web.Serve(listener)
+	tn.Control = c
+	tn.atClose(func() error { c.Stop(); return web.Close() })
 	return nil
 }
 
-// remember has Stop close the connection.
-func (c *Control) remember(ctx context.Context, conn net.Conn) context.Context {
+// accept cuts a connection, now or later.
+func (c *Control) accept(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.front == nil { // stopped meanwhile
+	if c.down {
 		conn.Close()
 	}
 	c.conns = append(c.conns, conn)
 	return ctx
 }
 
-// Stop cuts all connections and refuses new ones, as a server that is down. Stopping twice is not an error.
-func (c *Control) Stop() error {
+// Stop cuts all connections, those to come too, as those of a server that is down.
+func (c *Control) Stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.front == nil {
-		return nil
-	}
-	err := c.front.Close()
+	c.down = true
 	for _, conn := range c.conns {
 		conn.Close() // unless it is closed already
 	}
-	c.front, c.conns = nil, nil
-	return err
+	c.conns = nil
+}
+
+// Start brings a stopped server back, with all it knew.
+func (c *Control) Start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down = false
 }
 
 // Members returns the names of all nodes that ever logged in, in order of their login. The test server never forgets

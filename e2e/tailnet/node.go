@@ -30,6 +30,7 @@ type Node struct {
 
 	tailnet *Tailnet
 	dir     string
+	local   *local.Client    // of the daemon
 	daemon  *proxytest.Proxy // the last one, nil if there was none
 	kill    syscall.Signal   // ends it at once
 }
@@ -41,8 +42,7 @@ func (n *Node) Start(ctx context.Context) error {
 		"--tun=userspace-networking",
 		"--statedir="+n.dir,
 		"--socket="+n.Socket,
-		"--socks5-server=127.0.0.1:0",
-		"--outbound-http-proxy-listen=127.0.0.1:0")
+		"--socks5-server=127.0.0.1:0")
 	if err != nil {
 		return err
 	}
@@ -83,18 +83,6 @@ func (n *Node) KeepBooting(ctx context.Context, login ...string) error {
 			return nil
 		}
 	}
-}
-
-// defaultSocket is where containerboot, if it may, makes a link to its node's socket, for a tailscale command without --socket.
-const defaultSocket = "/var/run/tailscale/tailscaled.sock"
-
-// removeDefaultSocket removes that link if it points into dir.
-func removeDefaultSocket(dir string) error {
-	target, err := os.Readlink(defaultSocket)
-	if err != nil || !strings.HasPrefix(target, dir+"/") {
-		return nil // none, or none of ours
-	}
-	return os.Remove(defaultSocket)
 }
 
 // run starts a daemon for the node, in place of one that may have ended by itself. It gets the signal kill if this process dies.
@@ -176,7 +164,7 @@ func (n *Node) Await(ctx context.Context, states ...ipn.State) error {
 	err := poll(ctx, func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		st, err := n.client().StatusWithoutPeers(ctx)
+		st, err := n.local.StatusWithoutPeers(ctx)
 		if err != nil {
 			return false
 		}
@@ -194,14 +182,9 @@ func (n *Node) Await(ctx context.Context, states ...ipn.State) error {
 	return nil
 }
 
-// client returns a client of the daemon's local API.
-func (n *Node) client() *local.Client {
-	return &local.Client{Socket: n.Socket, UseSocketOnly: true}
-}
-
 // status is the daemon's own view. It has to be logged in.
 func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
-	st, err := n.client().Status(ctx)
+	st, err := n.local.Status(ctx)
 	if err == nil && (st.Self == nil || len(st.TailscaleIPs) == 0) {
 		err = fmt.Errorf("it is not logged in (%s)", st.BackendState)
 	}
@@ -212,35 +195,28 @@ func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
 }
 
 // IP returns the node's IPv4 address in the tailnet.
-func (n *Node) IP(ctx context.Context) (netip.Addr, error) {
+func (n *Node) IP(ctx context.Context) (ip netip.Addr, err error) {
 	st, err := n.status(ctx)
-	if err != nil {
-		return netip.Addr{}, err
+	if err == nil {
+		ip = st.TailscaleIPs[0] // before that of IPv6
 	}
-	return st.TailscaleIPs[0], nil // before that of IPv6
+	return ip, err
 }
 
 // User returns the login name of the node's owner.
-func (n *Node) User(ctx context.Context) (string, error) {
+func (n *Node) User(ctx context.Context) (name string, err error) {
 	st, err := n.status(ctx)
-	if err != nil {
-		return "", err
+	if err == nil {
+		name = st.User[st.Self.UserID].LoginName
 	}
-	return st.User[st.Self.UserID].LoginName, nil
+	return name, err
 }
 
 // SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a program on this node reaches the tailnet.
-func (n *Node) SOCKSAddr() string { return n.says("SOCKS5 listening on ") }
-
-// HTTPProxyAddr returns host:port of the daemon's outbound HTTP proxy.
-func (n *Node) HTTPProxyAddr() string { return n.says("HTTP proxy listening on ") }
-
-// says returns how the last line goes on in which the node's daemons have written that, or "".
-func (n *Node) says(that string) string {
-	log := n.Log()
-	_, rest, _ := strings.Cut(log[max(0, strings.LastIndex(log, that)):], that)
-	rest, _, _ = strings.Cut(rest, "\n")
-	return rest
+func (n *Node) SOCKSAddr() string {
+	lines := strings.Split(n.Log(), "SOCKS5 listening on ") // one for each daemon so far
+	addr, _, _ := strings.Cut(lines[len(lines)-1], "\n")
+	return addr
 }
 
 // HTTPClient returns a client on this node, which reaches the other nodes by address or name. Reuse it: about one in a

@@ -130,26 +130,34 @@ func TestRequireTailnetFailsClosed(t *testing.T) {
 	}
 }
 
+// TestControlLostWhileRunning has a client at work meanwhile, through WireGuard.
 func TestControlLostWhileRunning(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
 	f.connected("")
 	_, c := f.client("laptop")
+	next, finish := f.stream(c, f.url())
 	f.Gauge(1, "tailnet_control_online")
-	f.served(c, f.url())
 
-	f.do(f.tailnet.Control.Stop())
+	f.tailnet.Control.Stop()
 	f.Gauge(0, "tailnet_control_online")
 	if !proxytest.Scrape(t, f.Proxy).Has("tailnet_control_online") {
 		t.Error("tailnet_control_online has gone, want 0")
 	}
+	for range 59 {
+		next()
+	}
+	finish()
 	f.served(c, f.url())
 	f.follows(true, soon) // the tailnet still works
 	if lines := complaints(f.Proxy); len(lines) > 0 {
 		t.Errorf("%v, want no word of a loss", lines)
 	}
+	if line := completed(f.Proxy)[0]; line.Number("status") != 200 || line.Text("error") != "" {
+		t.Errorf("the stream was logged as %s", line.Raw)
+	}
 
-	f.do(f.tailnet.Control.Start())
+	f.tailnet.Control.Start()
 	f.Gauge(1, "tailnet_control_online")
 }
 

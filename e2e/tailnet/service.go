@@ -65,7 +65,7 @@ func (s *Service) steer(ctx context.Context) {
 				allowed[node.Key] = true
 				server.SetNodeCapMap(node.Key, tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}})
 			}
-			if allowed[node.Key] && s.isHost(ctx, node.Key) {
+			if allowed[node.Key] && s.isHost(node.Key) {
 				active = append(active, node)
 			}
 		}
@@ -88,14 +88,9 @@ func (s *Service) steer(ctx context.Context) {
 }
 
 // isHost asks a node whether it advertises s. One that does not answer does not.
-func (s *Service) isHost(ctx context.Context, node key.NodePublic) bool {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/vip-services", nil)
-	if err != nil {
-		return false
-	}
-	resp, err := s.control.server.NodeRoundTripper(node).RoundTrip(req)
+func (s *Service) isHost(node key.NodePublic) bool {
+	client := &http.Client{Transport: s.control.server.NodeRoundTripper(node), Timeout: 2 * time.Second}
+	resp, err := client.Get("http://node/vip-services")
 	if err != nil {
 		return false
 	}

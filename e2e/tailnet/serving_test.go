@@ -111,22 +111,6 @@ func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
 	return next, finish
 }
 
-func TestStreamThroughWireGuard(t *testing.T) {
-	t.Parallel()
-	f := setUp(t, tailnet.Options{})
-	f.connected("")
-	_, c := f.client("laptop")
-	next, finish := f.stream(c, f.url())
-	for range 59 {
-		next()
-	}
-	finish()
-	line := proxytest.WaitLog(t, f.Proxy, proxytest.MsgRequestCompleted)
-	if line.Number("status") != http.StatusOK || line.Text("error") != "" {
-		t.Errorf("the stream was logged as %s", line.Raw)
-	}
-}
-
 // TestVanishedClient: a laptop's lid is closed. The sidecar acknowledges for it what the proxy sends, and has to notice.
 func TestVanishedClient(t *testing.T) {
 	t.Parallel()

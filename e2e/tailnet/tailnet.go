@@ -25,6 +25,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tailscale.com/client/local"
 )
 
 // Domain is the MagicDNS domain of every test tailnet: a node named "laptop" has the DNS name "laptop.tailnet.test.".
@@ -67,16 +69,15 @@ func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
 	if tn.dir, err = os.MkdirTemp(parent, "tn-"); err != nil {
 		return nil, err
 	}
-	tn.atClose(func() error { return errors.Join(removeDefaultSocket(tn.dir), os.RemoveAll(tn.dir)) })
+	tn.atClose(tn.removeFiles)
 	tn.startTrap()
 	derp, err := tn.startRelay()
 	if err == nil {
-		tn.Control, err = startControl(tn.host, opts, derp)
+		err = tn.startControl(opts, derp)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("starting a tailnet: %w", err), tn.Close())
 	}
-	tn.atClose(tn.Control.Stop)
 	return tn, nil
 }
 
@@ -92,11 +93,22 @@ func (tn *Tailnet) Close() (err error) {
 	return err
 }
 
+// removeFiles removes what is in dir, and the link to a socket there that containerboot, if it may, makes for a tailscale
+// command without --socket.
+func (tn *Tailnet) removeFiles() error {
+	const link = "/var/run/tailscale/tailscaled.sock"
+	if target, _ := os.Readlink(link); strings.HasPrefix(target, tn.dir+"/") {
+		os.Remove(link)
+	}
+	return os.RemoveAll(tn.dir)
+}
+
 // NewNode returns a node with its own state directory and socket. Its daemon is not running yet. The name becomes its
 // host name in the tailnet.
 func (tn *Tailnet) NewNode(name string) (*Node, error) {
 	dir := filepath.Join(tn.dir, fmt.Sprintf("n%d", len(tn.ends))) // short, as sockets demand
 	n := &Node{Name: name, Socket: filepath.Join(dir, "tailscaled.sock"), tailnet: tn, dir: dir}
+	n.local = &local.Client{Socket: n.Socket, UseSocketOnly: true}
 	tn.atClose(n.Kill)
 	return n, os.Mkdir(dir, 0o755)
 }

@@ -87,19 +87,19 @@ var troubles = []trouble{
 		}},
 	{name: "control server down, new node", error: "TailnetConnect",
 		begin: func(f *fixture) {
-			f.do(f.tailnet.Control.Stop())
+			f.tailnet.Control.Stop()
 			f.do(f.sidecar.Start(f.Context()))
 			f.login()
 		},
-		end: func(f *fixture) { f.do(f.tailnet.Control.Start()) }},
+		end: func(f *fixture) { f.tailnet.Control.Start() }},
 	{name: "control server down, known node", error: "TailnetConnect", check: "TailnetConnect",
 		begin: func(f *fixture) {
 			f.connect(f.sidecar)
 			f.do(f.sidecar.End(syscall.SIGTERM))
-			f.do(f.tailnet.Control.Stop())
+			f.tailnet.Control.Stop()
 			f.do(f.sidecar.Start(f.Context()))
 		},
-		end: func(f *fixture) { f.do(f.tailnet.Control.Start()) }},
+		end: func(f *fixture) { f.tailnet.Control.Start() }},
 }
 
 // keyed is a tailnet that asks for a key.
