@@ -118,6 +118,6 @@ func nodeDrain(t *test) {
 // namespaceDeleted deletes everything with the namespace.
 func namespaceDeleted(t *test) {
 	start := time.Now()
-	t.kubectl("delete", "namespace", name, "--timeout=120s")
+	t.deleteNamespace()
 	t.report("deleted in %.1f s", time.Since(start).Seconds())
 }

@@ -20,8 +20,7 @@ import (
 func (t *test) peak(before *pod, container, program string) string {
 	p := theOnly(t)
 	t.wantRestarts(before, p)
-	status, err := t.process(p, container, program).NewStatus()
-	t.check(err)
+	status := must(t.process(p, container, program).NewStatus())(t)
 	for _, c := range append(p.Spec.InitContainers, p.Spec.Containers...) {
 		if c.Name == container {
 			return fmt.Sprintf("%s: RSS at most %d of %d MiB", container, status.VmHWM>>20, c.Resources.Limits.Memory().Value()>>20)

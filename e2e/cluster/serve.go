@@ -31,8 +31,7 @@ func (t *test) send(client *http.Client, url, body string) *http.Response {
 	t.check(err)
 	req.Header.Set("Authorization", "Bearer sk-ant-oat-testonly")
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
-	t.check(err)
+	resp := must(client.Do(req))(t)
 	t.cleanup(func() { resp.Body.Close() })
 	return resp
 }
@@ -41,9 +40,7 @@ func (t *test) send(client *http.Client, url, body string) *http.Response {
 func (t *test) exchange(client *http.Client, url, body string) (status int, answer string) {
 	resp := t.send(client, url, body)
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	t.check(err)
-	return resp.StatusCode, string(text)
+	return resp.StatusCode, string(must(io.ReadAll(resp.Body))(t))
 }
 
 // ask is exchange, with a 200 or else a failure.
@@ -125,8 +122,7 @@ func streamedRequest(t *test) {
 
 // identity looks for the laptop and its owner in the lines of its requests.
 func identity(t *test) {
-	user, err := t.laptop.User(t.ctx)
-	t.check(err)
+	user := must(t.laptop.User(t.ctx))(t)
 	t.awaitLog(theOnly(t), "proxy", `"request completed"`, `"tailnet_node":"laptop`, `"tailnet_user":"`+user+`"`)
 	t.report("%s", user)
 }
@@ -148,8 +144,7 @@ func insideCaller(t *test) {
 
 // resolver reads the pod's /etc/resolv.conf.
 func resolver(t *test) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID))
-	t.check(err)
+	text := must(os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID)))(t)
 	options := t.find(string(text), "options")
 	for _, want := range []string{"ndots:1", "timeout:2", "attempts:3"} {
 		if !slices.Contains(strings.Fields(options), want) {
