@@ -12,12 +12,12 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -96,7 +96,9 @@ func api(w http.ResponseWriter, r *http.Request) {
 	}
 	switch r.URL.Path {
 	case large:
-		io.CopyN(w, zeros{}, 8*mib)
+		for range 128 {
+			w.Write(block)
+		}
 		return
 	case headers:
 		for i := range 20 {
@@ -115,9 +117,7 @@ func api(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, n)
 }
 
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+var block = make([]byte, 64<<10)
 
 // memory returns memory.NAME of the group in bytes.
 func (b *box) memory(name string) int {
@@ -126,13 +126,15 @@ func (b *box) memory(name string) int {
 }
 
 // dial connects, with a small send buffer: the VM's memory is not without end. It sends text.
-func (b *box) dial(text string) (net.Conn, error) {
+func (b *box) dial(text string) (*net.TCPConn, error) {
 	conn, err := net.DialTimeout("tcp", "127.0.0.1:8080", patience)
-	if err == nil {
-		conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
-		_, err = io.WriteString(conn, text)
+	if err != nil {
+		return nil, err
 	}
-	return conn, err
+	tcp := conn.(*net.TCPConn)
+	tcp.SetWriteBuffer(64 << 10)
+	io.WriteString(tcp, text) // as far as the proxy takes it
+	return tcp, nil
 }
 
 // hold opens n connections that send text, and keeps them until letGo. It does not wait for them.
@@ -147,12 +149,35 @@ func (b *box) hold(n int, text string) {
 }
 
 // stillReader asks for a large answer and reads nothing of it.
-func (b *box) stillReader() net.Conn {
+func (b *box) stillReader() *net.TCPConn {
 	b.Helper()
 	conn := proxytest.Must(b.dial("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n"))(b.T)
-	conn.(*net.TCPConn).SetReadBuffer(16 << 10)
+	conn.SetReadBuffer(16 << 10)
 	context.AfterFunc(b.held, func() { conn.Close() })
 	return conn
+}
+
+// ask sends a request over a connection of its own, and checks the status of the answer.
+func (b *box) ask(request string, status int) error {
+	conn, err := b.dial(request)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return answered(conn, status)
+}
+
+// answered reads an answer and checks its status.
+func answered(conn net.Conn, status int) error {
+	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
+		return fmt.Errorf("%d, %v; want %d", resp.StatusCode, err, status)
+	}
+	return nil
 }
 
 // client returns a client that keeps its connections.
@@ -162,38 +187,23 @@ func (b *box) client() *http.Client {
 	return &http.Client{Transport: transport, Timeout: 10 * time.Minute}
 }
 
-// post uploads n bytes and checks the answer.
-func (b *box) post(client *http.Client, path string, n int) error {
-	resp, err := client.Post(url+path, "application/json", bytes.NewReader(make([]byte, n)))
-	if err != nil {
-		return err
+// post uploads n bytes so many times, one after the other, and checks the answers.
+func (b *box) post(times int, client *http.Client, path string, n int) error {
+	for range times {
+		req := proxytest.Must(http.NewRequest("POST", url+path, bytes.NewReader(make([]byte, n))))(b.T)
+		a, err := proxytest.Ask(client, req)
+		if err != nil || a.Err != nil || a.StatusCode != 200 || a.Text != strconv.Itoa(n) {
+			return fmt.Errorf("%.200q, %v, %v; want 200, %d", a.Text, err, a.Err, n)
+		}
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && (resp.StatusCode != 200 || string(text) != strconv.Itoa(n)) {
-		err = fmt.Errorf("%d, %.200q; want 200, %d", resp.StatusCode, text, n)
-	}
-	return err
+	return nil
 }
 
-// posts is post so many times, one after the other.
-func (b *box) posts(times int, client *http.Client, path string, n int) (err error) {
-	for i := 0; i < times && err == nil; i++ {
-		err = b.post(client, path, n)
-	}
-	return err
-}
-
-// get reads an answer of 200, in which there are so many empty lines.
+// get reads an answer of 200, in which there are so many events.
 func (b *box) get(client *http.Client, url string, events int) error {
-	resp, err := client.Get(url)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if n := strings.Count(string(text), "\n\n"); err != nil || resp.StatusCode != 200 || n != events {
-		return fmt.Errorf("%d, %d of %d events, %v", resp.StatusCode, n, events, err)
+	a, err := proxytest.Ask(client, proxytest.Must(http.NewRequest("GET", url, nil))(b.T))
+	if n := strings.Count(a.Text, "\n\n"); err != nil || a.Err != nil || a.StatusCode != 200 || n != events {
+		return fmt.Errorf("%d of %d events, %v, %v", n, events, err, a.Err)
 	}
 	return nil
 }
@@ -231,14 +241,11 @@ func (b *box) readAgain(log io.Reader) (completed, told int) {
 // all runs n clients at once to their end.
 func (b *box) all(n int, run func(i int) error) {
 	b.Helper()
-	var wg sync.WaitGroup
-	errs := make([]error, n)
+	var clients errgroup.Group
 	for i := range n {
-		wg.Go(func() { errs[i] = run(i) })
+		clients.Go(func() error { return run(i) })
 	}
-	wg.Wait()
-	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	if len(failed) > 0 {
-		b.Errorf("%d of %d clients failed, such as with %v", len(failed), n, failed[:min(5, len(failed))])
+	if err := clients.Wait(); err != nil {
+		b.Errorf("the first client that failed: %v", err)
 	}
 }
