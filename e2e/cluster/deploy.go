@@ -90,17 +90,12 @@ func configBroken(t *test) {
 // renames a second node nor forgets the first, so what counts is that the old
 // daemon has told it, before its end, to log the node out.
 func rolloutKeepsName(t *test) {
-	follow := t.kubectlCommand("logs", "-f", theOnly(t).Name, "-c", "tailscaled")
-	log := make(chan string, 1)
-	go func() {
-		out, _ := follow.CombinedOutput() // what was said counts, however it ended
-		log <- string(out)
-	}()
+	log := t.follow("logs", "-f", theOnly(t).Name, "-c", "tailscaled")
 	start := time.Now()
 	t.heal()
 	t.report("restart to Ready %.1f s, the name is still %s", time.Since(start).Seconds(), name)
 	t.tailnetURL() // it checks the name
-	t.find(<-log, "logged out")
+	t.find(log(), "logged out")
 }
 
 // nodeDrain drains the pod's node, which nothing may hinder, and lets pods back.
@@ -113,11 +108,4 @@ func nodeDrain(t *test) {
 	start := time.Now()
 	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/name="+name, "--timeout=60s")
 	t.report("drained in %.1f s", time.Since(start).Seconds())
-}
-
-// namespaceDeleted deletes everything with the namespace.
-func namespaceDeleted(t *test) {
-	start := time.Now()
-	t.deleteNamespace()
-	t.report("deleted in %.1f s", time.Since(start).Seconds())
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -18,7 +19,7 @@ func podDeleted(t *test) {
 	base, p := t.tailnetURL(), theOnly(t)
 	endingStream := t.openStream(base, 30)
 	endlessStream := t.openStream(base, endless)
-	last := t.watchPod(p.Name)
+	watched := t.follow("get", "pod", p.Name, "--watch", "--output-watch-events", "-o", "json")
 	stopRequests := t.shortRequests(base)
 	start := time.Now()
 	t.kubectl("delete", "pod", p.Name, "--wait=true")
@@ -45,9 +46,13 @@ func podDeleted(t *test) {
 	if after := cut.at.Sub(start); after < 4*time.Second || after > 10*time.Second {
 		t.errorf("the endless stream was cut after %v, not 5 s", after)
 	}
-	final := <-last
+	// Asking would miss the last state: the API server forgets a pod right after its last exit.
+	var last struct{ Object pod }
+	for events := json.NewDecoder(strings.NewReader(watched())); events.More(); {
+		t.check(events.Decode(&last))
+	}
 	for _, c := range containers {
-		if code := exitCode(final.container(c).State); code != 0 {
+		if code := exitCode(last.Object.container(c).State); code != 0 {
 			t.errorf("%s: exit code %d, not 0", c, code)
 		}
 	}
@@ -113,34 +118,22 @@ func (t *test) openStream(base string, deltas int) <-chan streamEnd {
 	}
 	end := make(chan streamEnd, 1)
 	go func() {
-		_, err := events(body)
+		err := events(body)
 		end <- streamEnd{time.Now(), err}
 	}()
 	return end
 }
 
-// watchPod follows a pod until it is deleted and then tells its last state, which
-// polling would miss: the API server forgets a pod right after its last exit.
-func (t *test) watchPod(podName string) <-chan *pod {
-	cmd := t.kubectlCommand("get", "pod", podName, "--watch", "--output-watch-events", "-o", "json")
-	out, err := cmd.StdoutPipe()
-	t.check(err)
+// follow starts a kubectl that goes on and on. What it returns ends that, and returns what was said.
+func (t *test) follow(args ...string) (end func() string) {
+	cmd := t.kubectlCommand(args...)
+	var said bytes.Buffer
+	cmd.Stdout = &said
 	t.check(cmd.Start())
-	last := make(chan *pod, 1)
-	go func() {
-		var event struct {
-			Type   string
-			Object *pod
-		}
-		for decoder := json.NewDecoder(out); event.Type != "DELETED"; {
-			event.Object = new(pod)
-			if decoder.Decode(&event) != nil { // the criterion has ended
-				break
-			}
-		}
-		last <- event.Object
-		_ = cmd.Process.Kill() // it watches for ever
-		_ = cmd.Wait()         // it was killed
-	}()
-	return last
+	return func() string {
+		pause(t.ctx, time.Second) // for the last words
+		_ = cmd.Process.Kill()    // it may have ended
+		_ = cmd.Wait()            // it was killed
+		return said.String()
+	}
 }

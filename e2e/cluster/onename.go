@@ -82,14 +82,6 @@ func serving(t *test) *pod {
 	return named(host)(t)
 }
 
-// serviceIdentity looks for the laptop in the log of the pod that serves.
-func serviceIdentity(t *test) {
-	const path = "/v1/messages/through-the-service"
-	p := serving(t)
-	t.send(t.client, serviceURL+path, "")
-	t.awaitLog(p, "proxy", path, `"tailnet_node":"laptop`)
-}
-
 // otherUser is a process of another user in the pod, such as a container beside ours: it reaches the PROXY listener, and may
 // claim nothing.
 func otherUser(t *test) {

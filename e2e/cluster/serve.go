@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
 const (
@@ -73,23 +72,19 @@ func (t *test) awaitFlow(base func(*test) string) {
 	t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
 }
 
-// events reads a stream of server-sent events to its end, and returns when each delta arrived. io.ErrUnexpectedEOF means that it
-// ended without message_stop.
-func events(r io.Reader) (deltas []time.Time, err error) {
+// events reads a stream of server-sent events to its end. io.ErrUnexpectedEOF means that it ended without message_stop.
+func events(r io.Reader) error {
 	complete := false
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		if kind, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
 			complete = kind == "message_stop"
-			if kind == "content_block_delta" {
-				deltas = append(deltas, time.Now())
-			}
 		}
 	}
 	if lines.Err() == nil && !complete {
-		return deltas, io.ErrUnexpectedEOF
+		return io.ErrUnexpectedEOF
 	}
-	return deltas, lines.Err()
+	return lines.Err()
 }
 
 // plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.
@@ -102,29 +97,6 @@ func plainRequest(t *test) {
 	if !strings.Contains(answer, `"end_turn"`) {
 		t.fatalf("the answer is no message: %s", answer)
 	}
-}
-
-// streamedRequest wants each event at its time, not all at the end.
-func streamedRequest(t *test) {
-	const interval = 100 * time.Millisecond
-	t.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: interval})
-	arrived, err := events(t.send(t.client, t.tailnetURL()+messages, streamedBody).Body)
-	t.check(err)
-	if len(arrived) != 10 {
-		t.fatalf("%d of 10 deltas arrived", len(arrived))
-	}
-	spread := arrived[9].Sub(arrived[0])
-	t.report("10 deltas sent over %v arrived over %v", 9*interval, spread.Round(time.Millisecond))
-	if spread < 5*interval {
-		t.fatalf("10 deltas sent over %v arrived within %v: they were held back", 9*interval, spread)
-	}
-}
-
-// identity looks for the laptop and its owner in the lines of its requests.
-func identity(t *test) {
-	user := must(t.laptop.User(t.ctx))(t)
-	t.awaitLog(theOnly(t), "proxy", `"request completed"`, `"tailnet_node":"laptop`, `"tailnet_user":"`+user+`"`)
-	t.report("%s", user)
 }
 
 // insideCaller comes to the pod's own address, as any pod of the cluster can
