@@ -1,10 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"maps"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -50,40 +48,10 @@ func upgrade(t *test) {
 	}
 }
 
-// clean asks the API server what an unchanged apply would change.
-func clean(t *test) {
-	said := t.apply(t.overlay, "--dry-run=server")
-	for line := range strings.Lines(said) {
-		if !strings.HasSuffix(line, "unchanged (server dry run)\n") {
-			t.errorf("the dry run says: %s", line)
-		}
-	}
-	if difference, code := t.run(t.kubectlCommand("diff", "-k", t.write(t.overlay))); code != 0 {
-		t.errorf("diff -k finds a difference:\n%s", difference)
-	}
-	t.report("%d objects", strings.Count(said, "\n"))
-}
-
 // configEdit changes one key, applies and restarts, as the runbook says.
 func configEdit(t *test) {
 	t.alter(edit("timeout_secs = 60", "timeout_secs = 61"))
 	t.awaitLog(t.awaitReady(), "proxy", `"configuration loaded"`, `"timeout_secs":61`)
-}
-
-// configBroken misspells a key. The line and column are those of config.toml.
-func configBroken(t *test) {
-	const mistake = "timeout_sec = 60"
-	var at string
-	t.alter(func(t *test, o *overlay) {
-		edit("timeout_secs = 60", mistake)(t, o)
-		before, _, _ := strings.Cut(t.config(*o), mistake)
-		at = fmt.Sprintf("config.toml:%d:%d:", strings.Count(before, "\n")+1, len(before)-strings.LastIndex(before, "\n"))
-	})
-	p := t.awaitPod(theOnly, "the proxy to exit with 2", func(p *pod) bool {
-		s := p.container("proxy")
-		return exitCode(s.State) == 2 || exitCode(s.LastTerminationState) == 2
-	})
-	t.report("%s", t.awaitLog(p, "proxy", "configuration refused", at, "timeout_sec"))
 }
 
 // rolloutKeepsName restarts the Deployment. The test control server neither
