@@ -44,10 +44,6 @@ func (tn *Tailnet) startControl(opts Options, derp *tailcfg.DERPMap) error {
 		RequireMachineAuth: opts.ApproveMachines,
 		TagOwners:          map[string][]string{}, // not nil: nodes get the tags that they ask for
 		AllOnline:          true,
-		MaybeRateLimitRegister: func() (bool, string, string) {
-			time.Sleep(opts.LoginDelay)
-			return false, "", ""
-		},
 	}
 	web := &http.Server{Handler: c.withKeys(), ErrorLog: logger.StdLogger(logger.Discard), ConnContext: c.accept}
 	go web.Serve(listener)

@@ -103,11 +103,6 @@ func (f *fixture) inBackground(step func()) {
 // login starts logging the sidecar in and does not wait for how it ends.
 func (f *fixture) login() { f.inBackground(func() { _ = f.sidecar.Up(f.Context(), "") }) }
 
-// keepBooting runs the sidecar as the kubelet does.
-func (f *fixture) keepBooting(key string) {
-	f.inBackground(func() { f.check(f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+key)) })
-}
-
 // await waits for a state of the sidecar's daemon.
 func (f *fixture) await(state ipn.State) {
 	f.Helper()

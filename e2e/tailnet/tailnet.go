@@ -41,7 +41,6 @@ type Options struct {
 	// ApproveMachines makes new nodes wait for Control.ApproveAll.
 	ApproveMachines bool
 
-	LoginDelay time.Duration // how long every login takes at least
 	RouteDelay time.Duration // how long a service has no host between two
 
 	// Host is the IPv4 address of this machine at which nodes find the servers. Empty: 127.0.0.1, which serves the nodes

@@ -75,7 +75,9 @@ var troubles = []trouble{
 		late:  wrongLogin,
 		end:   rightLogin},
 	{name: "wrong auth key under containerboot", options: keyed, error: "TailnetAuth",
-		begin: func(f *fixture) { f.keepBooting(wrongKey) }},
+		begin: func(f *fixture) {
+			f.inBackground(func() { f.check(f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey)) })
+		}},
 	{name: "machine approval pending", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
 		begin: func(f *fixture) { f.do(f.sidecar.Start(f.Context())) },
 		late: func(f *fixture) {
@@ -231,6 +233,9 @@ func TestStartRecoveries(t *testing.T) {
 			f.do(f.Proxy.WaitRunning(soon))
 			f.servedLocally()
 			f.upstreamGot(1)
+			if lines := linesWith(f.Proxy, "level", "ERROR"); len(lines) > 0 {
+				t.Errorf("it was logged as an error: %v", lines)
+			}
 		})
 	}
 }
