@@ -54,8 +54,17 @@ func (t *test) render(file string, data object) []byte {
 func (t *test) write(o overlay) (dir string) {
 	dir = must(os.MkdirTemp(t.dir, "overlay-"))(t)
 	base := must(filepath.Rel(dir, o.base()))(t) // kustomize refuses absolute paths
+	var m corev1.ConfigMap
+	t.check(yaml.UnmarshalStrict(must(os.ReadFile(filepath.Join(o.base(), "configmap.yaml")))(t), &m))
+	config := m.Data["config.toml"]
+	for change := range slices.Chunk(append([]string{"https://api.anthropic.com", o.upstream}, o.config...), 2) {
+		if strings.Count(config, change[0]) != 1 {
+			t.fatalf("config.toml does not hold %q once:\n%s", change[0], config)
+		}
+		config = strings.Replace(config, change[0], change[1], 1)
+	}
 	kustomization := t.render("kustomization.yaml", object{
-		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": t.config(o),
+		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": config,
 		"LoginServer": o.loginServer, "ProxyImage": t.proxyImage, "SidecarImage": t.sidecarImage,
 	})
 	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), must(os.ReadFile(o.caFile))(t), 0o644))
@@ -69,19 +78,4 @@ func (o overlay) base() string {
 		return filepath.Join(o.manifests, "overlays/one-name")
 	}
 	return o.manifests
-}
-
-// config is the manifests' own config.toml with the changes.
-func (t *test) config(o overlay) string {
-	var m corev1.ConfigMap
-	t.check(yaml.UnmarshalStrict(must(os.ReadFile(filepath.Join(o.base(), "configmap.yaml")))(t), &m))
-	config := m.Data["config.toml"]
-	changes := append([]string{"https://api.anthropic.com", o.upstream}, o.config...)
-	for change := range slices.Chunk(changes, 2) {
-		if strings.Count(config, change[0]) != 1 {
-			t.fatalf("config.toml does not hold %q once:\n%s", change[0], config)
-		}
-		config = strings.Replace(config, change[0], change[1], 1)
-	}
-	return config
 }

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -73,17 +73,11 @@ func (t *test) awaitFlow(base func(*test) string) {
 
 // events reads a stream of server-sent events to its end. io.ErrUnexpectedEOF means that it ended without message_stop.
 func events(r io.Reader) error {
-	complete := false
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		if kind, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
-			complete = kind == "message_stop"
-		}
+	text, err := io.ReadAll(r)
+	if err == nil && !bytes.Contains(text, []byte("event: message_stop")) {
+		err = io.ErrUnexpectedEOF
 	}
-	if lines.Err() == nil && !complete {
-		return io.ErrUnexpectedEOF
-	}
-	return lines.Err()
+	return err
 }
 
 // plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -48,7 +47,6 @@ const (
 	headers = "/headers" // 200 KiB of headers
 	slow    = "/slow"    // as count, after two seconds
 	stream  = "/stream"  // streamEvents, one each half second
-	last    = "/last"
 )
 
 const streamEvents = 120
@@ -214,28 +212,6 @@ func (b *box) slowUpload() {
 	for ; err == nil; time.Sleep(time.Second) {
 		_, err = conn.Write(make([]byte, 10<<10))
 	}
-}
-
-// readAgain reads a log that nobody has read for a while, up to the line of a request that it makes. It returns how many
-// requests have a line, and how many lines were dropped by their own account.
-func (b *box) readAgain(log io.Reader) (completed, told int) {
-	b.Helper()
-	time.AfterFunc(time.Second, func() { b.get(b.client(), url+last, 0) }) // once the buffer has room
-	for r := bufio.NewScanner(log); r.Scan(); {
-		var line struct {
-			Message, Path string
-			Lines         int
-		}
-		b.must(json.Unmarshal(r.Bytes(), &line))
-		told += line.Lines
-		if line.Message == proxytest.MsgRequestCompleted {
-			completed++
-		}
-		if line.Path == last {
-			break
-		}
-	}
-	return completed, told
 }
 
 // all runs n clients at once to their end.

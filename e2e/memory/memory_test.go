@@ -107,7 +107,8 @@ func TestLargeResponseHeaders(t *testing.T) {
 func TestMixed(t *testing.T) {
 	const pipe = "/tmp/log"
 	proxytest.Check(t, syscall.Mkfifo(pipe, 0o600))
-	log := proxytest.Must(os.OpenFile(pipe, os.O_RDWR, 0))(t)
+	reader := proxytest.Must(os.OpenFile(pipe, os.O_RDWR, 0))(t) // without one, the proxy could not begin to write
+	t.Cleanup(func() { reader.Close() })
 	b := newBox(t, pipe)
 	for range 50 {
 		b.stillReader()
@@ -154,12 +155,7 @@ func TestMixed(t *testing.T) {
 	}
 	b.letGo()
 	proxytest.Eventually(t, "memory below 100 MiB", func() bool { return b.memory("current") < 100*mib })
-
-	completed, told := b.readAgain(log)
-	m := proxytest.Scrape(t, b.Proxy)
-	served, dropped := int(m.Value("proxy_requests_total")), int(m.Value("proxy_log_lines_dropped_total"))
-	b.Logf("%d requests: %d lines, %d dropped", served, completed, dropped)
-	if told != dropped || dropped == 0 || completed+told < served {
-		b.Errorf("%d requests, %d lines, %d dropped, of which %d were told", served, completed, dropped, told)
+	if m := proxytest.Scrape(t, b.Proxy); m.Value("proxy_log_lines_dropped_total") == 0 {
+		b.Errorf("of %v requests no line was dropped: the log was read, or is not full", m.Value("proxy_requests_total"))
 	}
 }
