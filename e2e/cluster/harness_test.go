@@ -33,7 +33,9 @@ func TestTry(t *testing.T) {
 	if got := strings.Join(did, " "); got != "attempted on last first" {
 		t.Errorf("done: %q", got)
 	}
-	for _, want := range []string{"50 of 50 failed", "one of them", "waiting for what never comes: not yet", context.DeadlineExceeded.Error(), "cleanup"} {
+	for _, want := range []string{
+		"50 of 50 failed", "one of them", "waiting for what never comes: not yet", context.DeadlineExceeded.Error(), "cleanup",
+	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}

@@ -61,7 +61,10 @@ func (t *test) setUp() {
 	t.client = t.laptop.HTTPClient()
 
 	t.overlay = overlay{
-		manifests: must(filepath.Abs(manifests))(t), loginServer: t.open.Control.URL, upstream: t.upstream.URL, caFile: t.upstream.CAFile,
+		manifests:   must(filepath.Abs(manifests))(t),
+		loginServer: t.open.Control.URL,
+		upstream:    t.upstream.URL,
+		caFile:      t.upstream.CAFile,
 	}
 	t.cleanup(func() {
 		t.ctx = context.Background()

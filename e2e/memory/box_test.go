@@ -180,7 +180,8 @@ func answered(conn net.Conn, status int) error {
 
 // client returns a client that keeps its connections.
 func (b *box) client() *http.Client {
-	transport := &http.Transport{DisableCompression: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return b.dial("") }}
+	dial := func(context.Context, string, string) (net.Conn, error) { return b.dial("") }
+	transport := &http.Transport{DisableCompression: true, DialContext: dial}
 	b.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 10 * time.Minute}
 }

@@ -187,8 +187,8 @@ func (f *fixture) follows(connected bool, limit time.Duration) {
 	f.Helper()
 	want := map[bool]string{true: "/health 200, tailnet_connected true 1", false: "/health 503, tailnet_connected true 0"}[connected]
 	took := proxytest.Eventually(f.T, want, func() bool {
-		m := proxytest.Scrape(f.T, f.Proxy)
-		return fmt.Sprintf("/health %.3s, tailnet_connected %v %v", f.health(), m.Has("tailnet_connected"), m.Value("tailnet_connected")) == want
+		m, gauge := proxytest.Scrape(f.T, f.Proxy), "tailnet_connected"
+		return fmt.Sprintf("/health %.3s, %s %v %v", f.health(), gauge, m.Has(gauge), m.Value(gauge)) == want
 	})
 	if f.Logf("%s after %v", want, took); took > limit {
 		f.Errorf("%s only after %v, want %v", want, took, limit)

@@ -34,7 +34,8 @@ func (f *fixture) serve(h *host, s *tailnet.Service) {
 	f.Helper()
 	addr := f.launchService(h.Node, "127.0.0.2:0")
 	h.proxy = f.Proxy
-	f.do(h.Tailscale(f.Context(), "serve", "--service="+string(s.Name), "--tcp=8080", fmt.Sprint("--proxy-protocol=", h.version), "tcp://"+addr))
+	f.do(h.Tailscale(f.Context(), "serve", "--service="+string(s.Name), "--tcp=8080",
+		fmt.Sprint("--proxy-protocol=", h.version), "tcp://"+addr))
 }
 
 // drain ends that for new clients, and waits until another host has the route.
@@ -181,7 +182,9 @@ func (f *fixture) rollOut(s *tailnet.Service, hosts []*host, l *traffic.Traffic)
 	for _, h := range hosts {
 		f.Proxy = h.proxy
 		l.Stream(20) // these end within a drain time
-		proxytest.Eventually(f.T, "they are under way", func() bool { return proxytest.Scrape(f.T, f.Proxy).Value("proxy_requests_in_flight") >= 20 })
+		proxytest.Eventually(f.T, "they are under way", func() bool {
+			return proxytest.Scrape(f.T, f.Proxy).Value("proxy_requests_in_flight") >= 20
+		})
 		f.drain(h, s)
 		time.Sleep(6 * time.Second) // the manifests wait for 20 s in all: the laptop has yet to hear of it
 		f.Terminate()

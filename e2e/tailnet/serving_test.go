@@ -60,7 +60,8 @@ func TestCallers(t *testing.T) {
 		if want := "first-2025-01-01,second-2025-01-01,third-2025-01-01,oauth-2025-04-20"; betas != want {
 			t.Errorf("anthropic-beta %q, want %q", betas, want)
 		}
-		if got.Header.Get("Authorization") != "Bearer test-token" || string(got.Body) != proxytest.Message || got.Header.Get("Tailscale-User-Login") != "" {
+		if got.Header.Get("Authorization") != "Bearer test-token" || string(got.Body) != proxytest.Message ||
+			got.Header.Get("Tailscale-User-Login") != "" {
 			t.Errorf("changed, or with a forged identity: %v %q", got.Header, got.Body)
 		}
 	}
