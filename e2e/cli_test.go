@@ -18,14 +18,8 @@ import (
 // TestCLI runs the command lines of testdata/script. (The unit tests know all of what is refused, and in which words.)
 func TestCLI(t *testing.T) {
 	t.Parallel()
-	binary, err := proxytest.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	busy, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	binary := proxytest.Must(proxytest.Build())(t)
+	busy := proxytest.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { busy.Close() })
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -54,20 +48,12 @@ func TestCLI(t *testing.T) {
 // promised, and no more (TestRunServes).
 func TestTerminal(t *testing.T) {
 	t.Parallel()
-	binary, err := proxytest.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
+	binary := proxytest.Must(proxytest.Build())(t)
 	ctx, cancel := context.WithTimeout(t.Context(), proxytest.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "script", "-qec", binary+" -local -listen 127.0.0.1:0", "/dev/null") // util-linux's: a terminal
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	out := proxytest.Must(cmd.StdoutPipe())(t)
+	proxytest.Check(t, cmd.Start())
 	defer cmd.Wait()
 	defer cancel()
 	lines := bufio.NewScanner(out)

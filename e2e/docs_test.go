@@ -1,15 +1,17 @@
 package e2e
 
 import (
+	"bytes"
 	"net/url"
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"unicode"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 
 	"github.com/yuin/goldmark"
 	"github.com/yuin/goldmark/ast"
@@ -17,46 +19,35 @@ import (
 	"github.com/yuin/goldmark/text"
 )
 
-// page is a Markdown file of the project.
+// A page is a Markdown file of the project.
 type page struct {
-	anchors []string // of its headings, as GitHub and Forgejo make them
-	links   []string
+	source []byte
+	ast.Node
 }
 
-// readPages parses all that git tracks.
-func readPages(t *testing.T) map[string]page {
+func parse(source []byte) page {
+	return page{source, goldmark.New(goldmark.WithExtensions(extension.GFM)).Parser().Parse(text.NewReader(source))}
+}
+
+// pages parses all that git tracks.
+func pages(t *testing.T) map[string]page {
 	t.Helper()
-	parser := goldmark.New(goldmark.WithExtensions(extension.GFM)).Parser()
-	pages := map[string]page{}
+	all := map[string]page{}
 	for _, name := range strings.Fields(git(t, "..", "ls-files", "*.md")) {
-		source, err := os.ReadFile(filepath.Join("..", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var p page
-		err = ast.Walk(parser.Parse(text.NewReader(source)), func(n ast.Node, entering bool) (ast.WalkStatus, error) {
-			switch n := n.(type) {
-			case *ast.Heading:
-				if entering {
-					p.anchors = append(p.anchors, anchor(plain(n, source)))
-				}
-			case *ast.Link:
-				if entering {
-					p.links = append(p.links, string(n.Destination))
-				}
-			case *ast.Image:
-				if entering {
-					p.links = append(p.links, string(n.Destination))
-				}
-			}
-			return ast.WalkContinue, nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		pages[name] = p
+		all[name] = parse(proxytest.Must(os.ReadFile(filepath.Join("..", name)))(t))
 	}
-	return pages
+	return all
+}
+
+// nodes returns a page's nodes of one kind.
+func nodes[T ast.Node](p page) (all []T) {
+	ast.Walk(p.Node, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
+		if node, ok := n.(T); ok && entering {
+			all = append(all, node)
+		}
+		return ast.WalkContinue, nil
+	})
+	return all
 }
 
 // plain is the text of a heading, a cell or a paragraph.
@@ -89,31 +80,39 @@ func anchor(heading string) string {
 
 // TestLinks: those between the project's files lead somewhere, and to every page.
 func TestLinks(t *testing.T) {
-	pages := readPages(t)
-	linked := map[string]bool{"README.md": true}
-	for name, p := range pages {
-		for _, link := range p.links {
-			u, err := url.Parse(link)
-			if err != nil {
-				t.Errorf("%s: %v", name, err)
-				continue
-			}
-			if u.Scheme != "" {
-				continue
-			}
-			target := name
-			if u.Path != "" {
-				target = path.Join(path.Dir(name), u.Path)
-			}
-			linked[target] = linked[target] || target != name
-			if _, err := os.Stat(filepath.Join("..", target)); err != nil {
-				t.Errorf("%s links to %s, which is not there", name, target)
-			} else if u.Fragment != "" && !slices.Contains(pages[target].anchors, u.Fragment) {
-				t.Errorf("%s links to %s#%s; its headings are %v", name, target, u.Fragment, pages[target].anchors)
-			}
+	all := pages(t)
+	anchors := map[string][]string{}
+	for name, p := range all {
+		for _, heading := range nodes[*ast.Heading](p) {
+			anchors[name] = append(anchors[name], anchor(plain(heading, p.source)))
 		}
 	}
-	for name := range pages {
+	linked := map[string]bool{"README.md": true}
+	follow := func(name, link string) {
+		u := proxytest.Must(url.Parse(link))(t)
+		if u.Scheme != "" {
+			return
+		}
+		target := name
+		if u.Path != "" {
+			target = path.Join(path.Dir(name), u.Path)
+		}
+		linked[target] = linked[target] || target != name
+		if _, err := os.Stat(filepath.Join("..", target)); err != nil {
+			t.Errorf("%s links to %s, which is not there", name, target)
+		} else if u.Fragment != "" && !slices.Contains(anchors[target], u.Fragment) {
+			t.Errorf("%s links to %s#%s; its headings are %v", name, target, u.Fragment, anchors[target])
+		}
+	}
+	for name, p := range all {
+		for _, link := range nodes[*ast.Link](p) {
+			follow(name, string(link.Destination))
+		}
+		for _, image := range nodes[*ast.Image](p) {
+			follow(name, string(image.Destination))
+		}
+	}
+	for name := range all {
 		if !linked[name] {
 			t.Errorf("nobody links to %s", name)
 		}
@@ -122,11 +121,7 @@ func TestLinks(t *testing.T) {
 
 // TestReadmeIsShort: what a visitor needs first is on a page or two.
 func TestReadmeIsShort(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if lines := strings.Count(string(text), "\n"); lines > 150 {
+	if lines := bytes.Count(pages(t)["README.md"].source, []byte("\n")); lines > 150 {
 		t.Errorf("README.md has %d lines, want 150 at most", lines)
 	}
 }
@@ -144,14 +139,12 @@ func TestShellBlocks(t *testing.T) {
 		"chmod 644 config.toml": "a file", "(umask 077": "not here: wants a key", "docker compose": "e2e/contrib, without an engine",
 		"pip install": "e2e/clients", "npm install": "e2e/clients",
 	}
-	block := regexp.MustCompile("(?ms)^ *```(?:bash|sh|shell)\n(.*?)^ *```$")
-	for _, name := range strings.Fields(git(t, "..", "ls-files", "*.md")) {
-		source, err := os.ReadFile(filepath.Join("..", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, found := range block.FindAllStringSubmatch(string(source), -1) {
-			for line := range strings.Lines(found[1]) {
+	for name, p := range pages(t) {
+		for _, block := range nodes[*ast.FencedCodeBlock](p) {
+			if !slices.Contains([]string{"bash", "sh", "shell"}, string(block.Language(p.source))) {
+				continue
+			}
+			for line := range strings.Lines(string(block.Lines().Value(p.source))) {
 				line = strings.TrimSpace(line)
 				known := line == ""
 				for prefix := range covered {

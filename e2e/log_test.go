@@ -134,14 +134,10 @@ func TestNoSecrets(t *testing.T) {
 					Config: "[proxy]\ntimeout_secs = 1\ntimeout_retries = 1\nmax_body_mb = 1\n[[headers]]\nname = \"x-team-key\"\nvalue = \"" + secret + "\"",
 					Env:    append(up.Env(), "LOG_LEVEL="+level),
 				})
-				if err := s.Proxy.WaitListening(proxytest.Timeout); err != nil {
-					t.Fatal(err)
-				}
+				proxytest.Check(t, s.Proxy.WaitListening(proxytest.Timeout))
 				sendSecrets(s, secret)
 				s.AtWork(0)
-				if err := s.Proxy.Stop(); err != nil {
-					t.Fatal(err)
-				}
+				proxytest.Check(t, s.Proxy.Stop())
 				said := s.Proxy.Stdout() + s.Proxy.Stderr()
 				if at := strings.Index(said, secret); at >= 0 {
 					t.Errorf("a secret is in the log: %.300s", said[max(0, at-150):])

@@ -9,11 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/yuin/goldmark"
+	"anthropic-oauth-proxy/e2e/proxytest"
+
 	"github.com/yuin/goldmark/ast"
-	"github.com/yuin/goldmark/extension"
 	table "github.com/yuin/goldmark/extension/ast"
-	"github.com/yuin/goldmark/text"
 )
 
 var update = flag.Bool("update", false, "write docs/promises.md anew; what it says of sentences that are still there stays")
@@ -107,9 +106,8 @@ func promisesOf(source []byte, was []promise) (all []promise) {
 			all = append(all, promise{sentence, said[sentence]})
 		}
 	}
-	document := goldmark.New(goldmark.WithExtensions(extension.GFM)).Parser().Parse(text.NewReader(source))
 	generated := false
-	ast.Walk(document, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
+	ast.Walk(parse(source).Node, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
 		heading, ok := n.(*ast.Heading)
 		if entering && ok {
 			generated = plain(heading, source) == "What it withstands" // from the faults: see TestRunbook
@@ -124,10 +122,9 @@ func promisesOf(source []byte, was []promise) (all []promise) {
 			add(strings.Join(cells, " ¦ "))
 			return ast.WalkSkipChildren, nil
 		case n.Kind() == ast.KindFencedCodeBlock:
-			for i := range n.Lines().Len() {
-				line := n.Lines().At(i)
-				if text := string(line.Value(source)); strings.Contains(text, `"`) || strings.Contains(text, " = ") { // neither a drawing nor a command: see TestShellBlocks
-					add(text)
+			for line := range strings.Lines(string(n.Lines().Value(source))) {
+				if strings.Contains(line, `"`) || strings.Contains(line, " = ") { // neither a drawing nor a command: see TestShellBlocks
+					add(line)
 				}
 			}
 		case n.Kind() == ast.KindParagraph, n.Kind() == ast.KindTextBlock:
@@ -156,20 +153,14 @@ func evidence(t *testing.T) map[string]bool {
 		}
 	}
 	for _, pattern := range []string{"../*_test.go", "*_test.go", "*/*_test.go"} {
-		paths, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
+		paths := proxytest.Must(filepath.Glob(pattern))(t)
 		for _, path := range paths {
 			for _, name := range functions(t, path) {
 				all[name] = true
 			}
 		}
 	}
-	script, err := os.ReadFile("../.ci/run")
-	if err != nil {
-		t.Fatal(err)
-	}
+	script := proxytest.Must(os.ReadFile("../.ci/run"))(t)
 	for _, stage := range regexp.MustCompile(`(?m)^stage_(\w+)`).FindAllStringSubmatch(string(script), -1) {
 		all["ci "+stage[1]] = true
 	}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"anthropic-oauth-proxy/e2e/proxytest"
+
 	"github.com/pires/go-proxyproto"
 )
 
@@ -24,10 +26,7 @@ func FuzzProxyProtocol(f *testing.F) {
 				h.SourceAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(hosts[0]))
 				h.DestinationAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(hosts[1]))
 			}
-			text, err := h.Format()
-			if err != nil {
-				f.Fatal(err)
-			}
+			text := proxytest.Must(h.Format())(f)
 			f.Add(append(text, "POST / HTTP/1.1\r\n"...))
 		}
 	}
@@ -68,9 +67,7 @@ type proxied struct {
 
 func parseProxied(t *testing.T, parser *served, b []byte) (answer proxied) {
 	t.Helper()
-	if err := parser.ask(map[string]any{"proxied": b}, &answer); err != nil {
-		t.Fatal(err)
-	}
+	proxytest.Check(t, parser.ask(map[string]any{"proxied": b}, &answer))
 	return answer
 }
 

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 var (
@@ -46,14 +48,8 @@ func TestVersions(t *testing.T) {
 			t.Errorf("%s: main.go says %s, the changelog has %v", of, version, released)
 		}
 	}
-	changelog, err := os.ReadFile("../CHANGELOG.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.ReadFile("../main.go")
-	if err != nil {
-		t.Fatal(err)
-	}
+	changelog := proxytest.Must(os.ReadFile("../CHANGELOG.md"))(t)
+	source := proxytest.Must(os.ReadFile("../main.go"))(t)
 	check("the tree", string(changelog), string(source), "")
 	for _, tag := range strings.Fields(git(t, "..", "tag", "--list", "v[0-9]*")) {
 		check(tag, git(t, "..", "show", tag+":CHANGELOG.md"), git(t, "..", "show", tag+":main.go"), tag)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -34,10 +35,7 @@ func TestSDK(t *testing.T) {
 		up := s.StartAPI(protocol, fakeanthropic.API{Deltas: 60}, "")
 		c := sdk(s)
 
-		message, err := c.Messages.New(s.Context(), prompt)
-		if err != nil {
-			s.Fatal(err)
-		}
+		message := proxytest.Must(c.Messages.New(s.Context(), prompt))(s)
 		text := message.Content[0].Text
 		if message.StopReason != "end_turn" || len(strings.Fields(text)) != 60 {
 			s.Errorf("message %s", message.RawJSON())
@@ -46,13 +44,9 @@ func TestSDK(t *testing.T) {
 		var streamed anthropic.Message
 		stream := c.Messages.NewStreaming(s.Context(), prompt)
 		for stream.Next() {
-			if err := streamed.Accumulate(stream.Current()); err != nil {
-				s.Fatal(err)
-			}
+			proxytest.Check(s, streamed.Accumulate(stream.Current()))
 		}
-		if err := stream.Err(); err != nil {
-			s.Fatal(err)
-		}
+		proxytest.Check(s, stream.Err())
 		if len(streamed.Content) != 1 || streamed.Content[0].Text != text || streamed.StopReason != "end_turn" {
 			s.Errorf("the stream says %s, the plain message %q", streamed.RawJSON(), text)
 		}
@@ -74,53 +68,46 @@ func TestSDK(t *testing.T) {
 	})
 }
 
-// checkSDKError checks that err is the SDK's API error with this status and our
-// message and request id, which must be the id that the log has.
-func checkSDKError(s *proxytest.Scene, err error, want proxytest.Completed) {
-	s.Helper()
-	s.Expect(want)
-	var e *anthropic.Error
-	if !errors.As(err, &e) {
-		s.Fatalf("%v (%T) is no API error of the SDK", err, err)
-	}
-	if e.StatusCode != want.Status || e.Type() != "proxy_error" || !strings.Contains(e.Error(), `"message":`) {
-		s.Errorf("error %v: want status %d, our type and message", e, want.Status)
-	}
-	if line := s.Completed()[0]; e.RequestID == "" || line.Text("request_id") != e.RequestID {
-		s.Errorf("request id %q, the log has %s", e.RequestID, line.Raw)
-	}
-	s.Log(e)
-}
-
-func TestSDKTooLarge(t *testing.T) {
+// TestSDKErrors: the proxy's own errors are API errors to the SDK, with our type, message and request id, which is the log's. A 504
+// stays one request with one round of attempts: the SDK, which would repeat it twice, heeds x-should-retry.
+func TestSDKErrors(t *testing.T) {
 	t.Parallel()
-	s := proxytest.NewScene(t)
-	s.StartAPI(fakeanthropic.HTTP2, nil, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1")
 	large := prompt
 	large.Messages = []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock(strings.Repeat("x", 1<<20)))}
-	c := sdk(s)
-	_, err := c.Messages.New(t.Context(), large)
-	checkSDKError(s, err, proxytest.Completed{Status: 400, ErrorType: "invalid_request", Err: "larger than 1 MiB"})
-}
-
-func TestSDKBadGateway(t *testing.T) {
-	t.Parallel()
-	s := proxytest.NewScene(t)
-	s.Start(s.Upstream(func(p *proxytest.Peer) { p.Request() }).URL, "") // which then closes the connection
-	c := sdk(s, option.WithMaxRetries(0))
-	_, err := c.Messages.New(t.Context(), prompt)
-	checkSDKError(s, err, proxytest.Completed{Status: 502, Attempts: 1, ErrorType: "connection", Err: "EOF"})
-}
-
-// TestSDKTimeout shows that a 504 stays one request with one round of attempts:
-// the SDK, which would repeat it twice, heeds x-should-retry.
-func TestSDKTimeout(t *testing.T) {
-	t.Parallel()
-	s := proxytest.NewScene(t)
-	s.StartAPI(fakeanthropic.HTTP2, fakeanthropic.Silent(), "[proxy]\ntimeout_secs = 1\nhonor_client_timeout = false")
-	c := sdk(s)
-	_, err := c.Messages.New(t.Context(), prompt)
-	checkSDKError(s, err, proxytest.Completed{Status: 504, Attempts: 3, ErrorType: "timeout", Err: "timeout:"})
+	hangsUp := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	for _, row := range []struct {
+		upstream http.Handler
+		config   string
+		prompt   anthropic.MessageNewParams
+		options  []option.RequestOption
+		want     proxytest.Completed
+	}{
+		{nil, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1", large, nil,
+			proxytest.Completed{Status: 400, ErrorType: "invalid_request", Err: "larger than 1 MiB"}},
+		{hangsUp, "", prompt, []option.RequestOption{option.WithMaxRetries(0)},
+			proxytest.Completed{Status: 502, Attempts: 1, ErrorType: "connection", Err: "EOF"}},
+		{fakeanthropic.Silent(), "[proxy]\ntimeout_secs = 1\nhonor_client_timeout = false", prompt, nil,
+			proxytest.Completed{Status: 504, Attempts: 3, ErrorType: "timeout", Err: "timeout:"}},
+	} {
+		t.Run(row.want.ErrorType, func(t *testing.T) {
+			t.Parallel()
+			s := proxytest.NewScene(t)
+			s.StartAPI(fakeanthropic.HTTP1, row.upstream, row.config)
+			c := sdk(s, row.options...)
+			_, err := c.Messages.New(t.Context(), row.prompt)
+			s.Expect(row.want)
+			var e *anthropic.Error
+			if !errors.As(err, &e) {
+				t.Fatalf("%v (%T) is no API error of the SDK", err, err)
+			}
+			if e.StatusCode != row.want.Status || e.Type() != "proxy_error" || !strings.Contains(e.Error(), `"message":`) {
+				t.Errorf("error %v: want status %d, our type and message", e, row.want.Status)
+			}
+			if line := s.Completed()[0]; e.RequestID == "" || line.Text("request_id") != e.RequestID {
+				t.Errorf("request id %q, the log has %s", e.RequestID, line.Raw)
+			}
+		})
+	}
 }
 
 // TestSDKPatience shows that a plain message that takes longer than timeout_secs
@@ -130,9 +117,7 @@ func TestSDKPatience(t *testing.T) {
 	s := proxytest.NewScene(t)
 	up := s.StartAPI(fakeanthropic.HTTP2, fakeanthropic.Slow(2500*time.Millisecond, fakeanthropic.API{}), "proxy.timeout_secs = 1")
 	c := sdk(s)
-	if _, err := c.Messages.New(t.Context(), prompt); err != nil {
-		t.Error(err)
-	}
+	proxytest.Must(c.Messages.New(t.Context(), prompt))(t)
 	s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
 	if got := only(t, up).Header.Get("X-Stainless-Timeout"); got != "600" {
 		t.Errorf("the SDK sent x-stainless-timeout %q", got)

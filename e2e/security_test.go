@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 var (
@@ -21,10 +24,7 @@ var (
 // TestSecurityClaims shows that what SECURITY.md calls on as evidence exists, and that each row of its tables has some, or says
 // "not tested".
 func TestSecurityClaims(t *testing.T) {
-	doc, err := os.ReadFile("../SECURITY.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	doc := proxytest.Must(os.ReadFile("../SECURITY.md"))(t)
 	known, mentions := evidence(t), 0
 	for _, group := range namesIn(t, "faults", "^groups$") {
 		known[`fault "`+group+`"`] = true
@@ -63,66 +63,44 @@ func TestSecurityClaims(t *testing.T) {
 	}
 }
 
-// functions returns the names of the functions that a file declares.
+// functions returns the names of the functions that a file declares; those of methods begin with that of their type and a dot.
 func functions(t *testing.T, path string) (names []string) {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, decl := range file.Decls {
-		if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil {
+	for _, decl := range proxytest.Must(parser.ParseFile(token.NewFileSet(), path, nil, 0))(t).Decls {
+		f, ok := decl.(*ast.FuncDecl)
+		switch {
+		case ok && f.Recv != nil:
+			names = append(names, strings.TrimPrefix(types.ExprString(f.Recv.List[0].Type), "*")+"."+f.Name.Name)
+		case ok:
 			names = append(names, f.Name.Name)
 		}
 	}
 	return names
 }
 
-// namesIn returns the names of the elements of those tables in a folder's code
-// whose variables are called so.
+// namesIn returns the names of the elements, which are their first fields, of those tables in a folder's code whose variables are
+// called so.
 func namesIn(t *testing.T, folder, variables string) (names []string) {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	called := regexp.MustCompile(variables)
-	for _, path := range paths {
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(file, func(n ast.Node) bool {
-			if spec, ok := n.(*ast.ValueSpec); ok && called.MatchString(spec.Names[0].Name) && len(spec.Values) > 0 {
-				if table, ok := spec.Values[0].(*ast.CompositeLit); ok {
-					names = append(names, elementNames(table)...)
+	for _, path := range proxytest.Must(filepath.Glob(filepath.Join(folder, "*.go")))(t) {
+		ast.Inspect(proxytest.Must(parser.ParseFile(token.NewFileSet(), path, nil, 0))(t), func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || !called.MatchString(spec.Names[0].Name) || spec.Values == nil {
+				return true
+			}
+			for _, element := range spec.Values[0].(*ast.CompositeLit).Elts {
+				first := element.(*ast.CompositeLit).Elts[0]
+				if pair, ok := first.(*ast.KeyValueExpr); ok {
+					first = pair.Value
 				}
+				names = append(names, proxytest.Must(strconv.Unquote(first.(*ast.BasicLit).Value))(t))
 			}
 			return true
 		})
 	}
-	if len(names) == 0 {
+	if names == nil {
 		t.Fatalf("%s has no table in a variable %s", folder, variables)
-	}
-	return names
-}
-
-// elementNames returns the first field of each element, which is its name.
-func elementNames(table *ast.CompositeLit) (names []string) {
-	for _, element := range table.Elts {
-		fields, ok := element.(*ast.CompositeLit)
-		if !ok || len(fields.Elts) == 0 {
-			continue
-		}
-		first := fields.Elts[0]
-		if pair, ok := first.(*ast.KeyValueExpr); ok {
-			first = pair.Value
-		}
-		if literal, ok := first.(*ast.BasicLit); ok && literal.Kind == token.STRING {
-			if name, err := strconv.Unquote(literal.Value); err == nil {
-				names = append(names, name)
-			}
-		}
 	}
 	return names
 }

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // served is the test binary of package main as a server: see TestMain there.
@@ -27,14 +29,8 @@ func startServed(t testing.TB) *served {
 	cmd := exec.Command(path)
 	cmd.Env = append(os.Environ(), "SERVE_E2E=1")
 	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stdin := proxytest.Must(cmd.StdinPipe())(t)
+	stdout := proxytest.Must(cmd.StdoutPipe())(t)
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("starting the test binary of package main: %v", err)
 	}

@@ -42,9 +42,7 @@ func TestShutdownIdle(t *testing.T) {
 			s.StartAPI(fakeanthropic.HTTP2, answerOK, "proxy.drain_timeout_secs = 60")
 			s.Passed(s.Get("/v1/models"), 200, "ok", 1) // over a connection that stays open
 			start := time.Now()
-			if err := s.Proxy.Signal(sig); err != nil {
-				t.Fatal(err)
-			}
+			proxytest.Check(t, s.Proxy.Signal(sig))
 			s.Ended()
 			if took := time.Since(start); took > slack {
 				t.Errorf("an idle proxy took %v to exit", took)

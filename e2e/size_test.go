@@ -14,14 +14,8 @@ import (
 // is another program.)
 func TestSize(t *testing.T) {
 	t.Parallel()
-	path, err := proxytest.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := proxytest.Must(proxytest.Build())(t)
+	info := proxytest.Must(os.Stat(path))(t)
 	t.Logf("%d bytes", info.Size())
 	if limit := int64(8_400_000); info.Size() > limit && !proxytest.Raced() {
 		t.Errorf("the binary has %d bytes, want at most %d", info.Size(), limit)
@@ -35,21 +29,12 @@ func TestStartAndIdle(t *testing.T) {
 	var memory []int64
 	for range 9 {
 		p := proxytest.Launch(t, proxytest.Options{Args: proxytest.Serve("https://127.0.0.1:1")}) // to which it does not connect
-		if err := p.WaitListening(proxytest.Timeout); err != nil {
-			t.Fatal(err)
-		}
+		proxytest.Check(t, p.WaitListening(proxytest.Timeout))
 		starts = append(starts, time.Since(p.Started).Round(100*time.Microsecond))
-		if err := p.WaitRunning(proxytest.Timeout); err != nil {
-			t.Fatal(err)
-		}
-		rss, err := p.RSS()
-		if err != nil {
-			t.Fatal(err)
-		}
+		proxytest.Check(t, p.WaitRunning(proxytest.Timeout))
+		rss := proxytest.Must(p.RSS())(t)
 		memory = append(memory, rss>>10)
-		if err := p.Stop(); err != nil {
-			t.Fatal(err)
-		}
+		proxytest.Check(t, p.Stop())
 	}
 	slices.Sort(starts)
 	slices.Sort(memory)

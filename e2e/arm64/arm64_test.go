@@ -38,9 +38,7 @@ func emulated(t *testing.T) string {
 		t.Fatalf("building for arm64: %v\n%s", err, out)
 	}
 	script := filepath.Join(dir, "emulated")
-	if err := os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nexec %s %s/proxy \"$@\"\n", interpreter, dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	proxytest.Check(t, os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nexec %s %s/proxy \"$@\"\n", interpreter, dir), 0o755))
 	return script
 }
 
@@ -52,26 +50,15 @@ func TestARM64(t *testing.T) {
 		}
 	}
 
-	upstream, err := fakeanthropic.Start(fakeanthropic.HTTP2, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	upstream := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, nil))(t)
 	defer upstream.Close()
 	p := proxytest.Launch(t, proxytest.Options{Binary: binary, Args: []string{"-local", "-listen", "127.0.0.1:0", "-upstream", upstream.URL}, Env: upstream.Env()})
-	if err := p.WaitRunning(patience); err != nil {
-		t.Fatal(err)
-	}
+	proxytest.Check(t, p.WaitRunning(patience))
 	for _, body := range []string{`{"model":"claude-fake-1","max_tokens":16,"messages":[{"role":"user","content":"hi"}]}`,
 		`{"model":"claude-fake-1","max_tokens":16,"stream":true,"messages":[{"role":"user","content":"hi"}]}`} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.URL()+"/v1/messages", strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := proxytest.Must(http.NewRequestWithContext(t.Context(), http.MethodPost, p.URL()+"/v1/messages", strings.NewReader(body)))(t)
 		req.Header.Set("Authorization", "Bearer test-token")
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := proxytest.Must(http.DefaultClient.Do(req))(t)
 		answer, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(answer), "end_turn") {
@@ -82,9 +69,7 @@ func TestARM64(t *testing.T) {
 		t.Error("the metrics do not have the two requests")
 	}
 	start := time.Now()
-	if err := p.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	proxytest.Check(t, p.Signal(syscall.SIGTERM))
 	if code, err := p.Wait(patience); err != nil || code != 0 {
 		t.Errorf("exit code %d, %v", code, err)
 	}

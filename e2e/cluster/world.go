@@ -79,7 +79,8 @@ func (t *test) deleteNamespace() {
 
 // startUpstream starts a fake API that pods reach.
 func (t *test) startUpstream() *fakeanthropic.Server {
-	return must(fakeanthropic.StartAt(net.JoinHostPort(host, "0"), fakeanthropic.HTTP2, nil))(t)
+	listener := must(net.Listen("tcp", net.JoinHostPort(host, "0")))(t)
+	return must(fakeanthropic.StartOn(listener, fakeanthropic.HTTP2, nil))(t)
 }
 
 // install deploys the overlay as the runbook says, into a namespace that was not there. It returns when the apply began.

@@ -115,15 +115,10 @@ func TestComposedTailnet(t *testing.T) {
 	bin := proxytest.Must(tailnet.Build(t.Context(), os.Stderr))(t)
 	tn := proxytest.Must(tailnet.New(bin, tailnet.Options{AuthKey: authKey}))(t)
 	t.Cleanup(func() { proxytest.Check(t, tn.Close()) })
-	upstream := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, nil))(t)
-	t.Cleanup(func() { proxytest.Check(t, upstream.Close()) })
+	upstream := proxytest.NewScene(t).API(fakeanthropic.HTTP2, nil)
 
-	var environment []string // the paths in it give way to the node's own
-	for name, value := range env {
-		environment = append(environment, name+"="+value)
-	}
 	node := proxytest.Must(tn.NewNode(env["TS_HOSTNAME"]))(t)
-	proxytest.Check(t, node.BootWith(environment...))
+	proxytest.Check(t, node.BootWith(env.Values()...)) // the paths in it give way to the node's own
 	p := proxytest.Launch(t, proxytest.Options{
 		Args:   []string{"-listen", "127.0.0.1:0", "-upstream", upstream.URL},
 		Env:    append(upstream.Env(), "TAILSCALE_SOCKET="+node.Socket),
@@ -138,11 +133,20 @@ func TestComposedTailnet(t *testing.T) {
 	proxytest.Check(t, laptop.Up(ctx, authKey))
 
 	port := p.Addr()[strings.LastIndex(p.Addr(), ":"):]
-	if got := ask(t, laptop.HTTPClient(), "http://"+ip.String()+port); got != http.StatusOK {
-		t.Errorf("a node gets status %d, want 200", got)
-	}
-	if got := ask(t, http.DefaultClient, p.URL()); got != http.StatusForbidden {
-		t.Errorf("who is no node gets status %d, want 403", got)
+	for _, who := range []struct {
+		is     string
+		client *http.Client
+		base   string
+		want   int
+	}{
+		{"a node", laptop.HTTPClient(), "http://" + ip.String() + port, http.StatusOK},
+		{"who is no node", http.DefaultClient, p.URL(), http.StatusForbidden},
+	} {
+		req := proxytest.Must(http.NewRequestWithContext(ctx, http.MethodPost, who.base+"/v1/messages", strings.NewReader(proxytest.Message)))(t)
+		req.Header.Set("Authorization", "Bearer test-token")
+		if a := proxytest.Must(proxytest.Ask(who.client, req))(t); a.StatusCode != who.want {
+			t.Errorf("%s gets status %d, want %d", who.is, a.StatusCode, who.want)
+		}
 	}
 	// As the health check of the compose file asks.
 	if status, body, err := p.Health(); err != nil || status != http.StatusOK || strings.Contains(p.Stdout(), `"WARN"`) {
@@ -191,17 +195,6 @@ func mount(s types.ServiceConfig, volume string) string {
 		}
 	}
 	return ""
-}
-
-// ask sends a request and returns its status.
-func ask(t *testing.T, c *http.Client, base string) int {
-	t.Helper()
-	req := proxytest.Must(http.NewRequestWithContext(t.Context(), http.MethodPost, base+"/v1/messages",
-		strings.NewReader(`{"model":"claude-fake-1","max_tokens":16,"messages":[{"role":"user","content":"hi"}]}`)))(t)
-	req.Header.Set("Authorization", "Bearer test-token")
-	resp := proxytest.Must(c.Do(req))(t)
-	resp.Body.Close()
-	return resp.StatusCode
 }
 
 func read(t *testing.T, file string) string {

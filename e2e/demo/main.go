@@ -28,16 +28,8 @@ import (
 )
 
 func main() {
-	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: go -C e2e run ./demo [-once]; Ctrl-C ends and removes everything")
-		flag.PrintDefaults()
-	}
 	once := flag.Bool("once", false, "run the printed commands, show what they print, and end")
 	flag.Parse()
-	if flag.NArg() > 0 {
-		flag.Usage()
-		os.Exit(2)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	log.SetOutput(io.Discard) // the test control server and the STUN server talk there
@@ -71,16 +63,13 @@ type command struct {
 
 func (s *scene) commands() []command {
 	_, port, _ := strings.Cut(s.proxy.Addr(), ":") // the same at 127.0.0.1 and in the tailnet
-	ask := fmt.Sprintf(`curl -sSN --proxy socks5h://%s http://%s:%s/v1/messages \
+	return []command{
+		{"Ask through the tailnet, as a program on the laptop does. The answer streams:", fmt.Sprintf(`curl -sSN --proxy socks5h://%s http://%s:%s/v1/messages \
   -H 'authorization: Bearer demo-token' -H 'content-type: application/json' \
   -d '{"model":"claude-fake-1","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"Hello"}]}'`,
-		s.laptop.SOCKSAddr(), hostname, port)
-	health := fmt.Sprintf("curl -sS http://127.0.0.1:%s/health", port)
-	metrics := fmt.Sprintf("curl -sS http://127.0.0.1:%s/metrics | grep -E '^(proxy_requests|tailnet)_'", port)
-	return []command{
-		{"Ask through the tailnet, as a program on the laptop does. The answer streams:", ask, "event: message_stop"},
-		{"Is the proxy well?", health, `"status":"healthy"`},
-		{"What has it done?", metrics, "tailnet_connected 1"},
+			s.laptop.SOCKSAddr(), hostname, port), "event: message_stop"},
+		{"Is the proxy well?", "curl -sS " + s.proxy.URL() + "/health", `"status":"healthy"`},
+		{"What has it done?", "curl -sS " + s.proxy.URL() + "/metrics | grep -E '^(proxy_requests|tailnet)_'", "tailnet_connected 1"},
 	}
 }
 
@@ -113,12 +102,10 @@ func (s *scene) follow(ctx context.Context, w io.Writer) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.proxy.Done():
-			select {
-			case <-time.After(time.Second):
+			if time.Sleep(time.Second); ctx.Err() == nil {
 				return fmt.Errorf("the proxy ended: %s", s.proxy.Stderr())
-			case <-ctx.Done():
-				return nil
 			}
+			return nil
 		}
 	}
 }

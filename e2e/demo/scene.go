@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
@@ -15,16 +16,11 @@ import (
 // hostname is the proxy's name in the tailnet.
 const hostname = "anthropic-oauth-proxy"
 
-// answer is the fake API, slow enough for its streaming to show.
-var answer = fakeanthropic.API{Deltas: 8, Interval: 200 * time.Millisecond}
-
-// scene is all that the demo runs. Fields are nil as far as it has not come.
+// scene is all that the demo runs.
 type scene struct {
-	upstream *fakeanthropic.Server
-	tailnet  *tailnet.Tailnet
-	sidecar  *tailnet.Node // the proxy's
-	laptop   *tailnet.Node // a client's
-	proxy    *proxytest.Proxy
+	laptop  *tailnet.Node // a client's
+	proxy   *proxytest.Proxy
+	closers []func() error // of what runs so far
 }
 
 // start starts everything. The scene is to be closed even if it fails.
@@ -33,33 +29,40 @@ func (s *scene) start(ctx context.Context, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if s.upstream, err = fakeanthropic.Start(fakeanthropic.HTTP2, answer); err != nil {
+	// It is slow enough for its streaming to show.
+	upstream, err := fakeanthropic.Start(fakeanthropic.HTTP2, fakeanthropic.API{Deltas: 8, Interval: 200 * time.Millisecond})
+	if err != nil {
 		return err
 	}
-	if s.tailnet, err = tailnet.New(bin, tailnet.Options{}); err != nil {
+	s.closers = append(s.closers, upstream.Close)
+	tn, err := tailnet.New(bin, tailnet.Options{})
+	if err != nil {
 		return err
 	}
-	if s.sidecar, err = s.connect(ctx, hostname); err != nil {
+	s.closers = append(s.closers, tn.Close)
+	sidecar, err := connect(ctx, tn, hostname)
+	if err != nil {
 		return err
 	}
-	if s.laptop, err = s.connect(ctx, "laptop"); err != nil {
+	if s.laptop, err = connect(ctx, tn, "laptop"); err != nil {
 		return err
 	}
 	fmt.Fprintln(progress, "building the proxy")
+	s.closers = append(s.closers, proxytest.Cleanup)
 	s.proxy, err = proxytest.Start(proxytest.Options{
-		Env: s.upstream.Env(),
-		Config: fmt.Sprintf("[tailscale]\nsocket = %q\n[proxy]\nlisten_addr = \"127.0.0.1:0\"\nupstream_url = %q\n",
-			s.sidecar.Socket, s.upstream.URL),
+		Args: []string{"-listen", "127.0.0.1:0", "-upstream", upstream.URL},
+		Env:  append(upstream.Env(), "TAILSCALE_SOCKET="+sidecar.Socket),
 	})
 	if err != nil {
 		return err
 	}
+	s.closers = append(s.closers, s.proxy.Stop)
 	return s.proxy.WaitRunning(proxytest.Timeout)
 }
 
 // connect makes a node and logs it in.
-func (s *scene) connect(ctx context.Context, name string) (*tailnet.Node, error) {
-	node, err := s.tailnet.NewNode(name)
+func connect(ctx context.Context, tn *tailnet.Tailnet, name string) (*tailnet.Node, error) {
+	node, err := tn.NewNode(name)
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +73,9 @@ func (s *scene) connect(ctx context.Context, name string) (*tailnet.Node, error)
 }
 
 // close ends everything in reverse order and removes it.
-func (s *scene) close() error {
-	var errs []error
-	if s.proxy != nil {
-		errs = append(errs, s.proxy.Stop(), proxytest.Cleanup())
+func (s *scene) close() (err error) {
+	for _, end := range slices.Backward(s.closers) {
+		err = errors.Join(err, end())
 	}
-	if s.tailnet != nil {
-		errs = append(errs, s.tailnet.Close())
-	}
-	if s.upstream != nil {
-		errs = append(errs, s.upstream.Close())
-	}
-	return errors.Join(errs...)
+	return err
 }

@@ -161,3 +161,11 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
 }
+
+func writeError(w http.ResponseWriter, status int, kind, text string) {
+	writeJSON(w, status, object{
+		"type":       "error",
+		"error":      object{"type": kind, "message": text},
+		"request_id": w.Header().Get("Request-Id"),
+	})
+}

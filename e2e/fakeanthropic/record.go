@@ -13,13 +13,8 @@ const bodyKept = 64 << 10
 
 // A Request is what the server saw of one request so far.
 type Request struct {
-	Method        string
-	RequestURI    string // exactly as it stood in the request
-	Proto         string // HTTP/1.1 or HTTP/2.0
-	Host          string
-	Header        http.Header
-	ContentLength int64  // as declared; -1 without
-	Body          []byte // the first 64 KiB that the handler read
+	*http.Request
+	Body []byte // the first 64 KiB that the handler read
 }
 
 // A record grows while its request is served.
@@ -30,15 +25,9 @@ type record struct {
 	req Request
 }
 
+// newRecord records r, whose headers handlers may change.
 func newRecord(r *http.Request) *record {
-	rec := &record{ReadCloser: r.Body, req: Request{
-		Method:        r.Method,
-		RequestURI:    r.RequestURI,
-		Proto:         r.Proto,
-		Host:          r.Host,
-		Header:        r.Header.Clone(), // handlers may change theirs
-		ContentLength: r.ContentLength,
-	}}
+	rec := &record{ReadCloser: r.Body, req: Request{Request: r.Clone(r.Context())}}
 	r.Body = rec
 	return rec
 }

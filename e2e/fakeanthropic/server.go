@@ -37,9 +37,6 @@ func (p Protocol) String() string {
 	return [...]string{"HTTP2", "HTTP1", "Plaintext"}[p]
 }
 
-// loopback is where servers listen unless told otherwise.
-const loopback = "127.0.0.1"
-
 // A Server is a running fake API. Create it with [Start].
 type Server struct {
 	URL    string // such as https://127.0.0.1:41234, without a slash at its end
@@ -62,20 +59,14 @@ const PlainPath = "/plain"
 
 // Start runs a server on a free port of 127.0.0.1. A nil handler is [API].
 func Start(protocol Protocol, handler http.Handler) (*Server, error) {
-	return StartAt(net.JoinHostPort(loopback, "0"), protocol, handler)
-}
-
-// StartAt is Start at an address of this machine, such as 10.254.0.1:0, at
-// which pods or other machines find it.
-func StartAt(address string, protocol Protocol, handler http.Handler) (*Server, error) {
-	listener, err := net.Listen("tcp", address)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("starting the fake API: %w", err)
 	}
 	return StartOn(listener, protocol, handler)
 }
 
-// StartOn is Start on a listener, which it closes in the end.
+// StartOn is Start on a listener, at whose address others find it; it is closed in the end.
 func StartOn(listener net.Listener, protocol Protocol, handler http.Handler) (*Server, error) {
 	s := &Server{URL: "http://" + listener.Addr().String(), conns: map[net.Conn]bool{}}
 	s.Handle(handler)
@@ -84,7 +75,7 @@ func StartOn(listener net.Listener, protocol Protocol, handler http.Handler) (*S
 	s.http.ConnState = s.account
 	s.http.ErrorLog = log.New(io.Discard, "", 0) // clients that leave are part of the game
 	if protocol == Plaintext {
-		go s.http.Serve(listener) // it returns when Close is called
+		go s.http.Serve(listener) // returns when Close is called
 		return s, nil
 	}
 	if err := s.secure(protocol, listener.Addr().(*net.TCPAddr).IP); err != nil {

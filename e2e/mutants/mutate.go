@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,29 +16,10 @@ import (
 
 // mutant is one change of a file.
 type mutant struct {
-	file       string
-	before     []byte // the whole file
-	start, end int    // what is replaced
-	now        string
-	kind       string
-}
-
-func (m mutant) source() []byte {
-	return slices.Concat(m.before[:m.start], []byte(m.now), m.before[m.end:])
-}
-
-// number is that of the line in which the change begins.
-func (m mutant) number() int { return bytes.Count(m.before[:m.start], []byte("\n")) + 1 }
-
-// line is the text of that line.
-func (m mutant) line() string {
-	line := m.before[bytes.LastIndexByte(m.before[:m.start], '\n')+1:]
-	line, _, _ = bytes.Cut(line, []byte("\n"))
-	return string(bytes.TrimSpace(line))
-}
-
-func (m mutant) String() string {
-	return fmt.Sprintf("%s:%d: %s: %.80s", filepath.Base(m.file), m.number(), m.kind, m.line())
+	file   string
+	source []byte // with the change
+	what   string // it is, for people
+	lot    uint64 // by which mutants are drawn
 }
 
 // opposite are the operators that are easily mistaken for each other.
@@ -48,8 +31,13 @@ var opposite = map[token.Token]token.Token{
 	token.INC: token.DEC, token.DEC: token.INC,
 }
 
-// mutantsOf returns the changes that are made in a file, in the order of [order].
-func mutantsOf(path string) ([]mutant, error) {
+// mutantsOf returns the changes that are made in a file of the program, sorted as if drawn by lot, though always the same: by a hash
+// of what they are.
+func mutantsOf(name string) (all []mutant, err error) {
+	path, err := filepath.Abs(filepath.Join("..", name))
+	if err != nil {
+		return nil, err
+	}
 	source, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -59,9 +47,15 @@ func mutantsOf(path string) ([]mutant, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []mutant
 	add := func(kind string, from, to token.Pos, now string) {
-		all = append(all, mutant{path, source, fset.Position(from).Offset, fset.Position(to).Offset, now, kind})
+		start, end := fset.Position(from), fset.Position(to)
+		line := bytes.TrimSpace(bytes.Split(source, []byte("\n"))[start.Line-1])
+		lot := fnv.New64a()
+		fmt.Fprint(lot, "/", name, string(line), kind, now)
+		all = append(all, mutant{
+			file: path, source: slices.Concat(source[:start.Offset], []byte(now), source[end.Offset:]), lot: lot.Sum64(),
+			what: fmt.Sprintf("%s:%d: %s: %.80s", name, start.Line, kind, line),
+		})
 	}
 	operator := func(at token.Pos, op token.Token) {
 		if other, ok := opposite[op]; ok {
@@ -80,7 +74,8 @@ func mutantsOf(path string) ([]mutant, error) {
 				add("assignment left out", n.Pos(), n.End(), "")
 			}
 		case *ast.IfStmt:
-			add("condition negated", n.Cond.Pos(), n.Cond.End(), "!("+string(source[fset.Position(n.Cond.Pos()).Offset:fset.Position(n.Cond.End()).Offset])+")")
+			from, to := fset.Position(n.Cond.Pos()).Offset, fset.Position(n.Cond.End()).Offset
+			add("condition negated", n.Cond.Pos(), n.Cond.End(), fmt.Sprintf("!(%s)", source[from:to]))
 		case *ast.ExprStmt:
 			add("call left out", n.Pos(), n.End(), "")
 		case *ast.DeferStmt:
@@ -100,6 +95,6 @@ func mutantsOf(path string) ([]mutant, error) {
 		}
 		return true
 	})
-	order(all)
+	slices.SortStableFunc(all, func(a, b mutant) int { return cmp.Compare(a.lot, b.lot) })
 	return all, nil
 }

@@ -1,6 +1,7 @@
 package proxytest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,10 +15,12 @@ import (
 // tailscale client out that the proxy never calls.
 const Tags = "ts_omit_debugeventbus,ts_omit_syspolicy"
 
-// Each build is made on the first demand only.
+// folder has what is built on the first demand, once per process.
+var folder = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "anthropic-oauth-proxy-e2e-") })
+
 var (
-	buildReleased = sync.OnceValues(func() (string, error) { return compile(false) })
-	buildRaced    = sync.OnceValues(func() (string, error) { return compile(true) })
+	released = sync.OnceValues(func() (string, error) { return build("released", "CGO_ENABLED=0", "-trimpath", "-ldflags", "-s -w") })
+	raced    = sync.OnceValues(func() (string, error) { return build("raced", "CGO_ENABLED=1", "-race") })
 )
 
 // Build compiles the program from the parent module, once per process, and
@@ -25,62 +28,75 @@ var (
 // environment has E2E_RACE=1: then it is that of [BuildRaced]. [Cleanup] removes it.
 func Build() (string, error) {
 	if Raced() {
-		return buildRaced()
+		return raced()
 	}
-	return buildReleased()
+	return released()
 }
 
 // BuildRaced is [Build] with the race detector, which needs cgo and makes the
 // program larger and slower.
-func BuildRaced() (string, error) { return buildRaced() }
+func BuildRaced() (string, error) { return raced() }
 
 // Raced reports whether [Build] adds the race detector, so that tests of size
 // and speed can tell that theirs is not the released program.
 func Raced() bool { return os.Getenv("E2E_RACE") == "1" }
 
-// built are the folders of the builds so far.
-var built struct {
-	sync.Mutex
-	dirs []string
-}
-
 // Cleanup removes what the builds left behind. Call it last: a process that still
 // runs is not harmed, one that is started later is not found.
 func Cleanup() error {
-	built.Lock()
-	defer built.Unlock()
-	var errs []error
-	for _, dir := range built.dirs {
-		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
+	dir, err := folder()
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
-func compile(race bool) (path string, err error) {
+// BuildWith builds the program as it is released, in dir, with files that stand in
+// for its own or Go's, or are added to them (go build -overlay): their contents by
+// path, which is relative to the program's module if it is not absolute. Flags are
+// more arguments of go build.
+func BuildWith(dir string, files map[string][]byte, flags ...string) (path string, err error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp("", "anthropic-oauth-proxy-e2e-")
+	replace := map[string]string{}
+	for name, content := range files {
+		source := filepath.Join(dir, fmt.Sprintf("overlay%d.go", len(replace)))
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(root, name)
+		}
+		replace[name] = source
+		err = errors.Join(err, os.WriteFile(source, content, 0o644))
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	list, jsonErr := json.Marshal(map[string]any{"Replace": replace})
+	if err := errors.Join(err, jsonErr, os.WriteFile(overlay, list, 0o644)); err != nil {
+		return "", fmt.Errorf("preparing a build of the proxy with other files: %w", err)
+	}
+	path = filepath.Join(dir, "anthropic-oauth-proxy")
+	return path, compile(path, "CGO_ENABLED=0", append(flags, "-trimpath", "-overlay", overlay)...)
+}
+
+// build compiles the program under this name in folder.
+func build(name, cgo string, flags ...string) (path string, err error) {
+	dir, err := folder()
 	if err != nil {
 		return "", fmt.Errorf("making a folder for the binary: %w", err)
 	}
-	built.Lock()
-	built.dirs = append(built.dirs, dir)
-	built.Unlock()
+	path = filepath.Join(dir, name+"-anthropic-oauth-proxy")
+	return path, compile(path, cgo, flags...)
+}
 
-	path = filepath.Join(dir, "anthropic-oauth-proxy")
-	args, cgo := []string{"-trimpath", "-ldflags", "-s -w"}, "CGO_ENABLED=0"
-	if race {
-		args, cgo = []string{"-race"}, "CGO_ENABLED=1"
+// compile builds the program with these flags of go build.
+func compile(path, cgo string, flags ...string) error {
+	root, err := moduleRoot()
+	if err != nil {
+		return err
 	}
-	args = append([]string{"build", "-C", root, "-tags", Tags, "-o", path}, args...)
-	cmd := exec.Command("go", append(args, ".")...)
+	cmd := exec.Command("go", append(append([]string{"build", "-C", root, "-tags", Tags, "-o", path}, flags...), ".")...)
 	cmd.Env = append(os.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the proxy in %s: %w\n%s", root, err, out)
+		return fmt.Errorf("building the proxy in %s: %w\n%s", root, err, out)
 	}
-	return path, nil
+	return nil
 }
 
 // moduleRoot finds the program's module: the parent of the e2e module, in which

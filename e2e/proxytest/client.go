@@ -54,10 +54,7 @@ type RawClient struct {
 // Dial opens a connection to the proxy, which is closed with those of the upstream.
 func (s *Scene) Dial() *RawClient {
 	s.Helper()
-	c, err := Dial(context.Background(), s.Proxy.Addr(), nil)
-	if err != nil {
-		s.Fatal(err)
-	}
+	c := Must(Dial(context.Background(), s.Proxy.Addr(), nil))(s)
 	s.Cleanup(func() { c.Close() })
 	s.atHangUp(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(2 * Timeout)) // only to keep a failing test from hanging

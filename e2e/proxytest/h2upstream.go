@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -14,17 +13,7 @@ import (
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
-// An H2Upstream speaks HTTP/2 frame by frame, over TLS.
-type H2Upstream struct {
-	URL      string
-	Env      string       // in which the proxy trusts it
-	Requests atomic.Int32 // whose headers came, those to the plain path aside
-	connections
-	s       *Scene
-	healthy atomic.Bool
-}
-
-// An H2Peer is a connection that the proxy opened to an [H2Upstream].
+// An H2Peer is a connection that the proxy opened to a [Scene.H2Upstream].
 type H2Peer struct {
 	net.Conn
 	*http2.Framer
@@ -34,36 +23,19 @@ type H2Peer struct {
 	encoder *hpack.Encoder
 }
 
-// H2Upstream runs an [H2Upstream] with these settings. harm gets each request, by its stream, as soon as its headers are in;
-// returning false closes the connection.
-func (s *Scene) H2Upstream(settings []http2.Setting, harm func(p *H2Peer, stream uint32) bool) *H2Upstream {
+// H2Upstream runs an [Upstream] that speaks HTTP/2 frame by frame, over TLS, with these settings. harm gets each request, by its
+// stream, as soon as its headers are in; returning false closes the connection.
+func (s *Scene) H2Upstream(settings []http2.Setting, harm func(p *H2Peer, stream uint32) bool) *Upstream {
 	s.Helper()
 	ca, env := s.Authority()
-	certificate, err := ca.Certificate(nil)
-	if err != nil {
-		s.Fatal(err)
-	}
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}})
-	if err != nil {
-		s.Fatal(err)
-	}
-	u := &H2Upstream{s: s, URL: "https://" + listener.Addr().String(), Env: env}
-	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
-	s.atHangUp(u.HangUp)
-	s.Cleanup(func() { listener.Close(); u.HangUp() })
-	go u.accept(listener, func(n int, conn net.Conn) { u.serve(&H2Peer{Conn: conn, N: n}, settings, harm) })
-	return u
+	certificate := Must(ca.Certificate(nil))(s)
+	listener := Must(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}}))(s)
+	return s.upstream(listener, env, func(u *Upstream, n int, conn net.Conn) {
+		(&H2Peer{Conn: conn, N: n}).serve(u, settings, harm)
+	})
 }
 
-// Got checks how many requests, those to the plain path aside, have reached the upstream.
-func (u *H2Upstream) Got(want int) {
-	u.s.Helper()
-	if got := int(u.Requests.Load()); got != want {
-		u.s.Errorf("the upstream got %d requests, want %d", got, want)
-	}
-}
-
-func (u *H2Upstream) serve(p *H2Peer, settings []http2.Setting, harm func(*H2Peer, uint32) bool) {
+func (p *H2Peer) serve(u *Upstream, settings []http2.Setting, harm func(*H2Peer, uint32) bool) {
 	if _, err := io.ReadFull(p.Conn, make([]byte, len(http2.ClientPreface))); err != nil {
 		return
 	}

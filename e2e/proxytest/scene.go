@@ -60,10 +60,7 @@ func NewScene(t *testing.T) *Scene {
 // API runs a fake API, which is closed at the end; a nil handler answers as the real one does.
 func (s *Scene) API(protocol fakeanthropic.Protocol, handler http.Handler) *fakeanthropic.Server {
 	s.Helper()
-	api, err := fakeanthropic.Start(protocol, handler)
-	if err != nil {
-		s.Fatal(err)
-	}
+	api := Must(fakeanthropic.Start(protocol, handler))(s)
 	s.Use(api)
 	return api
 }
@@ -96,10 +93,7 @@ func (s *Scene) atHangUp(f func()) {
 // Authority returns an authority that signs certificates, and the environment in which the proxy trusts it.
 func (s *Scene) Authority() (ca *testca.Authority, env string) {
 	s.Helper()
-	ca, err := testca.New()
-	if err != nil {
-		s.Fatal(err)
-	}
+	ca = Must(testca.New())(s)
 	return ca, "SSL_CERT_FILE=" + s.File("ca.pem", string(ca.PEM))
 }
 
@@ -107,9 +101,7 @@ func (s *Scene) Authority() (ca *testca.Authority, env string) {
 func (s *Scene) File(name, content string) (path string) {
 	s.Helper()
 	path = filepath.Join(s.TempDir(), name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		s.Fatal(err)
-	}
+	Check(s, os.WriteFile(path, []byte(content), 0o600))
 	return path
 }
 
@@ -128,10 +120,7 @@ func Serve(upstream string) []string {
 func (s *Scene) Launch(o Options) {
 	s.Helper()
 	if s.Raced && o.Binary == "" {
-		binary, err := BuildRaced()
-		if err != nil {
-			s.Fatal(err)
-		}
+		binary := Must(BuildRaced())(s)
 		o.Binary = binary
 	}
 	o.Env = append(slices.Clone(o.Env), "GORACE=halt_on_error=1")
@@ -140,9 +129,7 @@ func (s *Scene) Launch(o Options) {
 	if s.Mute {
 		wait = s.Proxy.WaitListening
 	}
-	if err := wait(Timeout); err != nil {
-		s.Fatal(err)
-	}
+	Check(s, wait(Timeout))
 	for range 2 { // the first look costs memory and a descriptor of the poller's that stay
 		s.before = s.usage()
 	}
@@ -186,20 +173,14 @@ func (s *Scene) Get(path string, headers ...string) Answer {
 // Send sends a request and reads the answer to its end; there has to be one.
 func (s *Scene) Send(method, path string, body io.Reader, headers ...string) Answer {
 	s.Helper()
-	a, err := s.Try(s.Request(method, path, body, headers...))
-	if err != nil {
-		s.Fatal(err)
-	}
+	a := Must(s.Try(s.Request(method, path, body, headers...)))(s)
 	return a
 }
 
 // Request makes a request to the proxy with a bearer token.
 func (s *Scene) Request(method, path string, body io.Reader, headers ...string) *http.Request {
 	s.Helper()
-	req, err := http.NewRequest(method, s.Proxy.URL()+path, body)
-	if err != nil {
-		s.Fatal(err)
-	}
+	req := Must(http.NewRequest(method, s.Proxy.URL()+path, body))(s)
 	req.Header.Set("Authorization", "Bearer test-token")
 	for pair := range slices.Chunk(headers, 2) {
 		req.Header.Add(pair[0], pair[1])
@@ -326,9 +307,7 @@ func (s *Scene) Queued(n float64) { s.Helper(); s.Gauge(n, "proxy_requests_queue
 // Signal sends SIGTERM and waits until the proxy has heard it.
 func (s *Scene) Signal() {
 	s.Helper()
-	if err := s.Proxy.Signal(syscall.SIGTERM); err != nil {
-		s.Fatal(err)
-	}
+	Check(s, s.Proxy.Signal(syscall.SIGTERM))
 	WaitLog(s.T, s.Proxy, MsgSIGTERM)
 }
 
@@ -365,9 +344,7 @@ func (s *Scene) aftermath() {
 		}
 		s.checkMetrics()
 		s.CheckUsage()
-		if err := s.Proxy.Signal(syscall.SIGTERM); err != nil {
-			s.Fatal(err)
-		}
+		Check(s, s.Proxy.Signal(syscall.SIGTERM))
 		s.Ended()
 	}
 	for _, l := range s.Proxy.Logs() {
@@ -430,6 +407,7 @@ func (s *Scene) checkMetrics() {
 		check(len(s.Expects), "proxy_requests_total")
 		for status, n := range statuses {
 			check(n, "proxy_requests_total", "status", status)
+			check(n, "proxy_request_duration_seconds", "status", status)
 		}
 		for _, t := range errorTypes {
 			check(types[t], "proxy_upstream_errors_total", "error_type", t)

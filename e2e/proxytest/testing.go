@@ -25,10 +25,7 @@ func Main(m *testing.M) int {
 // code 1 or 2 may say why, unless that is a crash, whose code is 2 as well.
 func Launch(t testing.TB, o Options) *Proxy {
 	t.Helper()
-	p, err := Start(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := Must(Start(o))(t)
 	t.Cleanup(func() {
 		if err := p.Stop(); err != nil {
 			t.Error(err)
@@ -54,29 +51,21 @@ func Local(t testing.TB, upstream, config string, env ...string) *Proxy {
 		Config: config,
 		Env:    env,
 	})
-	if err := p.WaitRunning(Timeout); err != nil {
-		t.Fatal(err)
-	}
+	Check(t, p.WaitRunning(Timeout))
 	return p
 }
 
 // WaitLog is [Proxy.WaitLog] for tests, with [Timeout].
 func WaitLog(t testing.TB, p *Proxy, message string) Line {
 	t.Helper()
-	line, err := p.WaitLog(message, Timeout)
-	if err != nil {
-		t.Fatal(err)
-	}
+	line := Must(p.WaitLog(message, Timeout))(t)
 	return line
 }
 
 // Scrape is [Proxy.Metrics] for tests.
 func Scrape(t testing.TB, p *Proxy) Metrics {
 	t.Helper()
-	m, err := p.Metrics()
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := Must(p.Metrics())(t)
 	return m
 }
 
@@ -90,10 +79,7 @@ type Result struct {
 // Exec runs the proxy to its end, for invocations that do not serve.
 func Exec(t testing.TB, o Options) Result {
 	t.Helper()
-	p, err := Start(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := Must(Start(o))(t)
 	code, err := p.Wait(Timeout)
 	if stopErr := p.Stop(); stopErr != nil {
 		t.Error(stopErr)

@@ -35,62 +35,16 @@ func HeaderLine(name string, n int) string {
 	return name + ": " + strings.Repeat("x", n-len(name)-len(": \r\n")) + "\r\n"
 }
 
-// connections are those that an upstream has.
-type connections struct {
-	mu   sync.Mutex
-	open map[net.Conn]bool
-}
-
-// accept has serve serve each connection, 1 for the first, which is closed when it returns, until the listener is closed.
-func (c *connections) accept(listener net.Listener, serve func(n int, conn net.Conn)) {
-	for n := 1; ; n++ {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		c.mu.Lock()
-		if c.open == nil {
-			c.open = map[net.Conn]bool{}
-		}
-		c.open[conn] = true
-		c.mu.Unlock()
-		go func() {
-			defer c.close(conn)
-			serve(n, conn)
-		}()
-	}
-}
-
-func (c *connections) close(conn net.Conn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	conn.Close()
-	delete(c.open, conn)
-}
-
-// HangUp cuts all connections.
-func (c *connections) HangUp() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for conn := range c.open {
-		conn.Close()
-	}
-}
-
-// Connected returns the number of connections.
-func (c *connections) Connected() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.open)
-}
-
 // An Upstream does to its connections what no well-behaved server does.
 type Upstream struct {
 	URL      string
+	Env      string       // in which the proxy trusts it, if it speaks TLS
 	Requests atomic.Int32 // those to the plain path aside
-	connections
+
 	s       *Scene
-	healthy atomic.Bool // serves the plain path and nothing else
+	healthy atomic.Bool // serves, and does no harm any more
+	mu      sync.Mutex
+	conns   map[net.Conn]bool // that are open
 }
 
 // A Peer is a connection that the proxy opened to an [Upstream].
@@ -110,15 +64,7 @@ func (s *Scene) Upstream(harm func(p *Peer)) *Upstream {
 // UpstreamAt is Upstream at this address.
 func (s *Scene) UpstreamAt(addr string, harm func(p *Peer)) *Upstream {
 	s.Helper()
-	listener, err := net.Listen("tcp", addr)
-	if err != nil {
-		s.Fatal(err)
-	}
-	u := &Upstream{s: s, URL: "http://" + listener.Addr().String()}
-	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
-	s.atHangUp(u.HangUp)
-	s.Cleanup(func() { listener.Close(); u.HangUp() })
-	go u.accept(listener, func(n int, conn net.Conn) {
+	return s.upstream(Must(net.Listen("tcp", addr))(s), "", func(u *Upstream, n int, conn net.Conn) {
 		p := &Peer{TCPConn: conn.(*net.TCPConn), N: n, R: bufio.NewReader(conn), up: u}
 		if u.healthy.Load() {
 			p.Request() // serves what is plain
@@ -126,7 +72,53 @@ func (s *Scene) UpstreamAt(addr string, harm func(p *Peer)) *Upstream {
 		}
 		harm(p)
 	})
+}
+
+// upstream has serve serve each connection that is opened, which is closed when it returns.
+func (s *Scene) upstream(listener net.Listener, env string, serve func(u *Upstream, n int, conn net.Conn)) *Upstream {
+	scheme := "http://"
+	if env != "" {
+		scheme = "https://"
+	}
+	u := &Upstream{s: s, URL: scheme + listener.Addr().String(), Env: env, conns: map[net.Conn]bool{}}
+	s.Plain, s.Mend = true, func() { u.healthy.Store(true) }
+	s.atHangUp(u.HangUp)
+	s.Cleanup(func() { listener.Close(); u.HangUp() })
+	go func() {
+		for n := 1; ; n++ {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			u.mu.Lock()
+			u.conns[conn] = true
+			u.mu.Unlock()
+			go func() {
+				serve(u, n, conn)
+				u.mu.Lock()
+				defer u.mu.Unlock()
+				conn.Close()
+				delete(u.conns, conn)
+			}()
+		}
+	}()
 	return u
+}
+
+// HangUp cuts all connections.
+func (u *Upstream) HangUp() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for conn := range u.conns {
+		conn.Close()
+	}
+}
+
+// Connected returns the number of connections.
+func (u *Upstream) Connected() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.conns)
 }
 
 // Got checks how many requests, those to the plain path aside, have reached the upstream.
