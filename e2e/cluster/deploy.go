@@ -18,7 +18,8 @@ func deployment(t *test) {
 	}
 }
 
-// released has the manifests of the latest release: of 0.1.0, before this program had a tag. With each release come its own (k8s.tar.gz).
+// released has the manifests of the latest release: of 0.1.0, before this program had a tag. With each release come its own
+// (k8s.tar.gz).
 const released = "e2e/cluster/testdata/released/k8s"
 
 // upgrade applies the manifests over those of the release: the pod is replaced, and nothing of before is left without an owner.
@@ -74,6 +75,7 @@ func nodeDrain(t *test) {
 		t.awaitReady()
 	})
 	start := time.Now()
-	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/name="+name, "--timeout=60s")
+	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s",
+		"--pod-selector=app.kubernetes.io/name="+name)
 	t.report("drained in %.1f s", time.Since(start).Seconds())
 }

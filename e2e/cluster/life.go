@@ -38,7 +38,7 @@ func podDeleted(t *test) {
 		t.errorf("the endless stream was cut after %v, not 5 s", after)
 	}
 	// Asking would miss the last state: the API server forgets a pod right after its last exit.
-	var last *pod
+	last := new(pod)
 	for events := json.NewDecoder(strings.NewReader(watched())); events.More(); {
 		var event struct{ Object *pod }
 		t.check(events.Decode(&event))
