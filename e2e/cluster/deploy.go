@@ -1,10 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"maps"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -20,7 +18,8 @@ func deployment(t *test) {
 	}
 }
 
-// released has the manifests of the latest release: of 0.1.0, before this program had a tag. With each release come its own (k8s.tar.gz).
+// released has the manifests of the latest release: of 0.1.0, before this program had a tag. With each release come its own
+// (k8s.tar.gz).
 const released = "e2e/cluster/testdata/released/k8s"
 
 // upgrade applies the manifests over those of the release: the pod is replaced, and nothing of before is left without an owner.
@@ -50,57 +49,22 @@ func upgrade(t *test) {
 	}
 }
 
-// clean asks the API server what an unchanged apply would change.
-func clean(t *test) {
-	said := t.apply(t.overlay, "--dry-run=server")
-	for line := range strings.Lines(said) {
-		if !strings.HasSuffix(line, "unchanged (server dry run)\n") {
-			t.errorf("the dry run says: %s", line)
-		}
-	}
-	if difference, code := t.run(t.kubectlCommand("diff", "-k", t.write(t.overlay))); code != 0 {
-		t.errorf("diff -k finds a difference:\n%s", difference)
-	}
-	t.report("%d objects", strings.Count(said, "\n"))
-}
-
 // configEdit changes one key, applies and restarts, as the runbook says.
 func configEdit(t *test) {
 	t.alter(edit("timeout_secs = 60", "timeout_secs = 61"))
 	t.awaitLog(t.awaitReady(), "proxy", `"configuration loaded"`, `"timeout_secs":61`)
 }
 
-// configBroken misspells a key. The line and column are those of config.toml.
-func configBroken(t *test) {
-	const mistake = "timeout_sec = 60"
-	var at string
-	t.alter(func(t *test, o *overlay) {
-		edit("timeout_secs = 60", mistake)(t, o)
-		before, _, _ := strings.Cut(t.config(*o), mistake)
-		at = fmt.Sprintf("config.toml:%d:%d:", strings.Count(before, "\n")+1, len(before)-strings.LastIndex(before, "\n"))
-	})
-	p := t.awaitPod(theOnly, "the proxy to exit with 2", func(p *pod) bool {
-		s := p.container("proxy")
-		return exitCode(s.State) == 2 || exitCode(s.LastTerminationState) == 2
-	})
-	t.report("%s", t.awaitLog(p, "proxy", "configuration refused", at, "timeout_sec"))
-}
-
 // rolloutKeepsName restarts the Deployment. The test control server neither
 // renames a second node nor forgets the first, so what counts is that the old
 // daemon has told it, before its end, to log the node out.
 func rolloutKeepsName(t *test) {
-	follow := t.kubectlCommand("logs", "-f", theOnly(t).Name, "-c", "tailscaled")
-	log := make(chan string, 1)
-	go func() {
-		out, _ := follow.CombinedOutput() // what was said counts, however it ended
-		log <- string(out)
-	}()
+	log := t.follow("logs", "-f", theOnly(t).Name, "-c", "tailscaled")
 	start := time.Now()
 	t.heal()
 	t.report("restart to Ready %.1f s, the name is still %s", time.Since(start).Seconds(), name)
 	t.tailnetURL() // it checks the name
-	t.find(<-log, "logged out")
+	t.find(log(), "logged out")
 }
 
 // nodeDrain drains the pod's node, which nothing may hinder, and lets pods back.
@@ -111,13 +75,7 @@ func nodeDrain(t *test) {
 		t.awaitReady()
 	})
 	start := time.Now()
-	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/name="+name, "--timeout=60s")
+	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s",
+		"--pod-selector=app.kubernetes.io/name="+name)
 	t.report("drained in %.1f s", time.Since(start).Seconds())
-}
-
-// namespaceDeleted deletes everything with the namespace.
-func namespaceDeleted(t *test) {
-	start := time.Now()
-	t.kubectl("delete", "namespace", name, "--timeout=120s")
-	t.report("deleted in %.1f s", time.Since(start).Seconds())
 }

@@ -58,6 +58,11 @@ func (t *test) check(err error) {
 	}
 }
 
+// must gives up if there is an error: must(f())(t).
+func must[T any](v T, err error) func(*test) T {
+	return func(t *test) T { t.check(err); return v }
+}
+
 // fatalf fails and gives up, errorf only fails.
 func (t *test) fatalf(format string, args ...any) { t.check(fmt.Errorf(format, args...)) }
 func (t *test) errorf(format string, args ...any) {

@@ -25,7 +25,7 @@ func (t *test) kubectl(args ...string) string {
 }
 
 func (t *test) kubectlCommand(args ...string) *exec.Cmd {
-	return exec.CommandContext(t.ctx, "kubectl", append([]string{"--kubeconfig", t.kubeconfig, "--namespace", name}, args...)...)
+	return exec.CommandContext(t.ctx, "kubectl", append([]string{"--namespace", name}, args...)...)
 }
 
 // run runs a program to its end.
@@ -40,12 +40,7 @@ func (t *test) run(cmd *exec.Cmd) (said string, code int) {
 
 // get is `kubectl get`.
 func get[T any](t *test, args ...string) (object T) {
-	out, err := t.kubectlCommand(append([]string{"get", "-o", "json"}, args...)...).Output()
-	if exit := new(exec.ExitError); errors.As(err, &exit) {
-		t.fatalf("kubectl get %s: %w: %s", strings.Join(args, " "), err, exit.Stderr)
-	}
-	t.check(err)
-	t.check(json.Unmarshal(out, &object))
+	t.check(json.Unmarshal([]byte(t.kubectl(append([]string{"get", "-o", "json"}, args...)...)), &object))
 	return object
 }
 
@@ -183,9 +178,7 @@ func (t *test) process(p *pod, container, program string) procfs.Proc {
 	if id == "" {
 		t.fatalf("%s has no container", container)
 	}
-	all, err := procfs.AllProcs()
-	t.check(err)
-	for _, process := range all {
+	for _, process := range must(procfs.AllProcs())(t) {
 		groups, _ := process.Cgroups() // it may have ended
 		path, _ := process.Executable()
 		inside := slices.ContainsFunc(groups, func(c procfs.Cgroup) bool { return strings.Contains(c.Path, id) })

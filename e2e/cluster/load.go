@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,8 +18,7 @@ import (
 func (t *test) peak(before *pod, container, program string) string {
 	p := theOnly(t)
 	t.wantRestarts(before, p)
-	status, err := t.process(p, container, program).NewStatus()
-	t.check(err)
+	status := must(t.process(p, container, program).NewStatus())(t)
 	for _, c := range append(p.Spec.InitContainers, p.Spec.Containers...) {
 		if c.Name == container {
 			return fmt.Sprintf("%s: RSS at most %d of %d MiB", container, status.VmHWM>>20, c.Resources.Limits.Memory().Value()>>20)
@@ -47,8 +44,7 @@ func thousandStreams(t *test) {
 	t.upstream.Handle(meeting(streams))
 	start := time.Now()
 	t.together(streams, func(t *test) {
-		_, err := events(t.send(client, p.url()+messages, streamedBody).Body)
-		t.check(err)
+		t.check(events(t.send(client, p.url()+messages, streamedBody).Body))
 	})
 	took := time.Since(start)
 	t.report("%d streams open at once, all complete after %.1f s; %s", streams, took.Seconds(), t.peak(p, "proxy", name))
@@ -84,10 +80,8 @@ func manyUploads(t *test) {
 	t.upstream.Handle(http.HandlerFunc(count))
 	body := strings.Repeat("x", size)
 	start := time.Now()
-	uploading, ended := context.WithCancel(t.ctx)
 	all := make(chan error, 1)
 	go func() {
-		defer ended()
 		_, err := t.try(t.ctx, func(t *test) {
 			t.together(uploads, func(t *test) {
 				if arrived := t.ask(client, p.url()+files, body); arrived != strconv.Itoa(size) {
@@ -98,14 +92,12 @@ func manyUploads(t *test) {
 		all <- err
 	}()
 	queued := regexp.MustCompile(`(?m)^proxy_requests_queued [1-9]`)
-	_, err := t.try(uploading, func(t *test) {
-		t.await("a line, without which the budget is not used up", func(t *test) {
-			if !queued.MatchString(t.ask(http.DefaultClient, p.own()+"/metrics", "")) {
-				t.fatalf("proxy_requests_queued is 0")
-			}
-		})
+	t.await("a line, without which the budget is not used up", func(t *test) {
+		if !queued.MatchString(t.ask(http.DefaultClient, p.own()+"/metrics", "")) {
+			t.fatalf("proxy_requests_queued is 0")
+		}
 	})
-	t.check(errors.Join(err, <-all))
+	t.check(<-all)
 	t.report("%d uploads of 10 MiB at once took %.1f s, some in line; %s", uploads, time.Since(start).Seconds(), t.peak(p, "proxy", name))
 }
 

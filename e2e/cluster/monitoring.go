@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os/exec"
 	"strings"
 	"syscall"
 	"time"
@@ -47,17 +46,6 @@ func monitoringApplied(t *test) {
 		t.errorf("%s", line)
 	}
 	t.heal()
-}
-
-// metricsLint holds the pod's metrics against Prometheus' own rules.
-func metricsLint(t *test) {
-	metrics := t.ask(http.DefaultClient, t.awaitReady().own()+"/metrics", "")
-	promtool := exec.CommandContext(t.ctx, "promtool", "check", "metrics")
-	promtool.Stdin = strings.NewReader(metrics)
-	if said, code := t.run(promtool); code != 0 || said != "" {
-		t.errorf("promtool check metrics: exit code %d\n%s", code, said)
-	}
-	t.report("%d lines", strings.Count(metrics, "\n"))
 }
 
 // scraped starts Prometheus, with short times before alerts fire, and waits until it has the pod's figures and every

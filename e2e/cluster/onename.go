@@ -27,7 +27,7 @@ const (
 
 // oneName deploys k8s/overlays/one-name into an empty namespace.
 func oneName(t *test) {
-	t.service = t.open.Control.Offer(name, netip.MustParseAddr(serviceAddr))
+	t.service = t.open.Control.Offer(t.whole.ctx, name, netip.MustParseAddr(serviceAddr))
 	t.makeVolumes()
 	o := t.overlay
 	o.oneName, o.monitoring = true, false
@@ -70,30 +70,23 @@ func (t *test) askReplicas() {
 // awaitHosts waits until both pods are hosts of the service.
 func (t *test) awaitHosts() {
 	t.await("both hosts", func(t *test) {
-		if hosts := t.service.Hosts(); len(hosts) != len(replicas) || t.service.Host() == "" {
+		if hosts, routed := t.service.Hosts(); len(hosts) != len(replicas) || routed == "" {
 			t.fatalf("the hosts of the service are %v", hosts)
 		}
 	})
 }
 
 // serving is the pod to which clients of the service come.
-func serving(t *test) *pod { return named(t.service.Host())(t) }
-
-// serviceIdentity looks for the laptop in the log of the pod that serves.
-func serviceIdentity(t *test) {
-	const path = "/v1/messages/through-the-service"
-	p := serving(t)
-	t.send(t.client, serviceURL+path, "")
-	t.awaitLog(p, "proxy", path, `"tailnet_node":"laptop`)
+func serving(t *test) *pod {
+	_, host := t.service.Hosts()
+	return named(host)(t)
 }
 
 // otherUser is a process of another user in the pod, such as a container beside ours: it reaches the PROXY listener, and may
 // claim nothing.
 func otherUser(t *test) {
 	p := serving(t)
-	alias, err := t.laptop.IP(t.ctx)
-	t.check(err)
-	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", alias)
+	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", must(t.laptop.IP(t.ctx))(t))
 	attack := exec.CommandContext(t.ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", t.process(p, "proxy", name).PID),
 		"bash", "-c", `exec 3<>/dev/tcp/127.0.0.2/8082; printf %s "$0" >&3; cat <&3`, forged)
 	if answer, _ := t.run(attack); strings.Contains(answer, "HTTP/") { // else it is reset
@@ -106,7 +99,7 @@ func otherUser(t *test) {
 // has the state that it had; stopped in an orderly way, it has withdrawn the service in the state that it keeps.
 func hostEnds(program string, sig syscall.Signal) func(*test) {
 	return func(t *test) {
-		host := t.service.Host()
+		_, host := t.service.Hosts()
 		start := t.end(named(host), "tailscaled", program, sig)
 		t.awaitHosts()
 		hosts := time.Since(start)
@@ -146,9 +139,8 @@ func oneNameDeleted(t *test) {
 	if t.service == nil {
 		t.fatalf("it was not deployed")
 	}
-	t.service.Close()
 	t.kubectl("delete", "statefulset", replica, "--cascade=orphan")
 	t.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
-	namespaceDeleted(t)
+	t.deleteNamespace()
 	t.kubectl(append([]string{"delete", "persistentvolume"}, replicas...)...)
 }

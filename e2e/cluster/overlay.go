@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"embed"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,10 +39,7 @@ func edit(old, new string) func(*test, *overlay) {
 //go:embed testdata/*.yaml
 var testdata embed.FS
 
-var templates = template.Must(template.New("").Option("missingkey=error").Funcs(template.FuncMap{"json": func(s string) (string, error) {
-	text, err := json.Marshal(s) // JSON is YAML
-	return string(text), err
-}}).ParseFS(testdata, "testdata/*.yaml"))
+var templates = template.Must(template.New("").Option("missingkey=error").ParseFS(testdata, "testdata/*.yaml"))
 
 type object = map[string]any
 
@@ -56,17 +52,22 @@ func (t *test) render(file string, data object) []byte {
 
 // write makes the overlay's folder.
 func (t *test) write(o overlay) (dir string) {
-	dir, err := os.MkdirTemp(t.dir, "overlay-")
-	t.check(err)
-	base, err := filepath.Rel(dir, o.base()) // kustomize refuses absolute paths
-	t.check(err)
+	dir = must(os.MkdirTemp(t.dir, "overlay-"))(t)
+	base := must(filepath.Rel(dir, o.base()))(t) // kustomize refuses absolute paths
+	var m corev1.ConfigMap
+	t.check(yaml.UnmarshalStrict(must(os.ReadFile(filepath.Join(o.base(), "configmap.yaml")))(t), &m))
+	config := m.Data["config.toml"]
+	for change := range slices.Chunk(append([]string{"https://api.anthropic.com", o.upstream}, o.config...), 2) {
+		if strings.Count(config, change[0]) != 1 {
+			t.fatalf("config.toml does not hold %q once:\n%s", change[0], config)
+		}
+		config = strings.Replace(config, change[0], change[1], 1)
+	}
 	kustomization := t.render("kustomization.yaml", object{
-		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": t.config(o),
+		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": config,
 		"LoginServer": o.loginServer, "ProxyImage": t.proxyImage, "SidecarImage": t.sidecarImage,
 	})
-	authority, err := os.ReadFile(o.caFile)
-	t.check(err)
-	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), authority, 0o644))
+	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), must(os.ReadFile(o.caFile))(t), 0o644))
 	t.check(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), kustomization, 0o644))
 	return dir
 }
@@ -77,21 +78,4 @@ func (o overlay) base() string {
 		return filepath.Join(o.manifests, "overlays/one-name")
 	}
 	return o.manifests
-}
-
-// config is the manifests' own config.toml with the changes.
-func (t *test) config(o overlay) string {
-	text, err := os.ReadFile(filepath.Join(o.base(), "configmap.yaml"))
-	t.check(err)
-	var m corev1.ConfigMap
-	t.check(yaml.UnmarshalStrict(text, &m))
-	config := m.Data["config.toml"]
-	changes := append([]string{"https://api.anthropic.com", o.upstream}, o.config...)
-	for change := range slices.Chunk(changes, 2) {
-		if strings.Count(config, change[0]) != 1 {
-			t.fatalf("config.toml does not hold %q once:\n%s", change[0], config)
-		}
-		config = strings.Replace(config, change[0], change[1], 1)
-	}
-	return config
 }

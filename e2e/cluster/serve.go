@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"anthropic-oauth-proxy/e2e/fakeanthropic"
 )
 
 const (
@@ -31,8 +29,7 @@ func (t *test) send(client *http.Client, url, body string) *http.Response {
 	t.check(err)
 	req.Header.Set("Authorization", "Bearer sk-ant-oat-testonly")
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
-	t.check(err)
+	resp := must(client.Do(req))(t)
 	t.cleanup(func() { resp.Body.Close() })
 	return resp
 }
@@ -41,9 +38,7 @@ func (t *test) send(client *http.Client, url, body string) *http.Response {
 func (t *test) exchange(client *http.Client, url, body string) (status int, answer string) {
 	resp := t.send(client, url, body)
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	t.check(err)
-	return resp.StatusCode, string(text)
+	return resp.StatusCode, string(must(io.ReadAll(resp.Body))(t))
 }
 
 // ask is exchange, with a 200 or else a failure.
@@ -76,23 +71,13 @@ func (t *test) awaitFlow(base func(*test) string) {
 	t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
 }
 
-// events reads a stream of server-sent events to its end, and returns when each delta arrived. io.ErrUnexpectedEOF means that it
-// ended without message_stop.
-func events(r io.Reader) (deltas []time.Time, err error) {
-	complete := false
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		if kind, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
-			complete = kind == "message_stop"
-			if kind == "content_block_delta" {
-				deltas = append(deltas, time.Now())
-			}
-		}
+// events reads a stream of server-sent events to its end. io.ErrUnexpectedEOF means that it ended without message_stop.
+func events(r io.Reader) error {
+	text, err := io.ReadAll(r)
+	if err == nil && !bytes.Contains(text, []byte("event: message_stop")) {
+		err = io.ErrUnexpectedEOF
 	}
-	if lines.Err() == nil && !complete {
-		return deltas, io.ErrUnexpectedEOF
-	}
-	return deltas, lines.Err()
+	return err
 }
 
 // plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.
@@ -105,30 +90,6 @@ func plainRequest(t *test) {
 	if !strings.Contains(answer, `"end_turn"`) {
 		t.fatalf("the answer is no message: %s", answer)
 	}
-}
-
-// streamedRequest wants each event at its time, not all at the end.
-func streamedRequest(t *test) {
-	const interval = 100 * time.Millisecond
-	t.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: interval})
-	arrived, err := events(t.send(t.client, t.tailnetURL()+messages, streamedBody).Body)
-	t.check(err)
-	if len(arrived) != 10 {
-		t.fatalf("%d of 10 deltas arrived", len(arrived))
-	}
-	spread := arrived[9].Sub(arrived[0])
-	t.report("10 deltas sent over %v arrived over %v", 9*interval, spread.Round(time.Millisecond))
-	if spread < 5*interval {
-		t.fatalf("10 deltas sent over %v arrived within %v: they were held back", 9*interval, spread)
-	}
-}
-
-// identity looks for the laptop and its owner in the lines of its requests.
-func identity(t *test) {
-	user, err := t.laptop.User(t.ctx)
-	t.check(err)
-	t.awaitLog(theOnly(t), "proxy", `"request completed"`, `"tailnet_node":"laptop`, `"tailnet_user":"`+user+`"`)
-	t.report("%s", user)
 }
 
 // insideCaller comes to the pod's own address, as any pod of the cluster can
@@ -148,8 +109,7 @@ func insideCaller(t *test) {
 
 // resolver reads the pod's /etc/resolv.conf.
 func resolver(t *test) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID))
-	t.check(err)
+	text := must(os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID)))(t)
 	options := t.find(string(text), "options")
 	for _, want := range []string{"ndots:1", "timeout:2", "attempts:3"} {
 		if !slices.Contains(strings.Fields(options), want) {

@@ -6,18 +6,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -48,7 +47,6 @@ const (
 	headers = "/headers" // 200 KiB of headers
 	slow    = "/slow"    // as count, after two seconds
 	stream  = "/stream"  // streamEvents, one each half second
-	last    = "/last"
 )
 
 const streamEvents = 120
@@ -96,7 +94,9 @@ func api(w http.ResponseWriter, r *http.Request) {
 	}
 	switch r.URL.Path {
 	case large:
-		io.CopyN(w, zeros{}, 8*mib)
+		for range 128 {
+			w.Write(block)
+		}
 		return
 	case headers:
 		for i := range 20 {
@@ -115,9 +115,7 @@ func api(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, n)
 }
 
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+var block = make([]byte, 64<<10)
 
 // memory returns memory.NAME of the group in bytes.
 func (b *box) memory(name string) int {
@@ -126,13 +124,15 @@ func (b *box) memory(name string) int {
 }
 
 // dial connects, with a small send buffer: the VM's memory is not without end. It sends text.
-func (b *box) dial(text string) (net.Conn, error) {
+func (b *box) dial(text string) (*net.TCPConn, error) {
 	conn, err := net.DialTimeout("tcp", "127.0.0.1:8080", patience)
-	if err == nil {
-		conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
-		_, err = io.WriteString(conn, text)
+	if err != nil {
+		return nil, err
 	}
-	return conn, err
+	tcp := conn.(*net.TCPConn)
+	tcp.SetWriteBuffer(64 << 10)
+	io.WriteString(tcp, text) // as far as the proxy takes it
+	return tcp, nil
 }
 
 // hold opens n connections that send text, and keeps them until letGo. It does not wait for them.
@@ -147,53 +147,62 @@ func (b *box) hold(n int, text string) {
 }
 
 // stillReader asks for a large answer and reads nothing of it.
-func (b *box) stillReader() net.Conn {
+func (b *box) stillReader() *net.TCPConn {
 	b.Helper()
 	conn := proxytest.Must(b.dial("GET " + large + " HTTP/1.1\r\nHost: x\r\n\r\n"))(b.T)
-	conn.(*net.TCPConn).SetReadBuffer(16 << 10)
+	conn.SetReadBuffer(16 << 10)
 	context.AfterFunc(b.held, func() { conn.Close() })
 	return conn
 }
 
+// ask sends a request over a connection of its own, and checks the status of the answer.
+func (b *box) ask(request string, status int) error {
+	conn, err := b.dial(request)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return answered(conn, status)
+}
+
+// answered reads an answer and checks its status.
+func answered(conn net.Conn, status int) error {
+	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
+		return fmt.Errorf("%d, %v; want %d", resp.StatusCode, err, status)
+	}
+	return nil
+}
+
 // client returns a client that keeps its connections.
 func (b *box) client() *http.Client {
-	transport := &http.Transport{DisableCompression: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return b.dial("") }}
+	dial := func(context.Context, string, string) (net.Conn, error) { return b.dial("") }
+	transport := &http.Transport{DisableCompression: true, DialContext: dial}
 	b.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 10 * time.Minute}
 }
 
-// post uploads n bytes and checks the answer.
-func (b *box) post(client *http.Client, path string, n int) error {
-	resp, err := client.Post(url+path, "application/json", bytes.NewReader(make([]byte, n)))
-	if err != nil {
-		return err
+// post uploads n bytes so many times, one after the other, and checks the answers.
+func (b *box) post(times int, client *http.Client, path string, n int) error {
+	for range times {
+		req := proxytest.Must(http.NewRequest("POST", url+path, bytes.NewReader(make([]byte, n))))(b.T)
+		a, err := proxytest.Ask(client, req)
+		if err != nil || a.Err != nil || a.StatusCode != 200 || a.Text != strconv.Itoa(n) {
+			return fmt.Errorf("%.200q, %v, %v; want 200, %d", a.Text, err, a.Err, n)
+		}
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && (resp.StatusCode != 200 || string(text) != strconv.Itoa(n)) {
-		err = fmt.Errorf("%d, %.200q; want 200, %d", resp.StatusCode, text, n)
-	}
-	return err
+	return nil
 }
 
-// posts is post so many times, one after the other.
-func (b *box) posts(times int, client *http.Client, path string, n int) (err error) {
-	for i := 0; i < times && err == nil; i++ {
-		err = b.post(client, path, n)
-	}
-	return err
-}
-
-// get reads an answer of 200, in which there are so many empty lines.
+// get reads an answer of 200, in which there are so many events.
 func (b *box) get(client *http.Client, url string, events int) error {
-	resp, err := client.Get(url)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if n := strings.Count(string(text), "\n\n"); err != nil || resp.StatusCode != 200 || n != events {
-		return fmt.Errorf("%d, %d of %d events, %v", resp.StatusCode, n, events, err)
+	a, err := proxytest.Ask(client, proxytest.Must(http.NewRequest("GET", url, nil))(b.T))
+	if n := strings.Count(a.Text, "\n\n"); err != nil || a.Err != nil || a.StatusCode != 200 || n != events {
+		return fmt.Errorf("%d of %d events, %v, %v", n, events, err, a.Err)
 	}
 	return nil
 }
@@ -206,39 +215,14 @@ func (b *box) slowUpload() {
 	}
 }
 
-// readAgain reads a log that nobody has read for a while, up to the line of a request that it makes. It returns how many
-// requests have a line, and how many lines were dropped by their own account.
-func (b *box) readAgain(log io.Reader) (completed, told int) {
-	b.Helper()
-	time.AfterFunc(time.Second, func() { b.get(b.client(), url+last, 0) }) // once the buffer has room
-	for r := bufio.NewScanner(log); r.Scan(); {
-		var line struct {
-			Message, Path string
-			Lines         int
-		}
-		b.must(json.Unmarshal(r.Bytes(), &line))
-		told += line.Lines
-		if line.Message == proxytest.MsgRequestCompleted {
-			completed++
-		}
-		if line.Path == last {
-			break
-		}
-	}
-	return completed, told
-}
-
 // all runs n clients at once to their end.
 func (b *box) all(n int, run func(i int) error) {
 	b.Helper()
-	var wg sync.WaitGroup
-	errs := make([]error, n)
+	var clients errgroup.Group
 	for i := range n {
-		wg.Go(func() { errs[i] = run(i) })
+		clients.Go(func() error { return run(i) })
 	}
-	wg.Wait()
-	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	if len(failed) > 0 {
-		b.Errorf("%d of %d clients failed, such as with %v", len(failed), n, failed[:min(5, len(failed))])
+	if err := clients.Wait(); err != nil {
+		b.Errorf("the first client that failed: %v", err)
 	}
 }

@@ -10,7 +10,6 @@
 package memory
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -44,8 +43,7 @@ func TestMain(m *testing.M) {
 // boot runs this very program in the VM, with the same flags.
 func boot() error {
 	defer proxytest.Cleanup()
-	built, err := proxytest.Build()
-	proxy := cmp.Or(os.Getenv("MEMORY_TEST_PROXY"), built) // another program to put to the test
+	proxy, err := proxytest.Build()
 	self, selfErr := os.Executable()
 	if err := errors.Join(err, selfErr); err != nil {
 		return err

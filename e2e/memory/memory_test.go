@@ -3,12 +3,10 @@
 package memory
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -19,26 +17,13 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// answered reads an answer and checks its status.
-func answered(conn net.Conn, status int) error {
-	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
-		return fmt.Errorf("%d, %v; want %d", resp.StatusCode, err, status)
-	}
-	return nil
-}
-
 // heldBack is a header of 50 KiB, without its end.
 var heldBack = "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:"+strings.Repeat("b", 200)+"\r\n", 250)
 
 // TestClosedLoop: 1,000 clients with bodies of 50 KB, three each, one after the other.
 func TestClosedLoop(t *testing.T) {
 	b := newBox(t)
-	b.all(1000, func(int) error { return b.posts(3, b.client(), count, 50_000) })
+	b.all(1000, func(int) error { return b.post(3, b.client(), count, 50_000) })
 }
 
 // TestUploads: 1,000 at once, of an eighth of a MiB, and some of the largest.
@@ -49,45 +34,37 @@ func TestUploads(t *testing.T) {
 		if i%100 == 0 {
 			n = 10 * mib
 		}
-		return b.post(b.client(), count, n)
+		return b.post(1, b.client(), count, n)
 	})
 }
 
 // TestManyFields: 600 complete requests of 11,000 short header lines.
 func TestManyFields(t *testing.T) {
 	b := newBox(t)
-	b.all(600, func(int) error {
-		conn, err := b.dial("GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n")
-		if conn == nil {
-			return err
-		}
-		defer conn.Close()
-		return answered(conn, 431)
-	})
+	request := "GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n"
+	b.all(600, func(int) error { return b.ask(request, 431) })
 }
 
 // TestQueued: 3,000 requests of 50 KB behind slow answers, far more than are accepted.
 func TestQueued(t *testing.T) {
 	b := newBox(t)
-	body := strings.Repeat("x", 50_000)
+	request := "POST " + slow + " HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n" + strings.Repeat("x", 50_000)
 	connecting := make(chan struct{}, 50) // at a time: on this processor others would be idle for a second before they speak
 	var late atomic.Int32                 // those that were so all the same, and were closed for it
-	request := func() error {
-		connecting <- struct{}{}
-		conn, err := b.dial("POST " + slow + " HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n" + body)
-		<-connecting
-		if conn == nil {
-			return err
-		}
-		defer conn.Close()
-		return answered(conn, 200)
-	}
 	b.all(3000, func(int) error {
-		err := request()
-		if errors.Is(err, io.ErrUnexpectedEOF) && late.Add(1) <= 10 {
-			return request()
+		for {
+			connecting <- struct{}{}
+			conn, err := b.dial(request)
+			<-connecting
+			if err != nil {
+				return err
+			}
+			err = answered(conn, 200)
+			conn.Close()
+			if !errors.Is(err, io.ErrUnexpectedEOF) || late.Add(1) > 10 {
+				return err
+			}
 		}
-		return err
 	})
 	b.Logf("%d clients were too slow to speak, and came again", late.Load())
 }
@@ -97,39 +74,32 @@ func TestSilent(t *testing.T) {
 	b := newBox(t)
 	b.hold(125, heldBack)
 	b.hold(12_000, "")
-	b.all(10, func(int) error {
-		for range 5 {
-			if err := b.post(b.client(), count, 50_000); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	b.all(10, func(int) error { return b.post(5, b.client(), count, 50_000) })
 }
 
 // TestStillReaders: of answers of 8 MiB. 50 of them are whole when they are read on; of 400 more, most are cut.
 func TestStillReaders(t *testing.T) {
 	b := newBox(t)
 	const readers = 50
-	var answers []net.Conn
+	var answers []*net.TCPConn
 	for range readers {
 		answers = append(answers, b.stillReader())
 	}
 	time.Sleep(10 * time.Second)
 	on := answers[readers/2]
-	on.(*net.TCPConn).SetReadBuffer(mib)
+	on.SetReadBuffer(mib)
 	b.must(answered(on, 200))
 	for range 400 {
 		b.stillReader()
 	}
 	time.Sleep(10 * time.Second)
-	b.must(b.post(b.client(), count, 10))
+	b.must(b.post(1, b.client(), count, 10))
 }
 
 // TestLargeResponseHeaders: 100 answers at once with 200 KiB of headers.
 func TestLargeResponseHeaders(t *testing.T) {
 	b := newBox(t)
-	b.all(100, func(int) error { return b.post(b.client(), headers, 10) })
+	b.all(100, func(int) error { return b.post(1, b.client(), headers, 10) })
 }
 
 // TestMixed: all that clients do by accident or on purpose, and a log reader that hangs, at once for a minute, beside honest
@@ -137,7 +107,8 @@ func TestLargeResponseHeaders(t *testing.T) {
 func TestMixed(t *testing.T) {
 	const pipe = "/tmp/log"
 	proxytest.Check(t, syscall.Mkfifo(pipe, 0o600))
-	log := proxytest.Must(os.OpenFile(pipe, os.O_RDWR, 0))(t)
+	reader := proxytest.Must(os.OpenFile(pipe, os.O_RDWR, 0))(t) // without one, the proxy could not begin to write
+	t.Cleanup(func() { reader.Close() })
 	b := newBox(t, pipe)
 	for range 50 {
 		b.stillReader()
@@ -148,7 +119,7 @@ func TestMixed(t *testing.T) {
 		go b.slowUpload()
 	}
 	long := count + strings.Repeat("/", 300) // the lines are more than 1 MiB
-	b.all(30, func(int) error { return b.posts(60, b.client(), long, 10) })
+	b.all(30, func(int) error { return b.post(60, b.client(), long, 10) })
 	start := time.Now()
 	during := func(what string, do func() error) func() error {
 		return func() error {
@@ -172,7 +143,7 @@ func TestMixed(t *testing.T) {
 	}
 	for range 10 {
 		client := b.client()
-		clients = append(clients, during("an upload", func() error { return b.post(client, count, mib) }))
+		clients = append(clients, during("an upload", func() error { return b.post(1, client, count, mib) }))
 	}
 	for range 20 {
 		clients = append(clients, func() error { return b.get(b.client(), url+stream, streamEvents) })
@@ -184,12 +155,7 @@ func TestMixed(t *testing.T) {
 	}
 	b.letGo()
 	proxytest.Eventually(t, "memory below 100 MiB", func() bool { return b.memory("current") < 100*mib })
-
-	completed, told := b.readAgain(log)
-	m := proxytest.Scrape(t, b.Proxy)
-	served, dropped := int(m.Value("proxy_requests_total")), int(m.Value("proxy_log_lines_dropped_total"))
-	b.Logf("%d requests: %d lines, %d dropped", served, completed, dropped)
-	if told != dropped || dropped == 0 || completed+told < served {
-		b.Errorf("%d requests, %d lines, %d dropped, of which %d were told", served, completed, dropped, told)
+	if m := proxytest.Scrape(t, b.Proxy); m.Value("proxy_log_lines_dropped_total") == 0 {
+		b.Errorf("of %v requests no line was dropped: the log was read, or is not full", m.Value("proxy_requests_total"))
 	}
 }

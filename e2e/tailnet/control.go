@@ -3,12 +3,8 @@ package tailnet
 import (
 	"context"
 	"fmt"
-	"io"
-	"log"
-	"math/rand/v2"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,19 +21,22 @@ type Control struct {
 	URL string
 
 	server     *testcontrol.Server
-	addr       string
 	routeDelay time.Duration
 
-	mu     sync.Mutex
-	front  *http.Server // nil while stopped
-	noise  []net.Conn   // that front does not close
-	grants tailcfg.PeerCapMap
+	mu    sync.Mutex
+	down  bool
+	conns []net.Conn // all so far, as http.Server forgets those that become Noise ones
 }
 
-func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
-	c := &Control{routeDelay: opts.RouteDelay}
+func (tn *Tailnet) startControl(opts Options, derp *tailcfg.DERPMap) error {
+	listener, err := net.Listen("tcp", net.JoinHostPort(tn.host, "0"))
+	if err != nil {
+		return err
+	}
+	c := &Control{URL: "http://" + listener.Addr().String(), routeDelay: opts.RouteDelay}
 	c.server = &testcontrol.Server{
 		Logf:               logger.Discard,
+		ExplicitBaseURL:    c.URL,
 		DERPMap:            derp,
 		DNSConfig:          &tailcfg.DNSConfig{Proxied: true},
 		MagicDNSDomain:     Domain,
@@ -45,69 +44,49 @@ func startControl(opts Options, derp *tailcfg.DERPMap) (*Control, error) {
 		RequireMachineAuth: opts.ApproveMachines,
 		TagOwners:          map[string][]string{}, // not nil: nodes get the tags that they ask for
 		AllOnline:          true,
-		MaybeRateLimitRegister: func() (bool, string, string) {
-			time.Sleep(opts.LoginDelay)
-			return false, "", ""
-		},
 	}
-	// On a port that the kernel gives to nobody who asks for any free one, so that it is still free after a Stop.
-	var err error
-	for range 50 {
-		c.addr = net.JoinHostPort(opts.Host, strconv.Itoa(20000+rand.IntN(12000))) // Linux hands out 32768 and up
-		c.URL = "http://" + c.addr
-		c.server.ExplicitBaseURL = c.URL
-		if err = c.Start(); err == nil {
-			return c, nil
-		}
-	}
-	return nil, err
-}
-
-// Start brings a stopped server back on the same port, with all it knew.
-func (c *Control) Start() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	listener, err := net.Listen("tcp", c.addr)
-	if err != nil {
-		return fmt.Errorf("listening for the control server: %w", err)
-	}
-	c.front = &http.Server{Handler: c.withKeys(), ErrorLog: log.New(io.Discard, "", 0), ConnState: c.connState}
-	go c.front.Serve(listener)
+	web := &http.Server{Handler: c.withKeys(), ErrorLog: logger.StdLogger(logger.Discard), ConnContext: c.accept}
+	go web.Serve(listener)
+	tn.Control = c
+	tn.atClose(func() error { c.Stop(); return web.Close() })
 	return nil
 }
 
-// connState remembers the connections that become Noise ones, which http.Server forgets.
-func (c *Control) connState(conn net.Conn, state http.ConnState) {
-	if state != http.StateHijacked {
-		return
-	}
+// accept cuts a connection, now or later.
+func (c *Control) accept(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.front == nil { // stopped meanwhile
+	if c.down {
 		conn.Close()
 	}
-	c.noise = append(c.noise, conn)
+	c.conns = append(c.conns, conn)
+	return ctx
 }
 
-// Stop cuts all connections and refuses new ones, as a server that is down. Stopping twice is not an error.
-func (c *Control) Stop() error {
+// Stop cuts all connections, those to come too, as those of a server that is down.
+func (c *Control) Stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.front == nil {
-		return nil
+	c.down = true
+	for _, conn := range c.conns {
+		conn.Close() // unless it is closed already
 	}
-	err := c.front.Close()
-	for _, conn := range c.noise {
-		conn.Close() // unless the node has
-	}
-	c.front, c.noise = nil, nil
-	return err
+	c.conns = nil
+}
+
+// Start brings a stopped server back, with all it knew.
+func (c *Control) Start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down = false
 }
 
 // Members returns the names of all nodes that ever logged in, in order of their login. The test server never forgets
 // one, nor does it rename one whose name is taken.
-func (c *Control) Members() (names []string) {
-	for _, node := range c.server.AllNodes() {
+func (c *Control) Members() []string { return memberNames(c.server.AllNodes()) }
+
+func memberNames(nodes []*tailcfg.Node) (names []string) {
+	for _, node := range nodes {
 		names = append(names, memberName(node))
 	}
 	return names
@@ -154,7 +133,6 @@ func (c *Control) modify(name string, change func(*tailcfg.Node)) error {
 		}
 		return found
 	})
-	c.wakeAll() // UpdateNode wakes all nodes but the changed one
 	if err != nil {
 		return fmt.Errorf("changing node %s: the control server does not know how it is reached: %w", name, err)
 	}
@@ -167,15 +145,5 @@ func (c *Control) Grant(capabilities ...string) {
 	for _, capability := range capabilities {
 		grants[tailcfg.PeerCapability(capability)] = nil
 	}
-	c.mu.Lock()
-	c.grants = grants
-	c.mu.Unlock()
-	c.wakeAll()
-}
-
-// wakeAll has all nodes fetch what has changed.
-func (c *Control) wakeAll() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.server.SetGlobalAppCaps(c.grants)
+	c.server.SetGlobalAppCaps(grants)
 }

@@ -1,7 +1,6 @@
 package tailnet_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -34,52 +33,44 @@ const soon = 5 * time.Second
 
 // fixture is a tailnet with the node that the proxy belongs to, and a fake upstream. Its methods fail the test.
 type fixture struct {
-	t        *testing.T
-	ctx      context.Context // ends with the test
-	tailnet  *tailnet.Tailnet
-	sidecar  *tailnet.Node // its daemon is not started
-	upstream *fakeanthropic.Server
+	*proxytest.Scene // whose proxy is the one that was launched last
+	tailnet          *tailnet.Tailnet
+	sidecar          *tailnet.Node // its daemon is not started
+	upstream         *fakeanthropic.Server
 }
 
 // setUp makes a fixture that is torn down with the test.
 func setUp(t *testing.T, opts tailnet.Options) *fixture {
 	t.Helper()
-	f := &fixture{t: t, ctx: t.Context()}
-	bin, err := tailnet.Build(f.ctx, os.Stderr)
-	f.do(err)
-	f.tailnet, err = tailnet.New(bin, opts)
-	f.do(err)
+	f := &fixture{Scene: proxytest.NewScene(t)}
+	bin := proxytest.Must(tailnet.Build(f.Context(), os.Stderr))(t)
+	f.tailnet = proxytest.Must(tailnet.New(bin, opts))(t)
 	t.Cleanup(func() { f.check(f.tailnet.Close()) })
-	f.upstream, err = fakeanthropic.Start(fakeanthropic.HTTP2, nil)
-	f.do(err)
-	t.Cleanup(func() { f.check(f.upstream.Close()) })
+	f.upstream = f.API(fakeanthropic.HTTP2, nil)
 	f.sidecar = f.newNode(hostname)
 	return f
 }
 
 // do ends the test if a step went wrong: f.do(n.Start(ctx)). check goes on.
 func (f *fixture) do(err error) {
-	f.t.Helper()
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	f.Helper()
+	proxytest.Check(f.T, err)
 }
 
 func (f *fixture) check(err error) {
-	f.t.Helper()
+	f.Helper()
 	if err != nil {
-		f.t.Error(err)
+		f.Error(err)
 	}
 }
 
 func (f *fixture) newNode(name string, tags ...string) *tailnet.Node {
-	f.t.Helper()
-	n, err := f.tailnet.NewNode(name)
-	f.do(err)
+	f.Helper()
+	n := proxytest.Must(f.tailnet.NewNode(name))(f.T)
 	n.Tags = tags
-	f.t.Cleanup(func() {
-		if lines := strings.Split(n.Log(), "\n"); f.t.Failed() {
-			f.t.Logf("the end of the daemon's log on %s:\n%s", name, strings.Join(lines[max(0, len(lines)-30):], "\n"))
+	f.Cleanup(func() {
+		if log := n.Log(); f.Failed() {
+			f.Logf("the end of the daemon's log on %s:\n%s", name, log[max(0, len(log)-4000):])
 		}
 	})
 	return n
@@ -87,18 +78,18 @@ func (f *fixture) newNode(name string, tags ...string) *tailnet.Node {
 
 // connect starts a node and logs it in.
 func (f *fixture) connect(n *tailnet.Node) {
-	f.t.Helper()
-	f.do(n.Start(f.ctx))
-	f.do(n.Up(f.ctx, ""))
+	f.Helper()
+	f.do(n.Start(f.Context()))
+	f.do(n.Up(f.Context(), ""))
 }
 
 // client makes a second node and returns it with an HTTP client on it.
 func (f *fixture) client(name string, tags ...string) (*tailnet.Node, *http.Client) {
-	f.t.Helper()
+	f.Helper()
 	n := f.newNode(name, tags...)
 	f.connect(n)
 	c := n.HTTPClient()
-	f.t.Cleanup(c.CloseIdleConnections)
+	f.Cleanup(c.CloseIdleConnections)
 	return n, c
 }
 
@@ -106,21 +97,16 @@ func (f *fixture) client(name string, tags ...string) (*tailnet.Node, *http.Clie
 func (f *fixture) inBackground(step func()) {
 	var running sync.WaitGroup
 	running.Go(step)
-	f.t.Cleanup(running.Wait) // f.ctx has ended by then
+	f.Cleanup(running.Wait) // the context has ended by then
 }
 
 // login starts logging the sidecar in and does not wait for how it ends.
-func (f *fixture) login() { f.inBackground(func() { _ = f.sidecar.Up(f.ctx, "") }) }
-
-// keepBooting runs the sidecar as the kubelet does.
-func (f *fixture) keepBooting(key string) {
-	f.inBackground(func() { f.check(f.sidecar.KeepBooting(f.ctx, "TS_AUTHKEY="+key)) })
-}
+func (f *fixture) login() { f.inBackground(func() { _ = f.sidecar.Up(f.Context(), "") }) }
 
 // await waits for a state of the sidecar's daemon.
 func (f *fixture) await(state ipn.State) {
-	f.t.Helper()
-	f.do(f.sidecar.AwaitState(f.ctx, state))
+	f.Helper()
+	f.do(f.sidecar.Await(f.Context(), state))
 }
 
 // options are those of a proxy beside a node.
@@ -133,107 +119,94 @@ func (f *fixture) options(n *tailnet.Node, config string, args ...string) proxyt
 }
 
 // launch starts the proxy beside a node, whatever the daemon's state, and waits until it listens.
-func (f *fixture) launch(n *tailnet.Node, config string) *proxytest.Proxy {
-	f.t.Helper()
-	p := proxytest.Launch(f.t, f.options(n, config))
-	f.do(p.WaitListening(proxytest.Timeout))
-	return p
+func (f *fixture) launch(n *tailnet.Node, config string) {
+	f.Helper()
+	f.Proxy = proxytest.Launch(f.T, f.options(n, config))
+	f.do(f.Proxy.WaitListening(proxytest.Timeout))
 }
 
-// running connects the sidecar, launches the proxy beside it and waits until that runs.
-func (f *fixture) running(config string) *proxytest.Proxy {
-	f.t.Helper()
+// running launches the proxy beside a connected node and waits until it runs.
+func (f *fixture) running(n *tailnet.Node, config string) *proxytest.Proxy {
+	f.Helper()
+	f.launch(n, config)
+	f.do(f.Proxy.WaitRunning(proxytest.Timeout))
+	return f.Proxy
+}
+
+// connected is running beside the sidecar, which it connects.
+func (f *fixture) connected(config string) {
+	f.Helper()
 	f.connect(f.sidecar)
-	p := f.launch(f.sidecar, config)
-	f.do(p.WaitRunning(proxytest.Timeout))
-	return p
+	f.running(f.sidecar, config)
 }
 
 // ip returns a node's address in the tailnet.
 func (f *fixture) ip(n *tailnet.Node) string {
-	f.t.Helper()
-	ip, err := n.IP(f.ctx)
-	f.do(err)
-	return ip.String()
+	f.Helper()
+	return proxytest.Must(n.IP(f.Context()))(f.T).String()
 }
 
-// tailnetURL is the proxy's address as other nodes know it.
-func (f *fixture) tailnetURL(p *proxytest.Proxy) string {
-	f.t.Helper()
-	return "http://" + f.ip(f.sidecar) + p.Addr()[strings.LastIndex(p.Addr(), ":"):]
+// url is the proxy's address as other nodes know it.
+func (f *fixture) url() string {
+	f.Helper()
+	return "http://" + f.ip(f.sidecar) + f.Proxy.Addr()[strings.LastIndex(f.Proxy.Addr(), ":"):]
 }
 
 // What /health answers but for the uptime.
 const (
-	healthy = `{"status":"healthy","tailnet":"connected","tailnet_hostname":"anthropic-oauth-proxy","tailnet_ip":"100.64.0.1",` +
+	healthy = `200 {"status":"healthy","tailnet":"connected","tailnet_hostname":"anthropic-oauth-proxy","tailnet_ip":"100.64.0.1",` +
 		`"uptime_seconds":N,"requests_served":0,"errors_total":0}`
-	degraded = `{"status":"degraded","tailnet":"not_connected","uptime_seconds":N,"requests_served":0,"errors_total":0}`
+	degraded = `503 {"status":"degraded","tailnet":"not_connected","uptime_seconds":N,"requests_served":0,"errors_total":0}`
 )
 
 var uptime = regexp.MustCompile(`"uptime_seconds":\d+`)
 
 // health asks for /health.
-func (f *fixture) health(p *proxytest.Proxy) (status int, body string) {
-	f.t.Helper()
-	status, text, err := p.Health()
-	f.do(err)
-	return status, uptime.ReplaceAllString(strings.TrimSuffix(string(text), "\n"), `"uptime_seconds":N`)
+func (f *fixture) health() string {
+	f.Helper()
+	a := f.Get("/health")
+	return fmt.Sprint(a.StatusCode, " ", uptime.ReplaceAllString(a.Text, `"uptime_seconds":N`))
 }
 
 // checkHealth checks /health, which has no field but these, in this order.
-func (f *fixture) checkHealth(p *proxytest.Proxy, wantStatus int, want string) {
-	f.t.Helper()
-	if status, body := f.health(p); status != wantStatus || body != want {
-		f.t.Errorf("GET /health: %d %s\nwant %d %s", status, body, wantStatus, want)
+func (f *fixture) checkHealth(want string) {
+	f.Helper()
+	if got := f.health(); got != want {
+		f.Errorf("GET /health: %s\nwant %s", got, want)
 	}
 }
 
 // awaitHealth waits until /health has some words.
-func (f *fixture) awaitHealth(p *proxytest.Proxy, words string) {
-	f.t.Helper()
-	proxytest.Eventually(f.t, "/health with "+words, func() bool {
-		_, body := f.health(p)
-		return strings.Contains(body, words)
-	})
-}
-
-// gauge waits until a gauge has this value.
-func (f *fixture) gauge(p *proxytest.Proxy, name string, want float64) time.Duration {
-	f.t.Helper()
-	return proxytest.Eventually(f.t, fmt.Sprint(name, " is ", want), func() bool {
-		m := proxytest.Scrape(f.t, p)
-		return m.Has(name) && m.Value(name) == want
-	})
+func (f *fixture) awaitHealth(words string) {
+	f.Helper()
+	proxytest.Eventually(f.T, "/health with "+words, func() bool { return strings.Contains(f.health(), words) })
 }
 
 // follows checks that /health and the gauge both say in time whether the tailnet is connected.
-func (f *fixture) follows(p *proxytest.Proxy, connected bool, limit time.Duration) {
-	f.t.Helper()
-	want := map[bool]string{true: "/health 200, tailnet_connected 1", false: "/health 503, tailnet_connected 0"}[connected]
-	took := proxytest.Eventually(f.t, want, func() bool {
-		status, _ := f.health(p)
-		return fmt.Sprintf("/health %d, tailnet_connected %v", status, proxytest.Scrape(f.t, p).Value("tailnet_connected")) == want
+func (f *fixture) follows(connected bool, limit time.Duration) {
+	f.Helper()
+	want := map[bool]string{true: "/health 200, tailnet_connected true 1", false: "/health 503, tailnet_connected true 0"}[connected]
+	took := proxytest.Eventually(f.T, want, func() bool {
+		m, gauge := proxytest.Scrape(f.T, f.Proxy), "tailnet_connected"
+		return fmt.Sprintf("/health %.3s, %s %v %v", f.health(), gauge, m.Has(gauge), m.Value(gauge)) == want
 	})
-	if f.t.Logf("%s after %v", want, took); took > limit {
-		f.t.Errorf("%s only after %v, want %v", want, took, limit)
+	if f.Logf("%s after %v", want, took); took > limit {
+		f.Errorf("%s only after %v, want %v", want, took, limit)
 	}
 }
 
-// request is a Messages request with a bearer token. headers are name, value, name, value, ...
+// request is a Messages request to a base URL. headers are name, value, name, value, ...
 func (f *fixture) request(base string, headers ...string) *http.Request {
-	f.t.Helper()
-	req, err := http.NewRequestWithContext(f.ctx, http.MethodPost, base+"/v1/messages", strings.NewReader(proxytest.Message))
-	f.do(err)
-	req.Header.Set("Authorization", "Bearer test-token")
-	for pair := range slices.Chunk(headers, 2) {
-		req.Header.Add(pair[0], pair[1])
-	}
-	return req
+	f.Helper()
+	req := f.Request(http.MethodPost, "/v1/messages", strings.NewReader(proxytest.Message), headers...)
+	req.Host = strings.TrimPrefix(base, "http://")
+	req.URL.Host = req.Host
+	return req.WithContext(f.Context())
 }
 
 // post sends it and reads the answer to its end.
 func (f *fixture) post(c *http.Client, base string, headers ...string) proxytest.Answer {
-	f.t.Helper()
+	f.Helper()
 	a, err := proxytest.Ask(c, f.request(base, headers...))
 	f.do(errors.Join(err, a.Err))
 	return a
@@ -241,18 +214,24 @@ func (f *fixture) post(c *http.Client, base string, headers ...string) proxytest
 
 // served checks that a request is answered, and at once: the tailnet must not be in its way.
 func (f *fixture) served(c *http.Client, base string) {
-	f.t.Helper()
+	f.Helper()
 	start := time.Now()
 	if a := f.post(c, base); a.StatusCode != http.StatusOK || time.Since(start) > 2*soon {
-		f.t.Errorf("status %d after %v, want 200: %s", a.StatusCode, time.Since(start), a.Text)
+		f.Errorf("status %d after %v, want 200: %s", a.StatusCode, time.Since(start), a.Text)
 	}
+}
+
+// servedLocally is served, for a caller on the proxy's own machine.
+func (f *fixture) servedLocally() {
+	f.Helper()
+	f.served(f.Client, f.Proxy.URL())
 }
 
 // upstreamGot checks how many requests there were so far.
 func (f *fixture) upstreamGot(want int) {
-	f.t.Helper()
+	f.Helper()
 	if got := len(f.upstream.Requests()); got != want {
-		f.t.Errorf("the upstream got %d requests, want %d", got, want)
+		f.Errorf("the upstream got %d requests, want %d", got, want)
 	}
 }
 

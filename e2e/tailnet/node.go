@@ -7,9 +7,10 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -29,42 +30,74 @@ type Node struct {
 
 	tailnet *Tailnet
 	dir     string
-
-	mu      sync.Mutex
-	daemons []*proxytest.Proxy // all so far, of which the last one may run
-	kill    syscall.Signal     // ends it at once
+	local   *local.Client    // of the daemon
+	daemon  *proxytest.Proxy // the last one, nil if there was none
+	kill    syscall.Signal   // ends it at once
 }
 
 // Start runs tailscaled with the node's state and returns when it answers. A node that was logged in before comes back
 // by itself; a new one needs Up.
 func (n *Node) Start(ctx context.Context) error {
-	args := []string{
+	err := n.run(syscall.SIGKILL, nil, "tailscaled",
 		"--tun=userspace-networking",
-		"--statedir=" + n.dir,
-		"--socket=" + n.Socket,
-		"--socks5-server=127.0.0.1:0",
-		"--outbound-http-proxy-listen=127.0.0.1:0",
-	}
-	if err := n.run("tailscaled", syscall.SIGKILL, args, nil); err != nil {
+		"--statedir="+n.dir,
+		"--socket="+n.Socket,
+		"--socks5-server=127.0.0.1:0")
+	if err != nil {
 		return err
 	}
-	return n.await(ctx, "an answer", func(string) bool { return true })
+	return n.Await(ctx)
+}
+
+// BootWith runs containerboot, the entry point of the sidecar's image, which starts tailscaled and logs it in as its
+// environment says: TS_AUTHKEY or another way, which demands tags. It returns at once: containerboot exits by itself
+// when the login fails or the node leaves the tailnet.
+func (n *Node) BootWith(login ...string) error {
+	// It ends its tailscaled on SIGTERM, and would leave it behind on SIGKILL.
+	return n.run(syscall.SIGTERM, append(login,
+		"TS_AUTH_ONCE=true",
+		"TS_HOSTNAME="+n.Name,
+		"TS_SOCKET="+n.Socket,
+		"TS_STATE_DIR="+filepath.Join(n.dir, "state"),
+		"TS_KUBE_SECRET=", // else it looks for one wherever it runs in a cluster
+		"TS_USERSPACE=true",
+		"TS_EXTRA_ARGS=--login-server="+n.tailnet.Control.URL+" --advertise-tags="+strings.Join(n.Tags, ","),
+	), "containerboot")
+}
+
+// KeepBooting is the kubelet: it runs containerboot and, whenever that exits, runs it again, at once and then after 10,
+// 20, 40 seconds and so on, until ctx ends. It returns why it gave up: ctx's end is no error.
+func (n *Node) KeepBooting(ctx context.Context, login ...string) error {
+	for backoff := time.Duration(0); ; backoff = max(10*time.Second, 2*backoff) {
+		if err := n.BootWith(login...); err != nil {
+			return err
+		}
+		select {
+		case <-n.daemon.Done():
+		case <-ctx.Done():
+			return n.Kill()
+		}
+		select {
+		case <-time.After(backoff):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // run starts a daemon for the node, in place of one that may have ended by itself. It gets the signal kill if this process dies.
-func (n *Node) run(program string, kill syscall.Signal, args, env []string) error {
-	if err := n.Kill(); err != nil {
-		return err
+func (n *Node) run(kill syscall.Signal, env []string, program string, args ...string) error {
+	err := n.Kill()
+	if err == nil {
+		n.kill = kill
+		n.daemon, err = proxytest.Start(proxytest.Options{
+			Binary: n.tailnet.bin.path(program), Args: args, Env: append(n.environ(), env...), DeathSignal: kill,
+			Redirect: fmt.Sprintf(">>'%s' 2>&1", n.log()),
+		})
 	}
-	daemon, err := proxytest.Start(proxytest.Options{
-		Binary: n.tailnet.bin.path(program), Args: args, Env: append(n.environ(), env...), DeathSignal: kill,
-	})
 	if err != nil {
 		return fmt.Errorf("starting %s of %s: %w", program, n.Name, err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.daemons, n.kill = append(n.daemons, daemon), kill
 	return nil
 }
 
@@ -85,71 +118,38 @@ func (n *Node) environ() []string {
 		"TS_NETSTACK_KEEPALIVE_IDLE=15s", // as in k8s/
 		"TS_NETSTACK_KEEPALIVE_INTERVAL=5s",
 		"TS_NETCHECK_GENERATE_204_URL=" + n.tailnet.Control.URL + "/generate_204",
-		"HTTP_PROXY=" + n.tailnet.trap.server.URL,
-		"HTTPS_PROXY=" + n.tailnet.trap.server.URL,
+		"HTTP_PROXY=" + n.tailnet.trap,
+		"HTTPS_PROXY=" + n.tailnet.trap,
 		"NO_PROXY=" + n.tailnet.host, // loopback never asks the proxy, other addresses do
 	}
 }
 
-// current returns the last daemon, nil if there was none.
-func (n *Node) current() *proxytest.Proxy {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if len(n.daemons) == 0 {
-		return nil
-	}
-	return n.daemons[len(n.daemons)-1]
-}
-
 // Kill ends the daemon, tailscaled with SIGKILL, so that its socket file stays. A node without a running daemon is not an error.
-func (n *Node) Kill() error { return n.end(n.kill) }
+func (n *Node) Kill() error { return n.End(n.kill) }
 
-// Terminate ends the daemon with SIGTERM and returns when it is gone, and its socket file with it.
-func (n *Node) Terminate() error { return n.end(syscall.SIGTERM) }
-
-func (n *Node) end(sig syscall.Signal) error {
-	daemon := n.current()
-	if daemon == nil {
+// End ends the daemon with a signal and returns when it is gone: after SIGTERM, its socket file with it.
+func (n *Node) End(sig syscall.Signal) error {
+	if n.daemon == nil {
 		return nil
 	}
-	_ = daemon.Signal(sig) // it may have ended
-	if _, err := daemon.Wait(timeout); err != nil {
-		return errors.Join(fmt.Errorf("ending the daemon of %s: %w", n.Name, err), daemon.Stop())
-	}
-	return daemon.Stop()
+	_ = n.daemon.Signal(sig) // it may have ended
+	_, err := n.daemon.Wait(timeout)
+	return errors.Join(err, n.daemon.Stop())
 }
 
-// Freeze stops the daemon with SIGSTOP: its socket accepts and never answers. It is for nodes made to run with Start;
-// containerboot would be frozen alone. Thaw lets it go on.
-func (n *Node) Freeze() error { return n.current().Signal(syscall.SIGSTOP) }
-func (n *Node) Thaw() error   { return n.current().Signal(syscall.SIGCONT) }
+// Signal sends a signal to the daemon. After SIGSTOP and until SIGCONT, its socket accepts and never answers: that is for
+// nodes made to run with Start, as containerboot would be stopped alone.
+func (n *Node) Signal(sig syscall.Signal) error { return n.daemon.Signal(sig) }
 
-// Up logs the node in, or takes it back after Down, and returns when it is running or when the daemon says why it
+// Up logs the node in, or takes it back after "down", and returns when it is running or when the daemon says why it
 // can't, which may be the fate of an earlier Up. An empty key is no key.
 func (n *Node) Up(ctx context.Context, authKey string) error {
-	return n.tailscale(ctx, "up", "--reset", "--accept-dns=false", "--login-server="+n.tailnet.Control.URL,
+	return n.Tailscale(ctx, "up", "--reset", "--accept-dns=false", "--login-server="+n.tailnet.Control.URL,
 		"--hostname="+n.Name, "--auth-key="+authKey, "--advertise-tags="+strings.Join(n.Tags, ","))
 }
 
-// Down disconnects the node; it stays logged in.
-func (n *Node) Down(ctx context.Context) error { return n.tailscale(ctx, "down") }
-
-// Logout disconnects the node and throws its key away.
-func (n *Node) Logout(ctx context.Context) error { return n.tailscale(ctx, "logout") }
-
-// Serve makes the node, which must be tagged, a host of s: what clients send to port goes to the TCP address to, behind
-// a PROXY header of the version given.
-func (n *Node) Serve(ctx context.Context, s *Service, port, version int, to string) error {
-	return n.tailscale(ctx, "serve", "--service="+string(s.Name), fmt.Sprint("--tcp=", port), fmt.Sprint("--proxy-protocol=", version), "tcp://"+to)
-}
-
-// Drain ends that for new clients. The next Serve takes it back.
-func (n *Node) Drain(ctx context.Context, s *Service) error {
-	return n.tailscale(ctx, "serve", "drain", string(s.Name))
-}
-
-// tailscale runs the command-line client against the node's daemon.
-func (n *Node) tailscale(ctx context.Context, args ...string) error {
+// Tailscale runs the command-line client against the node's daemon.
+func (n *Node) Tailscale(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, n.tailnet.bin.path("tailscale"), append([]string{"--socket=" + n.Socket}, args...)...)
 	cmd.Env = n.environ()
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -158,38 +158,33 @@ func (n *Node) tailscale(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// client returns a client of the daemon's local API.
-func (n *Node) client() *local.Client {
-	return &local.Client{Socket: n.Socket, UseSocketOnly: true}
-}
-
-// AwaitState waits until the daemon says that it is in a state.
-func (n *Node) AwaitState(ctx context.Context, want ipn.State) error {
-	return n.await(ctx, want.String(), func(state string) bool { return state == want.String() })
-}
-
-// await waits for an answer of the daemon, whoever has started it, and for a state in it.
-func (n *Node) await(ctx context.Context, what string, ok func(state string) bool) error {
+// Await waits until the daemon answers, whoever has started it, and is in one of the states, if any are given.
+func (n *Node) Await(ctx context.Context, states ...ipn.State) error {
 	last := "nothing"
 	err := poll(ctx, func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		st, err := n.client().StatusWithoutPeers(ctx)
+		st, err := n.local.StatusWithoutPeers(ctx)
 		if err != nil {
 			return false
 		}
 		last = st.BackendState
-		return ok(last)
+		for _, state := range states {
+			if last == state.String() {
+				return true
+			}
+		}
+		return states == nil
 	})
 	if err != nil {
-		return fmt.Errorf("waiting for %s of %s, which says %s: %w", what, n.Name, last, err)
+		return fmt.Errorf("waiting for %v of %s, which says %s: %w", states, n.Name, last, err)
 	}
 	return nil
 }
 
 // status is the daemon's own view. It has to be logged in.
 func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
-	st, err := n.client().Status(ctx)
+	st, err := n.local.Status(ctx)
 	if err == nil && (st.Self == nil || len(st.TailscaleIPs) == 0) {
 		err = fmt.Errorf("it is not logged in (%s)", st.BackendState)
 	}
@@ -200,34 +195,28 @@ func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
 }
 
 // IP returns the node's IPv4 address in the tailnet.
-func (n *Node) IP(ctx context.Context) (netip.Addr, error) {
+func (n *Node) IP(ctx context.Context) (ip netip.Addr, err error) {
 	st, err := n.status(ctx)
-	if err != nil {
-		return netip.Addr{}, err
+	if err == nil {
+		ip = st.TailscaleIPs[0] // before that of IPv6
 	}
-	return st.TailscaleIPs[0], nil // before that of IPv6
+	return ip, err
 }
 
 // User returns the login name of the node's owner.
-func (n *Node) User(ctx context.Context) (string, error) {
+func (n *Node) User(ctx context.Context) (name string, err error) {
 	st, err := n.status(ctx)
-	if err != nil {
-		return "", err
+	if err == nil {
+		name = st.User[st.Self.UserID].LoginName
 	}
-	return st.User[st.Self.UserID].LoginName, nil
+	return name, err
 }
 
 // SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a program on this node reaches the tailnet.
-func (n *Node) SOCKSAddr() string { return n.says("SOCKS5 listening on ") }
-
-// HTTPProxyAddr returns host:port of the daemon's outbound HTTP proxy.
-func (n *Node) HTTPProxyAddr() string { return n.says("HTTP proxy listening on ") }
-
-// says returns how the line goes on in which the daemon has written that, or "".
-func (n *Node) says(that string) string {
-	_, rest, _ := strings.Cut(n.current().Stderr(), that)
-	rest, _, _ = strings.Cut(rest, "\n")
-	return rest
+func (n *Node) SOCKSAddr() string {
+	lines := strings.Split(n.Log(), "SOCKS5 listening on ") // one for each daemon so far
+	addr, _, _ := strings.Cut(lines[len(lines)-1], "\n")
+	return addr
 }
 
 // HTTPClient returns a client on this node, which reaches the other nodes by address or name. Reuse it: about one in a
@@ -242,14 +231,11 @@ func (n *Node) HTTPClient() *http.Client {
 
 // Log returns what the node's daemons have written.
 func (n *Node) Log() string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var text strings.Builder
-	for _, daemon := range n.daemons {
-		text.WriteString(daemon.Stdout() + daemon.Stderr())
-	}
-	return text.String()
+	text, _ := os.ReadFile(n.log()) // none yet
+	return string(text)
 }
+
+func (n *Node) log() string { return filepath.Join(n.dir, "daemons.log") }
 
 // timeout bounds what takes a daemon a second on an idle machine.
 const timeout = time.Minute

@@ -23,52 +23,33 @@ type Service struct {
 
 	addrs   []netip.Addr // of IPv4 and IPv6
 	control *Control
-	end     context.CancelFunc
-	done    chan struct{}
 
 	mu    sync.Mutex
 	host  string   // the name of the node that has the route now
 	hosts []string // the names of those that could
 }
 
-// Offer makes a service: name is its DNS name. Nodes that are tagged may host it from now on.
-func (c *Control) Offer(name string, addrs ...netip.Addr) *Service {
-	ctx, end := context.WithCancel(context.Background())
-	s := &Service{Name: tailcfg.ServiceName("svc:" + name), addrs: addrs, control: c, end: end, done: make(chan struct{})}
+// Offer makes a service that lasts as long as ctx: name is its DNS name. Nodes that are tagged may host it from now on.
+func (c *Control) Offer(ctx context.Context, name string, addrs ...netip.Addr) *Service {
+	s := &Service{Name: tailcfg.ServiceName("svc:" + name), addrs: addrs, control: c}
 	for _, addr := range addrs {
-		kind := ""
-		if addr.Is6() {
-			kind = "AAAA"
-		}
+		kind := map[bool]string{true: "AAAA"}[addr.Is6()]
 		c.server.AddDNSRecords(tailcfg.DNSRecord{Name: name + "." + Domain, Type: kind, Value: addr.String()})
 	}
 	go s.steer(ctx)
 	return s
 }
 
-// Close ends the steering.
-func (s *Service) Close() {
-	s.end()
-	<-s.done
-}
-
-// Host returns the name of the node to which clients are routed, "" if there is none.
-func (s *Service) Host() string {
+// Hosts returns the names of the nodes that are hosts, the oldest first, and of the one to which clients are routed, "" if
+// there is none.
+func (s *Service) Hosts() (all []string, routed string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.host
-}
-
-// Hosts returns the names of the nodes that are hosts, the oldest first.
-func (s *Service) Hosts() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.hosts)
+	return s.hosts, s.host
 }
 
 // steer keeps the route at an active host until ctx ends.
 func (s *Service) steer(ctx context.Context) {
-	defer close(s.done)
 	server := s.control.server
 	mapping, _ := json.Marshal(tailcfg.ServiceIPMappings{s.Name: s.addrs})
 	var routes []netip.Prefix
@@ -76,57 +57,40 @@ func (s *Service) steer(ctx context.Context) {
 		routes = append(routes, netip.PrefixFrom(addr, addr.BitLen()))
 	}
 	allowed := map[key.NodePublic]bool{}
-	var host key.NodePublic
-	for ; ctx.Err() == nil; wait(ctx, 100*time.Millisecond) {
-		var active []key.NodePublic
-		var names []string
+	var host *tailcfg.Node // nil if there is none
+	for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+		var active []*tailcfg.Node
 		for _, node := range server.AllNodes() {
 			if len(node.Tags) > 0 && !allowed[node.Key] {
 				allowed[node.Key] = true
 				server.SetNodeCapMap(node.Key, tailcfg.NodeCapMap{tailcfg.NodeAttrServiceHost: {tailcfg.RawMessage(mapping)}})
 			}
-			if allowed[node.Key] && s.isHost(ctx, node.Key) {
-				active, names = append(active, node.Key), append(names, memberName(node))
+			if allowed[node.Key] && s.isHost(node.Key) {
+				active = append(active, node)
 			}
 		}
-		s.mu.Lock()
-		s.hosts = names
-		s.mu.Unlock()
-		if slices.Contains(active, host) {
-			continue
+		if host != nil && !slices.ContainsFunc(active, func(n *tailcfg.Node) bool { return n.Key == host.Key }) {
+			time.Sleep(s.control.routeDelay)
+			server.SetSubnetRoutes(host.Key, nil)
+			host = nil
 		}
-		if !host.IsZero() {
-			wait(ctx, s.control.routeDelay)
-			server.SetSubnetRoutes(host, nil)
-		}
-		name := ""
-		host = key.NodePublic{}
-		if len(active) > 0 {
-			host, name = active[0], names[0]
-			server.SetSubnetRoutes(host, routes)
+		if host == nil && len(active) > 0 {
+			host = active[0]
+			server.SetSubnetRoutes(host.Key, routes)
 		}
 		s.mu.Lock()
-		s.host = name
+		s.hosts, s.host = memberNames(active), ""
+		if host != nil {
+			s.host = memberName(host)
+		}
 		s.mu.Unlock()
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
 	}
 }
 
 // isHost asks a node whether it advertises s. One that does not answer does not.
-func (s *Service) isHost(ctx context.Context, node key.NodePublic) bool {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/vip-services", nil)
-	if err != nil {
-		return false
-	}
-	resp, err := s.control.server.NodeRoundTripper(node).RoundTrip(req)
+func (s *Service) isHost(node key.NodePublic) bool {
+	client := &http.Client{Transport: s.control.server.NodeRoundTripper(node), Timeout: 2 * time.Second}
+	resp, err := client.Get("http://node/vip-services")
 	if err != nil {
 		return false
 	}

@@ -1,11 +1,11 @@
 package tailnet_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,47 +19,39 @@ import (
 func TestCallers(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
-	open, required := f.running(""), f.launch(f.sidecar, "[proxy]\nrequire_tailnet = true")
-	f.do(required.WaitRunning(proxytest.Timeout))
+	f.connect(f.sidecar)
 	laptop, fromLaptop := f.client("laptop")
 	_, fromRunner := f.client("runner", "tag:build", "tag:ci")
-	user, err := laptop.User(f.ctx)
-	f.do(err)
-	const laptopName, runnerName = "laptop." + tailnet.Domain, "runner." + tailnet.Domain
+	user := proxytest.Must(laptop.User(t.Context()))(t)
 
-	for _, tt := range []struct {
-		name       string
-		proxy      *proxytest.Proxy
-		client     *http.Client // nil: who is no node, on the proxy's own machine
-		status     int
-		node, user string // in the log
-	}{
-		{name: "person", proxy: open, client: fromLaptop, status: 200, node: laptopName, user: user},
-		{name: "person, required", proxy: required, client: fromLaptop, status: 200, node: laptopName, user: user},
-		{name: "tagged", proxy: open, client: fromRunner, status: 200, node: runnerName, user: "tag:build,tag:ci"},
-		{name: "tagged, required", proxy: required, client: fromRunner, status: 200, node: runnerName, user: "tag:build,tag:ci"},
-		{name: "outside", proxy: open, status: 200},
-		{name: "outside, required", proxy: required, status: 403},
-	} {
-		c, url, before := tt.client, f.tailnetURL(tt.proxy), len(completed(tt.proxy))
-		if c == nil {
-			c, url = http.DefaultClient, tt.proxy.URL()
+	for config, outside := range map[string]int{"": 200, "[proxy]\nrequire_tailnet = true": 403} {
+		f.running(f.sidecar, config)
+		for i, tt := range []struct {
+			client     *http.Client
+			base       string
+			status     int
+			node, user string // in the log
+		}{
+			{fromLaptop, f.url(), 200, "laptop." + tailnet.Domain, user},
+			{fromRunner, f.url(), 200, "runner." + tailnet.Domain, "tag:build,tag:ci"},
+			{f.Client, f.Proxy.URL(), outside, "", ""}, // no node, on the proxy's own machine
+		} {
+			a := f.post(tt.client, tt.base, "Anthropic-Beta", "first-2025-01-01,second-2025-01-01", "Anthropic-Beta", "third-2025-01-01",
+				"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.ip(laptop), "Forwarded", "for="+f.ip(laptop))
+			if tt.status == 403 {
+				f.Refused(a, 403, "forbidden", 0, "")
+			} else if a.StatusCode != 200 || !strings.Contains(a.Text, `"stop_reason":"end_turn"`) {
+				t.Errorf("with %q, %s: status %d, want 200: %s", config, tt.base, a.StatusCode, a.Text)
+			}
+			proxytest.Eventually(t, "its line in the log", func() bool { return len(completed(f.Proxy)) > i })
+			if line := completed(f.Proxy)[i]; line.Text("tailnet_node") != tt.node || line.Text("tailnet_user") != tt.user {
+				t.Errorf("logged as %s, want node %q and user %q", line.Raw, tt.node, tt.user)
+			}
 		}
-		a := f.post(c, url, "Anthropic-Beta", "first-2025-01-01,second-2025-01-01", "Anthropic-Beta", "third-2025-01-01",
-			"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.ip(laptop), "Forwarded", "for="+f.ip(laptop))
-		if a.StatusCode != tt.status || strings.Contains(a.Text, `"stop_reason":"end_turn"`) != (tt.status == 200) {
-			t.Errorf("%s: status %d, want %d: %s", tt.name, a.StatusCode, tt.status, a.Text)
-		}
-		proxytest.Eventually(f.t, "its line in the log", func() bool { return len(completed(tt.proxy)) > before })
-		if line := completed(tt.proxy)[before]; line.Text("tailnet_node") != tt.node || line.Text("tailnet_user") != tt.user {
-			t.Errorf("%s: logged as %s, want node %q and user %q", tt.name, line.Raw, tt.node, tt.user)
-		}
-		var refusal struct {
-			Type  string
-			Error struct{ Type, Message string }
-		}
-		if err := json.Unmarshal([]byte(a.Text), &refusal); tt.status == 403 && (err != nil || refusal.Type != "error" || refusal.Error.Message == "") {
-			t.Errorf("%s: the refusal is %s", tt.name, a.Text)
+		for _, path := range []string{"/health", "/livez", "/metrics"} { // probes and scrapes come from outside
+			if a := f.Get(path); a.StatusCode != http.StatusOK {
+				t.Errorf("GET %s from outside: %d, want 200", path, a.StatusCode)
+			}
 		}
 	}
 	f.upstreamGot(5)
@@ -68,13 +60,9 @@ func TestCallers(t *testing.T) {
 		if want := "first-2025-01-01,second-2025-01-01,third-2025-01-01,oauth-2025-04-20"; betas != want {
 			t.Errorf("anthropic-beta %q, want %q", betas, want)
 		}
-		if got.Header.Get("Authorization") != "Bearer test-token" || string(got.Body) != proxytest.Message || got.Header.Get("Tailscale-User-Login") != "" {
+		if got.Header.Get("Authorization") != "Bearer test-token" || string(got.Body) != proxytest.Message ||
+			got.Header.Get("Tailscale-User-Login") != "" {
 			t.Errorf("changed, or with a forged identity: %v %q", got.Header, got.Body)
-		}
-	}
-	for _, path := range []string{"/health", "/livez", "/metrics"} { // probes and scrapes come from outside
-		if resp, err := http.Get(required.URL() + path); err != nil || resp.StatusCode != http.StatusOK {
-			t.Errorf("GET %s from outside: %v, %v; want 200", path, resp, err)
 		}
 	}
 }
@@ -82,7 +70,7 @@ func TestCallers(t *testing.T) {
 // stream begins an answer whose events come one at a time, and reads the first one. next asks for another and reads it: if
 // anything on the way waited for more, it would never arrive. finish lets the stream end. Later requests are answered as usual.
 func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
-	f.t.Helper()
+	f.Helper()
 	more := make(chan struct{})
 	f.upstream.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -95,50 +83,33 @@ func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
 			}
 		}
 	}))
-	resp, err := c.Do(f.request(base))
-	f.do(err)
-	f.t.Cleanup(func() { resp.Body.Close() })
+	resp := proxytest.Must(c.Do(f.request(base)))(f.T)
+	f.Cleanup(func() { resp.Body.Close() })
 	f.upstream.Handle(nil)
 	events := 0
 	read := func() {
-		f.t.Helper()
+		f.Helper()
 		want := fmt.Sprintf("event: ping\ndata: {\"index\":%d,\"type\":\"ping\"}\n\n", events)
 		got := make([]byte, len(want))
 		if n, err := io.ReadFull(resp.Body, got); string(got) != want {
-			f.t.Fatalf("event %d is %q, %v; want %q", events, got[:n], err, want)
+			f.Fatalf("event %d is %q, %v; want %q", events, got[:n], err, want)
 		}
 		events++
 	}
 	read()
 	next = func() {
-		f.t.Helper()
+		f.Helper()
 		more <- struct{}{}
 		read()
 	}
 	finish = func() {
-		f.t.Helper()
+		f.Helper()
 		close(more)
 		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
-			f.t.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
+			f.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
 		}
 	}
 	return next, finish
-}
-
-func TestStreamThroughWireGuard(t *testing.T) {
-	t.Parallel()
-	f := setUp(t, tailnet.Options{})
-	p := f.running("")
-	_, c := f.client("laptop")
-	next, finish := f.stream(c, f.tailnetURL(p))
-	for range 59 {
-		next()
-	}
-	finish()
-	line := proxytest.WaitLog(t, p, proxytest.MsgRequestCompleted)
-	if line.Number("status") != http.StatusOK || line.Text("error") != "" {
-		t.Errorf("the stream was logged as %s", line.Raw)
-	}
 }
 
 // TestVanishedClient: a laptop's lid is closed. The sidecar acknowledges for it what the proxy sends, and has to notice.
@@ -146,14 +117,13 @@ func TestVanishedClient(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
 	f.upstream.Handle(fakeanthropic.Silent())
-	p := f.running("[proxy]\ntimeout_secs = 600")
+	f.connected("[proxy]\ntimeout_secs = 600")
 	node, c := f.client("laptop")
-	go c.Post(f.tailnetURL(p)+"/v1/messages", "application/json", strings.NewReader(proxytest.Message)) // until the node is killed
-	proxytest.Eventually(f.t, "the request is at the upstream", func() bool { return len(f.upstream.Requests()) == 1 })
-	f.do(node.Freeze())
+	go c.Do(f.request(f.url())) // until the node is killed
+	proxytest.Eventually(t, "the request is at the upstream", func() bool { return len(f.upstream.Requests()) == 1 })
+	f.do(node.Signal(syscall.SIGSTOP))
 	start := time.Now()
-	line, err := p.WaitLog(proxytest.MsgRequestCompleted, 2*time.Minute)
-	f.do(err)
+	line := proxytest.Must(f.Proxy.WaitLog(proxytest.MsgRequestCompleted, 2*time.Minute))(t)
 	if took := time.Since(start); line.Number("status") != 499 || took > 75*time.Second {
 		t.Errorf("%s after %v, want status 499 after a minute", line.Raw, took)
 	}

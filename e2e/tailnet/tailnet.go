@@ -21,9 +21,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"tailscale.com/client/local"
 )
 
 // Domain is the MagicDNS domain of every test tailnet: a node named "laptop" has the DNS name "laptop.tailnet.test.".
@@ -38,7 +41,6 @@ type Options struct {
 	// ApproveMachines makes new nodes wait for Control.ApproveAll.
 	ApproveMachines bool
 
-	LoginDelay time.Duration // how long every login takes at least
 	RouteDelay time.Duration // how long a service has no host between two
 
 	// Host is the IPv4 address of this machine at which nodes find the servers. Empty: 127.0.0.1, which serves the nodes
@@ -46,102 +48,86 @@ type Options struct {
 	Host string
 }
 
-// Tailnet is a control server with its relay and the nodes made by NewNode. Its methods may be called from several goroutines.
+// Tailnet is a control server with its relay and the nodes made by NewNode.
 type Tailnet struct {
-	// Control is the coordination server of this tailnet.
 	Control *Control
 
-	bin   *Binaries
-	dir   string
-	host  string
-	relay *relay
-	trap  *trap
-
-	mu    sync.Mutex
-	nodes []*Node
+	bin       *Binaries
+	dir, host string
+	trap      string // the URL of the HTTP proxy that every daemon is told to use for what is not on loopback
+	ends      []func() error
 }
 
 // New starts the servers of a tailnet that has no nodes yet.
-func New(bin *Binaries, opts Options) (*Tailnet, error) {
-	opts.Host = cmp.Or(opts.Host, "127.0.0.1")
+func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
+	tn = &Tailnet{bin: bin, host: cmp.Or(opts.Host, "127.0.0.1")}
 	parent := os.TempDir()
 	if len(parent) > 60 { // a Unix socket's name ends at 107 bytes
 		parent = "/tmp"
 	}
-	dir, err := os.MkdirTemp(parent, "tn-")
-	if err != nil {
-		return nil, fmt.Errorf("making the tailnet's directory: %w", err)
+	if tn.dir, err = os.MkdirTemp(parent, "tn-"); err != nil {
+		return nil, err
 	}
-	tn := &Tailnet{bin: bin, dir: dir, host: opts.Host, trap: startTrap()}
-	if tn.relay, err = startRelay(opts.Host); err == nil {
-		tn.Control, err = startControl(opts, &tn.relay.region)
+	tn.atClose(tn.removeFiles)
+	tn.startTrap()
+	derp, err := tn.startRelay()
+	if err == nil {
+		err = tn.startControl(opts, derp)
 	}
 	if err != nil {
-		return nil, errors.Join(err, tn.Close())
+		return nil, errors.Join(fmt.Errorf("starting a tailnet: %w", err), tn.Close())
 	}
 	return tn, nil
 }
 
+// atClose has Close call end before those of earlier calls.
+func (tn *Tailnet) atClose(end func() error) { tn.ends = append(tn.ends, end) }
+
 // Close ends every daemon, then the servers, and removes all files. It returns an error if a daemon tried to reach
 // anything outside this machine.
-func (tn *Tailnet) Close() error {
-	tn.mu.Lock()
-	nodes := tn.nodes
-	tn.nodes = nil
-	tn.mu.Unlock()
+func (tn *Tailnet) Close() (err error) {
+	for _, end := range slices.Backward(tn.ends) {
+		err = errors.Join(err, end())
+	}
+	return err
+}
 
-	var errs []error
-	for _, n := range nodes {
-		errs = append(errs, n.Kill())
+// removeFiles removes what is in dir, and the link to a socket there that containerboot, if it may, makes for a tailscale
+// command without --socket.
+func (tn *Tailnet) removeFiles() error {
+	const link = "/var/run/tailscale/tailscaled.sock"
+	if target, _ := os.Readlink(link); strings.HasPrefix(target, tn.dir+"/") {
+		os.Remove(link)
 	}
-	if tn.Control != nil {
-		errs = append(errs, tn.Control.Stop())
-	}
-	if tn.relay != nil {
-		tn.relay.close()
-	}
-	return errors.Join(append(errs, tn.trap.close(), removeDefaultSocket(tn.dir), os.RemoveAll(tn.dir))...)
+	return os.RemoveAll(tn.dir)
 }
 
 // NewNode returns a node with its own state directory and socket. Its daemon is not running yet. The name becomes its
 // host name in the tailnet.
 func (tn *Tailnet) NewNode(name string) (*Node, error) {
-	tn.mu.Lock()
-	defer tn.mu.Unlock()
-	dir := filepath.Join(tn.dir, fmt.Sprintf("n%d", len(tn.nodes)))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("making the directory of node %s: %w", name, err)
-	}
+	dir := filepath.Join(tn.dir, fmt.Sprintf("n%d", len(tn.ends))) // short, as sockets demand
 	n := &Node{Name: name, Socket: filepath.Join(dir, "tailscaled.sock"), tailnet: tn, dir: dir}
-	tn.nodes = append(tn.nodes, n)
-	return n, nil
+	n.local = &local.Client{Socket: n.Socket, UseSocketOnly: true}
+	tn.atClose(n.Kill)
+	return n, os.Mkdir(dir, 0o755)
 }
 
-// trap is the HTTP proxy that every daemon is told to use for what is not on loopback. A hermetic tailnet never calls
-// it: a call is a test failure.
-type trap struct {
-	server *httptest.Server
-
-	mu     sync.Mutex
-	caught []string
-}
-
-func startTrap() *trap {
-	t := &trap{}
-	t.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.caught = append(t.caught, r.Method+" "+r.RequestURI)
+// startTrap starts the HTTP proxy that a hermetic tailnet never calls: a call makes Close fail.
+func (tn *Tailnet) startTrap() {
+	var mu sync.Mutex
+	var caught []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		caught = append(caught, r.Method+" "+r.RequestURI)
 		w.WriteHeader(http.StatusForbidden)
 	}))
-	return t
-}
-
-// close ends the trap and reports what it caught.
-func (t *trap) close() error {
-	t.server.Close()
-	if len(t.caught) > 0 {
-		return fmt.Errorf("a daemon tried to leave this machine: %s", strings.Join(t.caught, ", "))
-	}
-	return nil
+	tn.trap = server.URL
+	tn.atClose(func() error {
+		server.Close()
+		if len(caught) == 0 {
+			return nil
+		}
+		return fmt.Errorf("a daemon tried to leave this machine: %s", strings.Join(caught, ", "))
+	})
 }

@@ -7,13 +7,12 @@ import (
 
 func TestCloseReportsEscapes(t *testing.T) {
 	t.Parallel()
-	trap := startTrap()
-	resp, err := http.Get(trap.server.URL + "/log")
-	if err != nil {
+	var tn Tailnet
+	tn.startTrap()
+	if resp, err := http.Get(tn.trap + "/log"); err != nil || resp.Body.Close() != nil {
 		t.Fatal(err)
 	}
-	resp.Body.Close()
-	if err := trap.close(); err == nil {
+	if tn.Close() == nil {
 		t.Error("a request to the trap went unreported")
 	}
 }
