@@ -179,8 +179,7 @@ func secretive(secret string) http.Handler {
 	})
 }
 
-// sendSecrets sends requests that end in every way, with a secret in every place
-// but the path.
+// sendSecrets sends requests that end in every way, with a secret in every place but the path.
 func sendSecrets(s *proxytest.Scene, secret string) {
 	s.Helper()
 	for _, path := range []string{"/ok", "/error", "/drop", "/cut", "/silent"} {

@@ -1,6 +1,5 @@
-// Package e2e tests the real binary over real sockets against a fake Anthropic
-// API. The tests of this folder need no tailnet: they run the proxy with -local.
-// Those on a real tailnet are in ./tailnet.
+// Package e2e tests the real binary over real sockets against a fake Anthropic API. The tests of this folder need no tailnet:
+// they run the proxy with -local. Those on a real tailnet are in ./tailnet.
 package e2e
 
 import (

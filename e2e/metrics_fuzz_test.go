@@ -23,9 +23,8 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// FuzzMetrics has the proxy record anything that it may meet: what it then
-// writes is parsed by Prometheus's own library, and says just that. The events
-// are drawn at random: the fuzzer can't see into the other process.
+// FuzzMetrics has the proxy record anything that it may meet: what it then writes is parsed by Prometheus's own library, and says
+// just that. The events are drawn at random: the fuzzer can't see into the other process.
 func FuzzMetrics(f *testing.F) {
 	for i, revision := range []string{"", "0123abc", "a\"b\\c\nd\r{}=,\t\x00é\u2028 # HELP x", "\\n\\", "\n# EOF"} {
 		for _, events := range []uint8{0, 1, 255} {

@@ -18,8 +18,7 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// TestMethods shows that every method but CONNECT is forwarded, and which ones
-// have a name in the metrics.
+// TestMethods shows that every method but CONNECT is forwarded, and which ones have a name in the metrics.
 func TestMethods(t *testing.T) {
 	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
 		up := s.StartAPI(protocol, answerOK, "")
@@ -69,8 +68,7 @@ func TestStatusesPass(t *testing.T) {
 	})
 }
 
-// TestGzipUntouched shows that compressed bodies pass as they are, whether or not
-// the client asked for them.
+// TestGzipUntouched shows that compressed bodies pass as they are, whether or not the client asked for them.
 func TestGzipUntouched(t *testing.T) {
 	var compressed bytes.Buffer
 	z := gzip.NewWriter(&compressed)
@@ -94,8 +92,7 @@ func TestGzipUntouched(t *testing.T) {
 	})
 }
 
-// TestHTTP10Client shows that an HTTP/1.0 client gets answers that end with the
-// connection, also streams, and without chunks.
+// TestHTTP10Client shows that an HTTP/1.0 client gets answers that end with the connection, also streams, and without chunks.
 func TestHTTP10Client(t *testing.T) {
 	t.Parallel()
 	s := proxytest.NewScene(t)
@@ -150,8 +147,7 @@ func TestBodiless(t *testing.T) {
 	})
 }
 
-// TestTrailers shows that an answer's trailers are forwarded, announced or not,
-// and that a request's are dropped.
+// TestTrailers shows that an answer's trailers are forwarded, announced or not, and that a request's are dropped.
 func TestTrailers(t *testing.T) {
 	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
 		up := s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

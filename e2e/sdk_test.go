@@ -124,8 +124,7 @@ func TestSDKPatience(t *testing.T) {
 	}
 }
 
-// TestSDKSilentStream shows that the SDK reports a stream that fell silent as an
-// error, never as a complete answer.
+// TestSDKSilentStream shows that the SDK reports a stream that fell silent as an error, never as a complete answer.
 func TestSDKSilentStream(t *testing.T) {
 	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
 		s.StartAPI(protocol, fakeanthropic.API{StallAt: 3}, "[proxy]\ntimeout_secs = 1\nhonor_client_timeout = false") // it would be patient for 600 s

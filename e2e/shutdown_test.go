@@ -52,8 +52,7 @@ func TestShutdownIdle(t *testing.T) {
 	}
 }
 
-// TestShutdownDrains shows that a stream in flight is finished, and that nothing
-// new is let in meanwhile.
+// TestShutdownDrains shows that a stream in flight is finished, and that nothing new is let in meanwhile.
 func TestShutdownDrains(t *testing.T) {
 	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
 		up := s.StartAPI(protocol, fakeanthropic.API{Deltas: 20, Interval: 80 * time.Millisecond}, "proxy.drain_timeout_secs = 60") // about 2 s

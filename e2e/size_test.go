@@ -9,9 +9,8 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// TestSize keeps the program as small as it was promised to be on this kind of
-// machine: 8.0 MB, and 0.4 more for a profile that pays. (The race detector's build
-// is another program.)
+// TestSize keeps the program as small as it was promised to be on this kind of machine: 8.0 MB, and 0.4 more for a profile that
+// pays. (The race detector's build is another program.)
 func TestSize(t *testing.T) {
 	t.Parallel()
 	path := proxytest.Must(proxytest.Build())(t)

@@ -12,16 +12,14 @@ import (
 	pelletier "github.com/pelletier/go-toml/v2"
 )
 
-// laxOracles lists what both oracles accept though TOML 1.0 does not, and why. A
-// document with such a text in it may be refused.
+// laxOracles lists what both oracles accept though TOML 1.0 does not, and why. A document with such a text in it may be refused.
 var laxOracles = map[string]string{
 	`\e`: "an escape of TOML 1.1",
 }
 
-// compareTOML holds the parser against two others. It may accept only what at
-// least one of them accepts, and must decode it as they do; it must accept
-// what both accept, or call it unsupported if it is. Where those two differ, one is
-// wrong or TOML 1.0 is silent:
+// compareTOML holds the parser against two others. It may accept only what at least one of them accepts, and must decode it as
+// they do; it must accept what both accept, or call it unsupported if it is. Where those two differ, one is wrong or TOML 1.0 is
+// silent:
 //
 //   - BurntSushi/toml reads TOML 1.1 (inline tables over several lines, \e, \x,
 //     times without seconds), and lets headers define some tables again that

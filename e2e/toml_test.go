@@ -11,9 +11,8 @@ import (
 	tomltest "github.com/toml-lang/toml-test/v2"
 )
 
-// TestTOML holds the parser against toml-test's cases for TOML 1.0: it must
-// reject every invalid document, and decode every valid one exactly or, if it
-// is beyond the parser's subset, call it unsupported.
+// TestTOML holds the parser against toml-test's cases for TOML 1.0: it must reject every invalid document, and decode every valid
+// one exactly or, if it is beyond the parser's subset, call it unsupported.
 func TestTOML(t *testing.T) {
 	cases := tomlCases(t)
 	parser := startServed(t)
@@ -46,9 +45,8 @@ func TestTOML(t *testing.T) {
 	}
 }
 
-// notation matches what the values of a document do not show: strings over
-// several lines, arrays, inline tables, other bases and very long keys. It may
-// match in a string or a comment too.
+// notation matches what the values of a document do not show: strings over several lines, arrays, inline tables, other bases and
+// very long keys. It may match in a string or a comment too.
 var notation = regexp.MustCompile(`"""|'''|=[ \t]*([\[{]|0[xob])|([^.\n]*\.){100}`)
 
 // beyondSubset reports whether a valid document has something that the parser
@@ -112,14 +110,12 @@ type tomlAnswer struct {
 	Document any      // tagged JSON, if there are no errors
 }
 
-// unsupported reports whether the document was refused for what the parser
-// leaves out. Errors below the first may follow from it.
+// unsupported reports whether the document was refused for what the parser leaves out. Errors below the first may follow from it.
 func (a tomlAnswer) unsupported() bool {
 	return len(a.Errors) > 0 && strings.Contains(a.Errors[0], ": unsupported: ")
 }
 
-// decodeTOML asks for one document. It is fatal to the test if the parser
-// crashes.
+// decodeTOML asks for one document. It is fatal to the test if the parser crashes.
 func decodeTOML(t testing.TB, parser *served, doc []byte) (answer tomlAnswer) {
 	t.Helper()
 	if err := parser.ask(map[string][]byte{"toml": doc}, &answer); err != nil {

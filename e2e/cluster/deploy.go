@@ -55,9 +55,8 @@ func configEdit(t *test) {
 	t.awaitLog(t.awaitReady(), "proxy", `"configuration loaded"`, `"timeout_secs":61`)
 }
 
-// rolloutKeepsName restarts the Deployment. The test control server neither
-// renames a second node nor forgets the first, so what counts is that the old
-// daemon has told it, before its end, to log the node out.
+// rolloutKeepsName restarts the Deployment. The test control server neither renames a second node nor forgets the first, so what
+// counts is that the old daemon has told it, before its end, to log the node out.
 func rolloutKeepsName(t *test) {
 	log := t.follow("logs", "-f", theOnly(t).Name, "-c", "tailscaled")
 	start := time.Now()

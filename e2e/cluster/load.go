@@ -72,8 +72,7 @@ func meeting(streams int64) http.HandlerFunc {
 	}
 }
 
-// manyUploads sends many times what body_memory_mb holds at once; the others
-// wait in line and are served too.
+// manyUploads sends many times what body_memory_mb holds at once; the others wait in line and are served too.
 func manyUploads(t *test) {
 	const uploads, size = 60, 10 << 20
 	p, client := t.pastTailnet()
@@ -110,8 +109,7 @@ func count(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, n)
 }
 
-// tailnetLoad is what the sidecar's CPU limit lets through, told apart from the
-// proxy's own figures.
+// tailnetLoad is what the sidecar's CPU limit lets through, told apart from the proxy's own figures.
 func tailnetLoad(t *test) {
 	const clients, each = 20, 10
 	url := t.tailnetURL() + messages

@@ -13,9 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// discover answers as the Prometheus operator would have the PodMonitor of
-// k8s/components/monitoring read: the running pods, with the labels that their
-// series get.
+// discover answers as the Prometheus operator would have the PodMonitor of k8s/components/monitoring read: the running pods, with
+// the labels that their series get.
 func (t *test) discover(w http.ResponseWriter, r *http.Request) {
 	targets := []object{}
 	_, err := t.try(r.Context(), func(t *test) {

@@ -53,8 +53,7 @@ func (t *test) makeVolumes() {
 	t.kubectl("apply", "-f", file)
 }
 
-// replicaURL waits until a pod is Ready, and returns its tailnet address. Its
-// node must have the pod's name.
+// replicaURL waits until a pod is Ready, and returns its tailnet address. Its node must have the pod's name.
 func (t *test) replicaURL(podName string) string {
 	return t.address(t.awaitPod(named(podName), podName, (*pod).ready), podName)
 }

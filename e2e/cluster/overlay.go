@@ -13,8 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// name is the contract's name of the namespace, the Deployment, the ConfigMap
-// and the tailnet node.
+// name is the contract's name of the namespace, the Deployment, the ConfigMap and the tailnet node.
 const name = "anthropic-oauth-proxy"
 
 // replica is the name of the StatefulSet, whose pods have a number behind it.

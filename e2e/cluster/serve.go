@@ -92,8 +92,7 @@ func plainRequest(t *test) {
 	}
 }
 
-// insideCaller comes to the pod's own address, as any pod of the cluster can
-// where no NetworkPolicy is enforced.
+// insideCaller comes to the pod's own address, as any pod of the cluster can where no NetworkPolicy is enforced.
 func insideCaller(t *test) {
 	p := theOnly(t)
 	for path, want := range map[string]int{

@@ -106,9 +106,8 @@ func (t *test) apply(o overlay, flags ...string) string {
 	return said
 }
 
-// restart is the runbook's way to new settings: apply, then rollout restart,
-// unless the apply has changed the Deployment and so replaces the pod by itself.
-// It returns when the old pod is gone.
+// restart is the runbook's way to new settings: apply, then rollout restart, unless the apply has changed the Deployment and so
+// replaces the pod by itself. It returns when the old pod is gone.
 func (t *test) restart(o overlay) {
 	old := t.pods()
 	if said := t.apply(o); findLine(said, "deployment.apps/"+name+" configured") == "" {

@@ -1,12 +1,10 @@
-// Demo runs the proxy on a tailnet that lives on this machine alone: a control
-// server, a tailscaled beside the proxy and one on a second node, the "laptop",
-// and a fake Anthropic API. It prints what to type.
+// Demo runs the proxy on a tailnet that lives on this machine alone: a control server, a tailscaled beside the proxy and one on a
+// second node, the "laptop", and a fake Anthropic API. It prints what to type.
 //
 //	go -C e2e run ./demo          runs until Ctrl-C
 //	go -C e2e run ./demo -once    runs the printed commands itself and ends
 //
-// It needs Go and curl, no account, no key and no network. The first run builds
-// tailscale, which takes some minutes.
+// It needs Go and curl, no account, no key and no network. The first run builds tailscale, which takes some minutes.
 package main
 
 import (

@@ -16,9 +16,8 @@ const OAuthBeta = "oauth-2025-04-20"
 // maxRequest is the real API's limit for a Messages request, in bytes.
 const maxRequest = 32 << 20
 
-// API answers as Anthropic's API does: POST /v1/messages (also as an event
-// stream), POST /v1/messages/count_tokens and GET /v1/models, with a bearer token
-// and [OAuthBeta], else with 401. The zero value answers at once.
+// API answers as Anthropic's API does: POST /v1/messages (also as an event stream), POST /v1/messages/count_tokens and GET
+// /v1/models, with a bearer token and [OAuthBeta], else with 401. The zero value answers at once.
 type API struct {
 	Deltas   int           // text deltas of a message or stream; 0 means 5
 	Interval time.Duration // between the events of a stream

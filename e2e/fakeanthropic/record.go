@@ -7,8 +7,7 @@ import (
 	"sync"
 )
 
-// bodyKept is how much of a body a Request holds, enough for any JSON that a test
-// wants to look into.
+// bodyKept is how much of a body a Request holds, enough for any JSON that a test wants to look into.
 const bodyKept = 64 << 10
 
 // A Request is what the server saw of one request so far.

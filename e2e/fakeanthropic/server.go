@@ -1,6 +1,5 @@
-// Package fakeanthropic is a stand-in for Anthropic's API on loopback: real TLS
-// with a certificate authority of its own, HTTP/1.1 or HTTP/2, the API's answers,
-// event streams and errors, and a record of every request that arrived.
+// Package fakeanthropic is a stand-in for Anthropic's API on loopback: real TLS with a certificate authority of its own, HTTP/1.1
+// or HTTP/2, the API's answers, event streams and errors, and a record of every request that arrived.
 //
 // What it answers is an [http.Handler] that a test can exchange at any time: [API]
 // by default, or one of the misbehaving ones in behave.go, or the test's own.

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// stream answers with server-sent events in the real API's order, with a ping
-// after the first and then after every tenth delta.
+// stream answers with server-sent events in the real API's order, with a ping after the first and then after every tenth delta.
 func (a API) stream(w http.ResponseWriter, r *http.Request, req messageRequest) {
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")

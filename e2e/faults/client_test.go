@@ -297,12 +297,10 @@ func silentBody(s *scene, _ *proxytest.Echo) {
 	}
 }
 
-// flood is the length of an answer that is more than all the kernel's buffers on its
-// way hold.
+// flood is the length of an answer that is more than all the kernel's buffers on its way hold.
 const flood = 64 * mib
 
-// flooding runs an upstream that answers with a flood. The channel tells whether all
-// of it could be sent.
+// flooding runs an upstream that answers with a flood. The channel tells whether all of it could be sent.
 func (s *scene) flooding() (u *proxytest.Upstream, sent <-chan bool) {
 	s.Helper()
 	ends := make(chan bool, 1)

@@ -34,8 +34,7 @@ type phases struct {
 	answers chan struct{} // closed when waiting requests get theirs
 }
 
-// server is an upstream that answers the body "{}" with a stream, "hopeless" never,
-// and others with their length.
+// server is an upstream that answers the body "{}" with a stream, "hopeless" never, and others with their length.
 func (p *phases) server() string {
 	p.events, p.answers = make(chan struct{}), make(chan struct{})
 	return p.s.server(func(w http.ResponseWriter, r *http.Request) {
@@ -119,8 +118,7 @@ func (s *scene) stepWall(sig syscall.Signal, ahead time.Duration) {
 	})
 }
 
-// checkDurations checks the durations in the log and in the metrics, in a scene
-// that has lasted this long.
+// checkDurations checks the durations in the log and in the metrics, in a scene that has lasted this long.
 func (s *scene) checkDurations(lasted time.Duration) {
 	s.Helper()
 	var latency, ttfb float64
@@ -197,9 +195,8 @@ var (
 	stepMain []byte
 )
 
-// steppable builds the proxy as it is released, but with a wall clock of its own,
-// which SIGUSR1 sets forward by an hour and SIGUSR2 back: the machine's is
-// nobody's to set in a test.
+// steppable builds the proxy as it is released, but with a wall clock of its own, which SIGUSR1 sets forward by an hour and
+// SIGUSR2 back: the machine's is nobody's to set in a test.
 func (s *scene) steppable() (binary string) {
 	s.Helper()
 	root := proxytest.Must(exec.Command("go", "env", "GOROOT").Output())(s.T)

@@ -1,9 +1,8 @@
 //go:build faults
 
-// Package faults produces the proxy's worst days on purpose: what an upstream, a
-// client, a network or a machine can do to it, each as a named case with the
-// outcome on all sides. It needs root, since parts of it make network namespaces
-// and control groups:
+// Package faults produces the proxy's worst days on purpose: what an upstream, a client, a network or a machine can do to it,
+// each as a named case with the outcome on all sides. It needs root, since parts of it make network namespaces and control
+// groups:
 //
 //	go -C e2e test -tags faults -count=1 -parallel 8 ./faults
 //

@@ -16,8 +16,7 @@ import (
 // silentDNS is no answer at all.
 const silentDNS = dnsmessage.RCode(0xffff)
 
-// pureGo has Go's own resolver used, as in the released build, where there is no
-// other.
+// pureGo has Go's own resolver used, as in the released build, where there is no other.
 const pureGo = "GODEBUG=netdns=go"
 
 // A nameserver answers DNS queries at the far end of a wire. It knows every name,

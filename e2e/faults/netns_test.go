@@ -17,9 +17,8 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// A namespace is a network of its own. A thread lives there: what it opens is
-// there too. The kernel takes the namespace away, with all that is in it, when the
-// thread, and the processes and sockets in it, are gone, however this program ends.
+// A namespace is a network of its own. A thread lives there: what it opens is there too. The kernel takes the namespace away,
+// with all that is in it, when the thread, and the processes and sockets in it, are gone, however this program ends.
 type namespace struct {
 	s    *scene
 	tid  int
@@ -81,8 +80,7 @@ func (n *namespace) enter() []string {
 	return []string{"nsenter", fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), n.tid), "unshare", "--mount"}
 }
 
-// door lets clients in that are outside: a port of 127.0.0.1 that leads to the same
-// port inside, which it returns.
+// door lets clients in that are outside: a port of 127.0.0.1 that leads to the same port inside, which it returns.
 func (n *namespace) door() (port string) {
 	outside := proxytest.Must(net.Listen("tcp", "127.0.0.1:0"))(n.s.T)
 	n.s.Cleanup(func() { outside.Close() })
@@ -119,8 +117,7 @@ func pass(from, to net.Conn) {
 // farAddr is where the far end of a wire is.
 const farAddr = "192.0.2.2"
 
-// A wire joins the proxy at its near end to an upstream at its far end, each in a
-// namespace of its own.
+// A wire joins the proxy at its near end to an upstream at its far end, each in a namespace of its own.
 type wire struct {
 	s         *scene
 	near, far *namespace
@@ -148,8 +145,7 @@ func (w *wire) start(lines, upstream, config string, env ...string) {
 	})
 }
 
-// lose has both ends lose the packets that arrive and match one of these, without a
-// word to anyone.
+// lose has both ends lose the packets that arrive and match one of these, without a word to anyone.
 func (w *wire) lose(matches ...string) {
 	var rules strings.Builder
 	for _, match := range matches {
@@ -167,8 +163,7 @@ func (w *wire) lose(matches ...string) {
 // cut has both ends lose everything.
 func (w *wire) cut() { w.s.Helper(); w.lose("") }
 
-// forget has both ends lose the packets of the connections that up has now, as when
-// something on the way has forgotten them.
+// forget has both ends lose the packets of the connections that up has now, as when something on the way has forgotten them.
 func (w *wire) forget(up *fakeanthropic.Server) {
 	ports := strings.Join(up.ClientPorts(), ", ")
 	w.lose("th sport { "+ports+" }", "th dport { "+ports+" }")

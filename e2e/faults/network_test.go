@@ -18,8 +18,7 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// pinged is a configuration by which dead connections are found in 4 s, half of
-// timeout_secs. The defaults have 30 s for that.
+// pinged is a configuration by which dead connections are found in 4 s, half of timeout_secs. The defaults have 30 s for that.
 const pinged = "[proxy]\ntimeout_secs = 8\n"
 
 // protocolFaults are those of what lies between the proxy and its upstream that happen over either protocol; outcomes have a
@@ -109,8 +108,7 @@ func (s *scene) got(up *fakeanthropic.Server, want int) {
 	}
 }
 
-// stream sends a request and reads the first event of its answer. The whole of it
-// comes later.
+// stream sends a request and reads the first event of its answer. The whole of it comes later.
 func (s *scene) stream() <-chan proxytest.Answer {
 	s.Helper()
 	resp := proxytest.Must(s.Client.Post(s.Proxy.URL()+"/v1/messages", "application/json", strings.NewReader("{}")))(s.T)
@@ -125,8 +123,7 @@ func (s *scene) stream() <-chan proxytest.Answer {
 	return answers
 }
 
-// patiently sends a request with this body whose client says that it waits for 600 s;
-// its answer comes later.
+// patiently sends a request with this body whose client says that it waits for 600 s; its answer comes later.
 func (s *scene) patiently(body string) <-chan proxytest.Answer {
 	return s.InBackground(strings.NewReader(body), "X-Stainless-Timeout", "600")
 }
@@ -181,9 +178,8 @@ func (s *scene) deadBeforeHeaders(via way) {
 	s.got(up, 1)
 }
 
-// deadPool fills the proxy's pool of idle connections, lets all of them die and
-// sends requests after a while, which get what check wants. New connections work all
-// the time.
+// deadPool fills the proxy's pool of idle connections, lets all of them die and sends requests after a while, which get what
+// check wants. New connections work all the time.
 func (s *scene) deadPool(via way, while time.Duration, check want) {
 	const requests = 5
 	w := newWire(s)

@@ -94,9 +94,8 @@ func (s *scene) upload(n int64) proxytest.Answer {
 	return a
 }
 
-// dialSmall opens a connection whose send buffer is small. Left alone, each of a thousand
-// clients that wait would hold 2.5 MiB of the kernel's memory, more than a machine of
-// some GiB has for all of its TCP: those that are served would crawl.
+// dialSmall opens a connection whose send buffer is small. Left alone, each of a thousand clients that wait would hold 2.5 MiB of
+// the kernel's memory, more than a machine of some GiB has for all of its TCP: those that are served would crawl.
 func dialSmall(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 	if err == nil {

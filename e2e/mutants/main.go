@@ -1,14 +1,12 @@
-// Command mutants measures what the tests notice: it changes the program in one
-// place at a time and runs tests until one fails. A change that none notices has
-// survived: it is code that nothing needs, a promise without a test, or a change
-// that makes no difference.
+// Command mutants measures what the tests notice: it changes the program in one place at a time and runs tests until one fails. A
+// change that none notices has survived: it is code that nothing needs, a promise without a test, or a change that makes no
+// difference.
 //
 //	go -C e2e run ./mutants                   200 changes over all files; takes an hour
 //	go -C e2e run ./mutants -n 30 conn.go     30 changes of one file
 //
-// The unit tests are asked first, then those of the built program, then, as root,
-// the faults. The same code gets the same changes, so that the score of two
-// versions of the tests can be compared.
+// The unit tests are asked first, then those of the built program, then, as root, the faults. The same code gets the same
+// changes, so that the score of two versions of the tests can be compared.
 package main
 
 import (

@@ -11,8 +11,7 @@ import (
 	"sync"
 )
 
-// Tags are the build tags of every release build; they leave parts of the
-// tailscale client out that the proxy never calls.
+// Tags are the build tags of every release build; they leave parts of the tailscale client out that the proxy never calls.
 const Tags = "ts_omit_debugeventbus,ts_omit_syspolicy"
 
 // folder has what is built on the first demand, once per process.
@@ -23,9 +22,8 @@ var (
 	raced    = sync.OnceValues(func() (string, error) { return build("raced", "CGO_ENABLED=1", "-race") })
 )
 
-// Build compiles the program from the parent module, once per process, and
-// returns the binary's path. It is built as it is released, unless the
-// environment has E2E_RACE=1: then it is that of [BuildRaced]. [Cleanup] removes it.
+// Build compiles the program from the parent module, once per process, and returns the binary's path. It is built as it is
+// released, unless the environment has E2E_RACE=1: then it is that of [BuildRaced]. [Cleanup] removes it.
 func Build() (string, error) {
 	if Raced() {
 		return raced()
@@ -33,8 +31,7 @@ func Build() (string, error) {
 	return released()
 }
 
-// BuildRaced is [Build] with the race detector, which needs cgo and makes the
-// program larger and slower.
+// BuildRaced is [Build] with the race detector, which needs cgo and makes the program larger and slower.
 func BuildRaced() (string, error) { return raced() }
 
 // Raced reports whether [Build] adds the race detector, so that tests of size
@@ -48,10 +45,9 @@ func Cleanup() error {
 	return errors.Join(err, os.RemoveAll(dir))
 }
 
-// BuildWith builds the program as it is released, in dir, with files that stand in
-// for its own or Go's, or are added to them (go build -overlay): their contents by
-// path, which is relative to the program's module if it is not absolute. Flags are
-// more arguments of go build.
+// BuildWith builds the program as it is released, in dir, with files that stand in for its own or Go's, or are added to them (go
+// build -overlay): their contents by path, which is relative to the program's module if it is not absolute. Flags are more
+// arguments of go build.
 func BuildWith(dir string, files map[string][]byte, flags ...string) (path string, err error) {
 	root, err := moduleRoot()
 	if err != nil {
@@ -99,8 +95,7 @@ func compile(path, cgo string, flags ...string) error {
 	return nil
 }
 
-// moduleRoot finds the program's module: the parent of the e2e module, in which
-// the test or command that asks is running.
+// moduleRoot finds the program's module: the parent of the e2e module, in which the test or command that asks is running.
 func moduleRoot() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {

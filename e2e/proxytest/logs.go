@@ -67,8 +67,7 @@ func (l *logs) append(raw string) {
 	l.changed = make(chan struct{})
 }
 
-// since returns the lines from number from on, and a channel that is closed when
-// there are more.
+// since returns the lines from number from on, and a channel that is closed when there are more.
 func (l *logs) since(from int) ([]Line, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

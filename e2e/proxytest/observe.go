@@ -27,9 +27,8 @@ func (p *Proxy) WaitRunning(timeout time.Duration) error {
 	return nil
 }
 
-// WaitListening waits until the proxy listens, which it does before the tailnet
-// is connected. The address comes from the kernel's tables, as the log tells it
-// only later.
+// WaitListening waits until the proxy listens, which it does before the tailnet is connected. The address comes from the kernel's
+// tables, as the log tells it only later.
 func (p *Proxy) WaitListening(timeout time.Duration) error {
 	for deadline := time.Now().Add(timeout); ; time.Sleep(time.Millisecond) {
 		if addr, err := listenAddr(p.PID); err == nil {
@@ -62,8 +61,7 @@ func (p *Proxy) setAddr(addr string) {
 	p.addr = addr
 }
 
-// Addr returns the address to dial, known after WaitRunning or WaitListening,
-// "" before.
+// Addr returns the address to dial, known after WaitRunning or WaitListening, "" before.
 func (p *Proxy) Addr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,9 +110,8 @@ func (p *Proxy) get(path string) (int, []byte, error) {
 // Metrics are the families of one scrape by name.
 type Metrics map[string]*dto.MetricFamily
 
-// Value sums the samples of a counter or gauge, or the counts of a histogram or
-// summary, over all series that have the given labels (name, value, name,
-// value, ...). An absent family counts as 0.
+// Value sums the samples of a counter or gauge, or the counts of a histogram or summary, over all series that have the given
+// labels (name, value, name, value, ...). An absent family counts as 0.
 func (m Metrics) Value(name string, labels ...string) float64 {
 	var sum float64
 	for _, metric := range m[name].GetMetric() {

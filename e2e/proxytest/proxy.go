@@ -1,8 +1,7 @@
 // Package proxytest builds the real proxy binary, runs it, and observes it from
 // outside: its log, /health, /metrics, its sockets and how it ends.
 //
-// Everything returns errors, so that a command can use it as well as a test;
-// testing.go wraps the common steps for tests.
+// Everything returns errors, so that a command can use it as well as a test; testing.go wraps the common steps for tests.
 package proxytest
 
 import (
@@ -34,8 +33,7 @@ const (
 // enough for the noisiest machine, as only failures wait so long.
 const Timeout = 20 * time.Second
 
-// Options say how to run the proxy. The zero value runs it without arguments, in
-// an empty environment.
+// Options say how to run the proxy. The zero value runs it without arguments, in an empty environment.
 type Options struct {
 	Args   []string // after the config flag, if there is one
 	Env    []string // all of it, as KEY=VALUE: nothing is inherited
@@ -74,9 +72,8 @@ type Proxy struct {
 	addr string // once known
 }
 
-// Start runs the proxy and returns at once; see [Proxy.WaitRunning]. The process
-// is killed when this one dies, so that nothing outlives an aborted test, but
-// call [Proxy.Stop] in the ordinary case.
+// Start runs the proxy and returns at once; see [Proxy.WaitRunning]. The process is killed when this one dies, so that nothing
+// outlives an aborted test, but call [Proxy.Stop] in the ordinary case.
 func Start(o Options) (*Proxy, error) {
 	binary := o.Binary
 	if binary == "" {
@@ -121,8 +118,7 @@ func (p *Proxy) spawn(command []string, o Options) error {
 
 	started := make(chan error)
 	go func() {
-		// Pdeathsig fires when the thread that forked ends, so that thread is
-		// held until the child is gone (golang/go#27505).
+		// Pdeathsig fires when the thread that forked ends, so that thread is held until the child is gone (golang/go#27505).
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		p.Started = time.Now()
@@ -163,8 +159,7 @@ func (p *Proxy) Wait(timeout time.Duration) (int, error) {
 	}
 }
 
-// Stop ends the process, at once if need be, and removes its files. Stopping
-// twice does no harm.
+// Stop ends the process, at once if need be, and removes its files. Stopping twice does no harm.
 func (p *Proxy) Stop() error {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGKILL} {
 		if p.Signal(sig) != nil {
@@ -196,9 +191,8 @@ func (p *Proxy) WaitLog(message string, timeout time.Duration) (Line, error) {
 	})
 }
 
-// WaitLine returns the first line that matches, waiting for it if need be. It
-// fails when the process ends without such a line. What describes the line in
-// errors.
+// WaitLine returns the first line that matches, waiting for it if need be. It fails when the process ends without such a line.
+// What describes the line in errors.
 func (p *Proxy) WaitLine(what string, timeout time.Duration, match func(Line) bool) (Line, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout,
 		fmt.Errorf("no log line with %s after %v", what, timeout))
@@ -224,6 +218,5 @@ func (p *Proxy) Logs() []Line {
 // Stdout returns the log so far, as it was written.
 func (p *Proxy) Stdout() string { return p.stdout.String() }
 
-// Stderr returns standard error so far. The contract is that it stays empty
-// while the proxy serves.
+// Stderr returns standard error so far. The contract is that it stays empty while the proxy serves.
 func (p *Proxy) Stderr() string { return p.stderr.String() }

@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// Main runs a package's tests and removes the binary that they built. Use it in
-// every TestMain of a package that calls [Build].
+// Main runs a package's tests and removes the binary that they built. Use it in every TestMain of a package that calls [Build].
 func Main(m *testing.M) int {
 	code := m.Run()
 	if err := Cleanup(); err != nil {
@@ -19,10 +18,9 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Launch starts the proxy for a test and stops it at the test's end. A test that
-// failed shows the proxy's log. Output on standard error fails the test, so a
-// data race found by the detector does too; only a proxy that ended with exit
-// code 1 or 2 may say why, unless that is a crash, whose code is 2 as well.
+// Launch starts the proxy for a test and stops it at the test's end. A test that failed shows the proxy's log. Output on standard
+// error fails the test, so a data race found by the detector does too; only a proxy that ended with exit code 1 or 2 may say why,
+// unless that is a crash, whose code is 2 as well.
 func Launch(t testing.TB, o Options) *Proxy {
 	t.Helper()
 	p := Must(Start(o))(t)
@@ -41,9 +39,8 @@ func Launch(t testing.TB, o Options) *Proxy {
 	return p
 }
 
-// Local starts the proxy without a tailnet on a free port of 127.0.0.1, with
-// this upstream, config (may be empty) and environment, and waits until it
-// accepts requests.
+// Local starts the proxy without a tailnet on a free port of 127.0.0.1, with this upstream, config (may be empty) and
+// environment, and waits until it accepts requests.
 func Local(t testing.TB, upstream, config string, env ...string) *Proxy {
 	t.Helper()
 	p := Launch(t, Options{

@@ -222,8 +222,7 @@ func (e *Echo) Write(b []byte) (int, error) {
 }
 
 var (
-	// unclean are the line endings that receivers understand differently: CR or LF
-	// alone, and those that a folded line follows.
+	// unclean are the line endings that receivers understand differently: CR or LF alone, and those that a folded line follows.
 	unclean = regexp.MustCompile(`\r[^\n]|[^\r]\n|\r\n[ \t]`)
 	// framing are the headers that say where a body ends.
 	framing = regexp.MustCompile(`(?im)^(content-length|transfer-encoding):`)

@@ -14,9 +14,8 @@ import (
 	"time"
 )
 
-// An Authority signs certificates. Its keys, and theirs, are on an elliptic curve,
-// as the API's are: thousands of handshakes with RSA keys keep a machine busy for
-// seconds.
+// An Authority signs certificates. Its keys, and theirs, are on an elliptic curve, as the API's are: thousands of handshakes with
+// RSA keys keep a machine busy for seconds.
 type Authority struct {
 	// PEM is the authority's own certificate, for SSL_CERT_FILE and the like.
 	PEM []byte
@@ -48,9 +47,8 @@ func New() (*Authority, error) {
 	return a, nil
 }
 
-// Certificate returns a server certificate for this machine, by the names localhost,
-// api.anthropic.com and upstream.test and its loopback addresses, after change, if not nil, has made of it
-// what it likes.
+// Certificate returns a server certificate for this machine, by the names localhost, api.anthropic.com and upstream.test and its
+// loopback addresses, after change, if not nil, has made of it what it likes.
 func (a *Authority) Certificate(change func(*x509.Certificate)) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -63,8 +63,7 @@ func (g *generator) key() string {
 	return string(text[:min(len(text), 60)])
 }
 
-// text makes a string: a suspicious one, several of those, in a row or in
-// lines, a long one, or any characters at all.
+// text makes a string: a suspicious one, several of those, in a row or in lines, a long one, or any characters at all.
 func (g *generator) text() string {
 	var b strings.Builder
 	switch g.IntN(7) {

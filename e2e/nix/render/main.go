@@ -1,7 +1,6 @@
-// Command render holds nix/yaml.nix and nix/toml.nix against real parsers: it
-// makes thousands of values, among them all that a YAML reader likes to take for
-// something else, lets Nix render them, and parses the result back. YAML is read
-// as kubectl reads it (YAML 1.1) and as YAML 1.2.
+// Command render holds nix/yaml.nix and nix/toml.nix against real parsers: it makes thousands of values, among them all that a
+// YAML reader likes to take for something else, lets Nix render them, and parses the result back. YAML is read as kubectl reads
+// it (YAML 1.1) and as YAML 1.2.
 //
 // It needs nix on PATH, or -nix, and runs inside the e2e module:
 //
