@@ -100,7 +100,7 @@ func dashboardExpressions(t *test) {
 		for _, target := range panel.Targets {
 			expressions++
 			expr := variables.Replace(target.Expr)
-			if series, _, err := t.prometheus.Query(t.ctx, expr); err != nil || series == 0 {
+			if series, err := t.prometheus.Query(t.ctx, expr); err != nil || len(series) == 0 {
 				t.errorf("panel %q: no data: %s: %v", panel.Title, expr, err)
 			}
 		}

@@ -6,14 +6,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/client_golang/api"
+	v1 "github.com/prometheus/client_golang/api/prometheus/v1"
+	"github.com/prometheus/common/model"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // Rules are the groups of a PrometheusRule's spec.
@@ -57,7 +60,7 @@ func (r Rules) Write(file string) error {
 
 // A Server scrapes every second.
 type Server struct {
-	url string
+	api v1.API
 	cmd *exec.Cmd
 }
 
@@ -65,7 +68,8 @@ type Server struct {
 // job: Prometheus' own discovery in Kubernetes is not in every build, nor in Debian's.
 func Start(dir, discovery string, rules Rules) (*Server, error) {
 	config := filepath.Join(dir, "prometheus.yaml")
-	err := errors.Join(rules.Write(filepath.Join(dir, "rules.json")), os.WriteFile(config, fmt.Appendf(nil, `
+	address, err := proxytest.FreeAddr()
+	err = errors.Join(err, rules.Write(filepath.Join(dir, "rules.json")), os.WriteFile(config, fmt.Appendf(nil, `
 global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [rules.json]
 scrape_configs:
@@ -75,18 +79,16 @@ scrape_configs:
 	if err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	client, err := api.NewClient(api.Config{Address: "http://" + address})
 	if err != nil {
 		return nil, err
 	}
-	address := listener.Addr().String()
-	listener.Close()
 	log, err := os.Create(filepath.Join(dir, "prometheus.log"))
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close() // the child has its own
-	s := &Server{url: "http://" + address}
+	s := &Server{api: v1.NewAPI(client)}
 	s.cmd = exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+address)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -103,35 +105,18 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Query returns how many series an expression has now, and the first as text.
-func (s *Server) Query(ctx context.Context, expr string) (series int, first string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/api/v1/query?query="+url.QueryEscape(expr), nil)
-	if err != nil {
-		return 0, "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	var answer struct {
-		Error string
-		Data  struct{ Result []json.RawMessage }
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != http.StatusOK {
-		return 0, "", fmt.Errorf("%s: status %d: %s, %v", expr, resp.StatusCode, answer.Error, err)
-	}
-	if len(answer.Data.Result) > 0 {
-		first = string(answer.Data.Result[0])
-	}
-	return len(answer.Data.Result), first, nil
+// Query returns the series that an expression has now.
+func (s *Server) Query(ctx context.Context, expr string) (model.Vector, error) {
+	value, _, _, err := s.api.Query(ctx, expr, time.Time{})
+	series, _ := value.(model.Vector)
+	return series, err
 }
 
 // Await polls until an expression has a result. Errors count as none, as Prometheus takes a moment to start.
 func (s *Server) Await(ctx context.Context, expr string) error {
 	for {
-		n, _, err := s.Query(ctx, expr)
-		if err == nil && n > 0 {
+		series, err := s.Query(ctx, expr)
+		if err == nil && len(series) > 0 {
 			return nil
 		}
 		select {
