@@ -48,7 +48,6 @@ type Server struct {
 	forgets atomic.Bool
 
 	mu       sync.Mutex
-	opened   int // connections so far
 	conns    map[net.Conn]bool
 	requests []*record
 }
@@ -113,18 +112,10 @@ func (s *Server) account(conn net.Conn, state http.ConnState) {
 	defer s.mu.Unlock()
 	switch state {
 	case http.StateNew:
-		s.opened++
 		s.conns[conn] = true
 	case http.StateClosed, http.StateHijacked:
 		delete(s.conns, conn)
 	}
-}
-
-// Opened returns how many connections were opened so far.
-func (s *Server) Opened() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.opened
 }
 
 // ClientPorts returns the clients' ends of the connections that there are.

@@ -1,13 +1,11 @@
 // Command release makes one OCI image layout, with an index of several architectures, of images that are docker-archives.
 // The same archives make the same bytes.
 //
-//	go -C e2e run ./release FOLDER ARCHIVE.tar.gz...
+//	go -C e2e run ./release FOLDER ARCHIVE.tar...
 package main
 
 import (
-	"compress/gzip"
 	"fmt"
-	"io"
 	"os"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -20,7 +18,7 @@ import (
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: release FOLDER ARCHIVE.tar.gz...")
+		fmt.Fprintln(os.Stderr, "usage: release FOLDER ARCHIVE.tar...")
 		os.Exit(2)
 	}
 	if err := run(os.Args[1], os.Args[2:]); err != nil {
@@ -32,7 +30,7 @@ func main() {
 func run(folder string, archives []string) error {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, path := range archives {
-		image, err := tarball.Image(func() (io.ReadCloser, error) { return open(path) }, nil)
+		image, err := tarball.ImageFromPath(path, nil)
 		if err != nil {
 			return fmt.Errorf("reading %s: %w", path, err)
 		}
@@ -49,21 +47,4 @@ func run(folder string, archives []string) error {
 		return fmt.Errorf("writing the layout: %w", err)
 	}
 	return nil
-}
-
-// open reads an archive that is compressed.
-func open(path string) (io.ReadCloser, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	unzipped, err := gzip.NewReader(f)
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{unzipped, f}, nil
 }
