@@ -148,8 +148,9 @@ func TestMetricsPage(t *testing.T) {
 	equal(t, "errors in all", m.errorsTotal(), 3)
 }
 
-// TestMetricsConcurrently records and writes at once; the race detector looks on, nothing may be lost, and nobody who records waits for
-// a page that is being written: that would never end here, as the page waits for one of them.
+// TestMetricsConcurrently records and writes at once; the race detector looks on, nothing may be lost, each page is sound in itself and
+// never behind the one before, and nobody who records waits for a page that is being written: that would never end here, as the page
+// waits for one of them.
 func TestMetricsConcurrently(t *testing.T) {
 	m := newMetrics("", "")
 	record := func(i int) {
@@ -165,11 +166,21 @@ func TestMetricsConcurrently(t *testing.T) {
 	})
 	const workers, each, pages = 8, 500, 5
 	together(workers, func(worker int) {
+		before := map[string]float64{}
 		for i := range each {
 			record(i + worker)
-			if i%(each/pages) == 0 {
-				m.page()
+			if i%(each/pages) != 0 {
+				continue
 			}
+			now := samplesOf(t, m.page())
+			for series, value := range before {
+				holds(t, !strings.HasPrefix(series, "proxy_") || strings.Contains(series, "quantile=") || now[series] >= value, "%s went from %v to %v", series, value, now[series])
+			}
+			const firstByte = "proxy_time_to_first_byte_seconds_"
+			for _, le := range []string{"1", "600", "+Inf"} {
+				equal(t, "those up to "+le, now[firstByte+`bucket{le="`+le+`"}`], now[firstByte+"count"])
+			}
+			before = now
 		}
 	})
 	const all = workers * (each + pages)
