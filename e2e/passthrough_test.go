@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -170,38 +169,6 @@ func TestTrailers(t *testing.T) {
 	})
 }
 
-// TestStreamsAtOnce shows that headers and every event pass when they come, not
-// when there is more: a piece that is held back would never arrive at all.
-func TestStreamsAtOnce(t *testing.T) {
-	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
-		next := make(chan string)
-		s.StartAPI(protocol, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "text/event-stream")
-			fakeanthropic.Flush(w)
-			for piece := range next {
-				io.WriteString(w, piece)
-				fakeanthropic.Flush(w)
-			}
-		}), "")
-		resp := proxytest.Must(s.Client.Do(s.Request("GET", "/stream", nil)))(s) // returns with the headers alone
-		defer resp.Body.Close()
-		for _, piece := range []string{"a", "event: ping\n", "data: {}\n\n", "x"} {
-			start := time.Now()
-			next <- piece
-			got := make([]byte, len(piece))
-			if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != piece {
-				s.Fatalf("got %q, %v; want %q", got, err, piece)
-			}
-			s.Logf("from the upstream's write to the client's read: %v", time.Since(start).Round(10*time.Microsecond))
-		}
-		close(next)
-		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
-			s.Errorf("at the end came %q, %v", rest, err)
-		}
-		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
-	})
-}
-
 // TestNothingInvented shows that the upstream gets the client's headers and the
 // beta, and nothing that an HTTP library likes to add.
 func TestNothingInvented(t *testing.T) {
@@ -321,33 +288,4 @@ func TestLargestBody(t *testing.T) {
 			}
 		}
 	})
-}
-
-// TestRefusedWhileSending shows that a client that has more to send, and waits
-// with it, is told at once that its request is refused.
-func TestRefusedWhileSending(t *testing.T) {
-	t.Parallel()
-	s := proxytest.NewScene(t)
-	s.StartAPI(fakeanthropic.HTTP2, answerOK, "[proxy]\nmax_body_mb = 1\nbody_memory_mb = 1")
-	for _, row := range []struct {
-		lines  []string
-		status int
-		code   string // empty: an endpoint of the proxy's own, which counts nowhere
-		why    string
-	}{
-		{[]string{"POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "", "200000\r\n" + strings.Repeat("x", 1<<20+1)}, 400, "invalid_request", "larger than 1 MiB"},
-		{[]string{"POST / HTTP/1.1", "Host: proxy", "Content-Length: 2097152", "", "x"}, 400, "invalid_request", "larger than 1 MiB"},
-		{[]string{"POST / HTTP/1.1", "Host: proxy", "Transfer-Encoding: chunked", "", "zz\r\n"}, 400, "invalid_request", "broken chunked encoding"},
-		{[]string{"CONNECT x:443 HTTP/1.1", "Host: x", "Content-Length: 10", "", "x"}, 405, "method_not_allowed", "method_not_allowed"},
-		{[]string{"POST /health HTTP/1.1", "Host: proxy", "Content-Length: 10", "", "x"}, 405, "", ""},
-	} {
-		c := s.Say(proxytest.Lines(row.lines...))
-		c.SetDeadline(time.Now().Add(10 * time.Second)) // nothing else ends a wait for what never comes
-		if a := c.Answer(); row.code != "" {
-			s.Refused(a, row.status, row.code, 0, row.why)
-		} else if a.StatusCode != row.status {
-			t.Errorf("%s: status %d, want %d", row.lines[0], a.StatusCode, row.status)
-		}
-		c.Closed()
-	}
 }

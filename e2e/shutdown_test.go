@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"net"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -12,23 +10,8 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// slack is what a noisy machine may add to a duration.
-const slack = 10 * time.Second
-
-// checkLastMessages checks how the log ends.
-func checkLastMessages(t *testing.T, p *proxytest.Proxy, want ...string) {
-	t.Helper()
-	var all []string
-	for _, line := range p.Logs() {
-		if line.Message() != proxytest.MsgRequestCompleted {
-			all = append(all, line.Message())
-		}
-	}
-	if got := all[max(0, len(all)-len(want)):]; !slices.Equal(got, want) {
-		t.Errorf("the log ends with %q, want %q", got, want)
-	}
-}
-
+// TestShutdownIdle: every signal that asks for it ends the program at once, in the runbook's words. (What becomes of requests is
+// TestShutDown's.)
 func TestShutdownIdle(t *testing.T) {
 	t.Parallel()
 	for sig, message := range map[syscall.Signal]string{
@@ -41,46 +24,20 @@ func TestShutdownIdle(t *testing.T) {
 			s := proxytest.NewScene(t)
 			s.StartAPI(fakeanthropic.HTTP2, answerOK, "proxy.drain_timeout_secs = 60")
 			s.Passed(s.Get("/v1/models"), 200, "ok", 1) // over a connection that stays open
+			s.Completed()
 			start := time.Now()
 			proxytest.Check(t, s.Proxy.Signal(sig))
 			s.Ended()
-			if took := time.Since(start); took > slack {
+			if took := time.Since(start); took > 10*time.Second { // on the noisiest machine
 				t.Errorf("an idle proxy took %v to exit", took)
 			}
-			checkLastMessages(t, s.Proxy, message, proxytest.MsgDrained, proxytest.MsgShutdownComplete)
+			var said []string
+			for _, line := range s.Proxy.Logs() {
+				said = append(said, line.Message())
+			}
+			if want := []string{message, proxytest.MsgDrained, proxytest.MsgShutdownComplete}; !slices.Equal(said[len(said)-3:], want) {
+				t.Errorf("the log is %q, want the end %q", said, want)
+			}
 		})
 	}
-}
-
-// TestShutdownDrains shows that a stream in flight is finished, and that nothing new is let in meanwhile.
-func TestShutdownDrains(t *testing.T) {
-	eachProtocol(t, func(s *proxytest.Scene, protocol fakeanthropic.Protocol) {
-		up := s.StartAPI(protocol, fakeanthropic.API{Deltas: 20, Interval: 80 * time.Millisecond}, "proxy.drain_timeout_secs = 60") // about 2 s
-		stream := s.InBackground(strings.NewReader(proxytest.Stream))
-		proxytest.Eventually(s, "the request at the upstream", func() bool { return len(up.Requests()) == 1 })
-		start := time.Now()
-		s.Signal()
-		closed := proxytest.Eventually(s, "no more connections accepted", func() bool {
-			conn, err := net.Dial("tcp", s.Proxy.Addr())
-			if err == nil {
-				conn.Close()
-			}
-			return err != nil
-		})
-		a := <-stream
-		s.Passed(a, 200, a.Text, 1)
-		if !strings.HasSuffix(a.Text, "message_stop\"}\n\n") {
-			s.Errorf("the stream was not finished: %.100q", a.Text)
-		}
-		s.Ended()
-		took := time.Since(start)
-		s.Logf("no connections after %v, exit after %v", closed.Round(time.Millisecond), took.Round(time.Millisecond))
-		if took < time.Second || took > 2*time.Second+slack {
-			s.Errorf("the exit came after %v, want the about 2s that the stream took", took)
-		}
-		if closed > took/2 {
-			s.Errorf("connections were accepted for %v of the drain's %v", closed, took)
-		}
-		checkLastMessages(s.T, s.Proxy, proxytest.MsgSIGTERM, proxytest.MsgDrained, proxytest.MsgShutdownComplete)
-	})
 }
