@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -111,6 +112,15 @@ func TestLinks(t *testing.T) {
 		for _, image := range nodes[*ast.Image](p) {
 			follow(name, string(image.Destination))
 		}
+	}
+	// The alerts do, where users say where RUNBOOK.md can be read.
+	alerts := string(proxytest.Must(os.ReadFile("../nix/monitoring.nix"))(t))
+	sections := regexp.MustCompile(`section = "(.*)";`).FindAllStringSubmatch(alerts, -1)
+	if len(sections) == 0 {
+		t.Error("nix/monitoring.nix names no section of RUNBOOK.md")
+	}
+	for _, section := range sections {
+		follow("nix/monitoring.nix", "../RUNBOOK.md#"+section[1])
 	}
 	for name := range all {
 		if !linked[name] {

@@ -47,13 +47,12 @@ func monitoringApplied(t *test) {
 	t.heal()
 }
 
-// scraped starts Prometheus, with short times before alerts fire, and waits until it has the pod's figures and every
-// recorded one.
+// scraped starts Prometheus, and waits until it has the pod's figures and every recorded one.
 func scraped(t *test) {
 	rules := get[struct {
 		Spec struct{ Groups prometheus.Rules }
 	}](t, "prometheusrule", name).Spec.Groups
-	records := rules.Hurry()
+	records := rules.Names("record")
 	discovery := httptest.NewServer(http.HandlerFunc(t.whole.discover))
 	t.whole.cleanup(discovery.Close)
 	var err error

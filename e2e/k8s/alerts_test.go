@@ -49,9 +49,7 @@ func TestAlertsOfRealPrograms(t *testing.T) {
 		fmt.Fprintf(w, "["+target+","+target+"]", roomy.Addr(), "roomy", narrow.Addr(), "narrow")
 	}))
 	defer discovery.Close()
-	groups, _ := rules(t)
-	groups.Hurry()
-	server := proxytest.Must(prometheus.Start(t.TempDir(), discovery.URL, groups))(t)
+	server := proxytest.Must(prometheus.Start(t.TempDir(), discovery.URL, rules(t)))(t)
 	defer server.Close()
 
 	post := func(p *proxytest.Proxy, path string, times, size int) {

@@ -1,232 +1,229 @@
 package k8s
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 	"github.com/BurntSushi/toml"
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	podsecurity "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+	kyaml "sigs.k8s.io/kustomize/kyaml/yaml"
 )
 
-// socket is tailscaled's, as in the ConfigMap: see TestConfigMapIsDefaults.
-const socket = "/var/run/tailscale/tailscaled.sock"
+// A fact is what the contract asks of an object. Its path begins with the object's kind, or with a part that has a name of its
+// own: the pod, or its container proxy or sidecar. What is there has to be want, which is YAML; null is nothing.
+type fact struct{ path, want string }
 
-// TestManifests has what the contract asks of one pod and of several behind one name.
+const (
+	// selector chooses the pods. It has no version, as it can never be changed.
+	selector = "{app.kubernetes.io/component: proxy, app.kubernetes.io/name: anthropic-oauth-proxy}"
+
+	// unprivileged is for a container with one of the two uids: or else the proxy could reconfigure tailscaled.
+	unprivileged = "{allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true, runAsUser: UID, runAsGroup: UID}"
+
+	config = "{name: config, configMap: {name: anthropic-oauth-proxy}}"
+	socket = "{name: tailscale-socket, emptyDir: {medium: Memory, sizeLimit: 1Mi}}"
+)
+
+// podFacts are those of both folders with pods. The ports, the socket and the drain are also in the ConfigMap: see
+// TestConfigMapIsDefaults.
+var podFacts = []fact{
+	{"Namespace metadata name", name},
+	{"Namespace metadata labels pod-security.kubernetes.io/enforce", "restricted"}, // see TestPodSecurity
+	{"ServiceAccount metadata name", name},
+	{"ServiceAccount automountServiceAccountToken", "false"},
+	{"pod spec serviceAccountName", name},
+	{"pod spec automountServiceAccountToken", "false"},
+	{"pod spec enableServiceLinks", "false"},
+	{"pod spec containers 1", "null"},
+	{"pod spec initContainers 1", "null"},
+	{"pod metadata labels app.kubernetes.io/component", "proxy"}, // as the selectors have it
+	{"pod metadata labels app.kubernetes.io/name", name},
+	{"pod metadata labels app.kubernetes.io/version", "VERSION"},
+
+	// A native sidecar starts before the proxy and outlives it. A startup probe on it would keep the proxy from ever naming a
+	// login failure.
+	{"sidecar restartPolicy", "Always"},
+	{"sidecar startupProbe", "null"},
+	{"sidecar livenessProbe", "null"},
+
+	{"sidecar image", "ghcr.io/tailscale/tailscale:TAILSCALE"},
+	{"proxy image", "anthropic-oauth-proxy:VERSION"},
+	{"proxy imagePullPolicy", "IfNotPresent"}, // `nix run .#load` puts it on the node
+	{"proxy ports", "[{name: health, containerPort: 8081}, {name: http, containerPort: 8080}]"},
+	{"proxy readinessProbe httpGet", "{port: health, path: /health}"},
+	{"proxy livenessProbe httpGet", "{port: health, path: /livez}"},
+	// The proxy exits by itself after 1+2+4+8+16 s and names the error. Kubelet counts a startup probe's failures across restarts:
+	// the probe has to outlast many of them, and yet to see soon that all is well.
+	{"proxy startupProbe", "{httpGet: {port: health, path: /health}, periodSeconds: 1, failureThreshold: 86400}"},
+	{"proxy securityContext", strings.ReplaceAll(unprivileged, "UID", "65532")},
+	{"sidecar securityContext", strings.ReplaceAll(unprivileged, "UID", "65533")},
+
+	// As in RUNBOOK.md. Of the memory Go gets 75 and 80 %: the rest is for what the kernel counts, and Go does not. CPUs are whole
+	// ones, rounded up: by itself Go takes no fewer than two.
+	{"proxy resources", "{requests: {cpu: 50m, memory: 32Mi}, limits: {cpu: 500m, memory: 128Mi}}"},
+	{"proxy env", `[{name: GOMAXPROCS, value: "1"}, {name: GOMEMLIMIT, value: 96MiB}, {name: LOG_LEVEL, value: info}]`},
+	{"sidecar resources", "{requests: {cpu: 50m, memory: 64Mi}, limits: {cpu: 250m, memory: 256Mi}}"},
+	{"sidecar env [name=GOMAXPROCS] value", `"1"`},
+	{"sidecar env [name=GOMEMLIMIT] value", "204MiB"},
+
+	{"sidecar env [name=TS_AUTHKEY] valueFrom", "{secretKeyRef: {name: tailscale-authkey, key: TS_AUTHKEY}}"},
+	{"sidecar env [name=TS_USERSPACE] value", `"true"`},                   // or else it needs NET_ADMIN
+	{"sidecar env [name=TS_KUBE_SECRET]", "{name: TS_KUBE_SECRET}"},       // unset, it would mean a Secret named tailscale
+	{"sidecar env [name=TS_STATE_DIR] value", "/var/lib/tailscale/state"}, // its mode is changed, and the mount's root is not its own
+	{"sidecar env [name=TS_SOCKET] value", "/var/run/tailscale/tailscaled.sock"},
+	{"sidecar volumeMounts", "[{name: tailscale-socket, mountPath: /var/run/tailscale}, {name: tailscale-state, mountPath: /var/lib/tailscale}]"},
+	{"proxy volumeMounts", "[{name: config, mountPath: /etc/anthropic-oauth-proxy, readOnly: true}, " +
+		"{name: tailscale-socket, mountPath: /var/run/tailscale, readOnly: true}]"},
+
+	{"NetworkPolicy spec podSelector matchLabels", selector},
+	{"NetworkPolicy spec policyTypes", "[Ingress, Egress]"},
+	{"NetworkPolicy spec ingress", "[{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}], " +
+		"ports: [{port: health, protocol: TCP}]}]"},
+	{"NetworkPolicy spec egress", "[{ports: [{port: 443, protocol: TCP}, {port: 80, protocol: TCP}, {port: 53, protocol: TCP}]}, " +
+		"{ports: [{protocol: UDP}]}]"},
+}
+
+var folders = []struct {
+	path  string
+	kinds string // of its objects
+	facts []fact
+}{
+	// One pod at a time, since a second node of the same name is renamed. Its key is nowhere but in memory.
+	{onePod, "ConfigMap Deployment Namespace NetworkPolicy ServiceAccount", slices.Concat(podFacts, []fact{
+		{"Deployment metadata name", name},
+		{"Deployment spec replicas", "1"},
+		{"Deployment spec strategy", "{type: Recreate}"},
+		{"Deployment spec selector matchLabels", selector},
+		{"pod spec terminationGracePeriodSeconds", "30"},
+		{"pod spec volumes", "[" + config + ", " + socket + ", {name: tailscale-state, emptyDir: {sizeLimit: 128Mi}}]"},
+		{"proxy lifecycle", "null"},
+		{"sidecar lifecycle", "null"},
+		{"sidecar env [name=TS_HOSTNAME] value", name},
+		{"sidecar env [name=TS_TAILSCALED_EXTRA_ARGS] value", "'--state=mem:'"},
+	})},
+	// Each pod is a node that keeps its key, and a host of the service for as long as clients may come: for 20 s after its drain
+	// began. For that long, too, a new pod is not yet trusted.
+	{oneName, "ConfigMap Namespace NetworkPolicy PodDisruptionBudget Service ServiceAccount StatefulSet", slices.Concat(podFacts, []fact{
+		{"StatefulSet metadata name", name + "-replica"},
+		{"StatefulSet spec selector matchLabels", selector},
+		{"StatefulSet spec minReadySeconds", "20"},
+		{"StatefulSet spec volumeClaimTemplates 0 metadata name", "tailscale-state"},
+		{"StatefulSet spec volumeClaimTemplates 1", "null"},
+		{"pod spec terminationGracePeriodSeconds", "50"},
+		{"pod spec volumes", "[" + config + ", " + socket + "]"},
+		{"pod spec securityContext fsGroup", "65533"}, // the sidecar's, which writes to the claim
+		{"pod spec topologySpreadConstraints 0 labelSelector matchLabels", selector},
+		{"pod spec topologySpreadConstraints 1", "null"},
+		{"proxy lifecycle", "{preStop: {sleep: {seconds: 20}}}"},
+		{"sidecar lifecycle", "{preStop: {exec: {command: " +
+			"[tailscale, --socket=/var/run/tailscale/tailscaled.sock, serve, drain, 'svc:anthropic-oauth-proxy']}}}"},
+		{"sidecar env [name=TS_HOSTNAME] valueFrom", "{fieldRef: {fieldPath: metadata.name}}"},
+		{"sidecar env [name=TS_TAILSCALED_EXTRA_ARGS]", "null"},
+		// Or containerboot takes the service back while it is drained.
+		{"sidecar env [name=TS_EXPERIMENTAL_SERVICE_AUTO_ADVERTISEMENT] value", `"false"`},
+		{"Service spec selector", selector},
+		{"PodDisruptionBudget spec", "{maxUnavailable: 1, selector: {matchLabels: " + selector + "}}"},
+	})},
+	// Prometheus finds the pods' own port, and its series get the label job that the alerts ask for. Grafana finds the dashboard.
+	{monitoring, "ConfigMap PodMonitor PrometheusRule", []fact{
+		{"PodMonitor spec selector matchLabels", selector},
+		{"PodMonitor spec jobLabel", "app.kubernetes.io/name"},
+		{"PodMonitor spec podMetricsEndpoints", "[{port: health, path: /metrics, interval: 15s, filterRunning: true}]"},
+		{"ConfigMap metadata labels grafana_dashboard", `"1"`},
+	}},
+}
+
+// TestManifests has what the contract asks of the objects in each folder. VERSION is the program's, TAILSCALE its module's.
 func TestManifests(t *testing.T) {
-	for folder, more := range map[string]func(*testing.T, *manifests) []fact{onePod: onePodFacts, oneName: oneNameFacts} {
-		t.Run(path.Base(folder), func(t *testing.T) {
-			m := load(t, folder)
-			check(t, slices.Concat(facts(t, m), more(t, m))...)
+	versions := strings.NewReplacer("VERSION", proxytest.Find(t, root+"/main.go", `^const version = "(.+)"$`),
+		"TAILSCALE", proxytest.Find(t, root+"/go.mod", `tailscale\.com (v\S+)`))
+	for _, f := range folders {
+		t.Run(path.Base(f.path), func(t *testing.T) {
+			parts, kinds := map[string]*kyaml.RNode{}, []string{}
+			for _, r := range render(t, f.path).Resources() {
+				kind := r.GetKind()
+				kinds, parts[kind] = append(kinds, kind), &r.RNode
+				if pod := at(t, parts[kind], "spec", "template"); pod != nil {
+					parts["pod"] = pod
+					parts["proxy"] = at(t, pod, "spec", "containers", "[name=proxy]")
+					parts["sidecar"] = at(t, pod, "spec", "initContainers", "[name=tailscaled]")
+				}
+				f.facts = append(f.facts, fact{kind + " metadata labels app.kubernetes.io/name", name},
+					fact{kind + " metadata labels app.kubernetes.io/version", "VERSION"})
+				if kind != "Namespace" {
+					f.facts = append(f.facts, fact{kind + " metadata namespace", name})
+				}
+			}
+			if slices.Sort(kinds); strings.Join(kinds, " ") != f.kinds {
+				t.Errorf("the objects are a %v, want a %s", kinds, f.kinds)
+			}
+			for _, f := range f.facts {
+				part, place, _ := strings.Cut(f.path, " ")
+				var got, want any
+				proxytest.Check(t, kyaml.Unmarshal([]byte(at(t, parts[part], strings.Fields(place)...).MustString()), &got))
+				proxytest.Check(t, kyaml.Unmarshal([]byte(versions.Replace(f.want)), &want))
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", f.path, diff)
+				}
+			}
 		})
 	}
 }
 
-func facts(t *testing.T, m *manifests) []fact {
-	version := proxytest.Find(t, root+"/main.go", `^const version = "(.+)"$`)
-	proxy, sidecar := cmp.Or(m.proxy.SecurityContext, &corev1.SecurityContext{}), cmp.Or(m.sidecar.SecurityContext, &corev1.SecurityContext{})
-	startup := cmp.Or(m.proxy.StartupProbe, &corev1.Probe{})
-	ingress, egress := only(t, m.networkPolicy.Spec.Ingress), m.networkPolicy.Spec.Egress
-	afterDrain := *cmp.Or(m.pod.Spec.TerminationGracePeriodSeconds, new(int64)) - m.settings["drain_timeout_secs"].(int64) - preStop(m)
-	all := []fact{
-		{"namespace", m.namespace.Name, name},
-		{"service account", m.pod.Spec.ServiceAccountName, m.serviceAccount.Name},
-		{"containers", []string{m.proxy.Name, m.sidecar.Name}, []string{"proxy", "tailscaled"}},
-		{"proxy's image", m.proxy.Image, name + ":" + version},
-		{"proxy's image is asked for", m.proxy.ImagePullPolicy, "IfNotPresent"}, // `nix run .#load` puts it on the node
-		{"sidecar's image", m.sidecar.Image, "ghcr.io/tailscale/tailscale:" + proxytest.Find(t, root+"/go.mod", `tailscale\.com (v\S+)`)},
-
-		{"selector matches the pod", labels.SelectorFromSet(m.selector).Matches(labels.Set(m.pod.Labels)), true},
-		{"selector is empty", len(m.selector) == 0, false},
-		{"version in the selector, which can never be changed", m.selector["app.kubernetes.io/version"], ""},
-		{"NetworkPolicy's selector", m.networkPolicy.Spec.PodSelector.MatchLabels, m.selector},
-
-		// A native sidecar starts before the proxy and outlives it. A startup probe on it would keep the proxy from ever naming a
-		// login failure. kubelet kills what outlives the grace period: the proxy's drain, then the sidecar's logout, for which
-		// tailscaled takes up to 5 s.
-		{"sidecar's restart policy", m.sidecar.RestartPolicy, "Always"},
-		{"sidecar's startup probe", m.sidecar.StartupProbe, nil},
-		{"sidecar's liveness probe", m.sidecar.LivenessProbe, nil},
-		{"7 to 30 s from the drain to the kill", afterDrain >= 7 && afterDrain <= 30, true},
-
-		{"ports", ports(m), map[string]int{"http": 8080, "health": 8081}}, // as in the ConfigMap: see TestConfigMapIsDefaults
-		{"readiness", asks(m.proxy.ReadinessProbe), "health/health"},
-		{"liveness", asks(m.proxy.LivenessProbe), "health/livez"},
-		{"startup", asks(startup), "health/health"},
-		// The proxy exits by itself after 1+2+4+8+16 s and names the error. Kubelet counts a startup probe's failures across
-		// restarts: the probe has to outlast many of them.
-		{"startup outlasts 100 restarts", startup.PeriodSeconds*startup.FailureThreshold > 100*31, true},
-		{"startup is noticed within 2 s", startup.PeriodSeconds <= 2, true},
-
-		{"Pod Security, as TestPodSecurity checks it", m.namespace.Labels["pod-security.kubernetes.io/enforce"], "restricted"},
-		{"pod's token", m.pod.Spec.AutomountServiceAccountToken, false},
-		{"account's token", m.serviceAccount.AutomountServiceAccountToken, false},
-		{"service links", m.pod.Spec.EnableServiceLinks, false},
-		{"read-only roots", []*bool{proxy.ReadOnlyRootFilesystem, sidecar.ReadOnlyRootFilesystem}, []bool{true, true}},
-		// Or else the proxy could reconfigure tailscaled.
-		{"two uids", []*int64{proxy.RunAsUser, sidecar.RunAsUser}, []int{65532, 65533}},
-
-		// As in RUNBOOK.md. Of the memory Go gets a part: the rest is for what the kernel counts, and Go does not. CPUs are whole
-		// ones, rounded up: by itself Go takes no fewer than two.
-		{"proxy's resources", sizes(m.proxy), "50m | 500m | 32Mi | 128Mi"},
-		{"sidecar's resources", sizes(m.sidecar), "50m | 250m | 64Mi | 256Mi"},
-		{"proxy's part", []string{env(m.proxy)["GOMEMLIMIT"].Value, env(m.proxy)["GOMAXPROCS"].Value}, []string{"96MiB", "1"}},        // 75 %
-		{"sidecar's part", []string{env(m.sidecar)["GOMEMLIMIT"].Value, env(m.sidecar)["GOMAXPROCS"].Value}, []string{"204MiB", "1"}}, // 80 %
-		{"body_memory_mb leaves a third of GOMEMLIMIT", m.settings["body_memory_mb"].(int64) <= 96*2/3, true},
-
-		{"LOG_LEVEL", env(m.proxy)["LOG_LEVEL"].Value, "info"},
-		{"TS_AUTHKEY", env(m.sidecar)["TS_AUTHKEY"].ValueFrom, json.RawMessage(`{"secretKeyRef":{"name":"tailscale-authkey","key":"TS_AUTHKEY"}}`)},
-		{"TS_SOCKET", env(m.sidecar)["TS_SOCKET"].Value, socket},
-		{"TS_USERSPACE, without which NET_ADMIN is needed", env(m.sidecar)["TS_USERSPACE"].Value, "true"},
-		// Unset, it would mean a Secret named tailscale.
-		{"TS_KUBE_SECRET", env(m.sidecar)["TS_KUBE_SECRET"], corev1.EnvVar{Name: "TS_KUBE_SECRET"}},
-		// Its folder's mode is changed, and the mount's root is not its own.
-		{"TS_STATE_DIR is below the mount", path.Dir(env(m.sidecar)["TS_STATE_DIR"].Value), "/var/lib/tailscale"},
-		{"sidecar's state", mount(m.sidecar, "/var/lib/tailscale"), "tailscale-state, writable"},
-		{"sidecar's socket", mount(m.sidecar, path.Dir(socket)), "tailscale-socket, writable"},
-		{"proxy's socket", mount(m.proxy, path.Dir(socket)), "tailscale-socket, read-only"},
-		{"proxy's configuration", mount(m.proxy, "/etc/anthropic-oauth-proxy"), "config, read-only"},
-		{"mounts", len(m.proxy.VolumeMounts) + len(m.sidecar.VolumeMounts), 4},
-
-		{"NetworkPolicy's types", m.networkPolicy.Spec.PolicyTypes, []string{"Ingress", "Egress"}},
-		{"in, from", ingress.From, json.RawMessage(`[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"monitoring"}}}]`)},
-		{"in, to", ingress.Ports, json.RawMessage(`[{"protocol":"TCP","port":"health"}]`)},
-		{"out, TCP", egress[0], json.RawMessage(`{"ports":[{"protocol":"TCP","port":443},{"protocol":"TCP","port":80},{"protocol":"TCP","port":53}]}`)},
-		{"out, UDP", egress[1:], json.RawMessage(`[{"ports":[{"protocol":"UDP"}]}]`)},
-	}
-	for kind, labels := range m.labels {
-		all = append(all,
-			fact{kind + "'s label name", labels["app.kubernetes.io/name"], name},
-			fact{kind + "'s label version", labels["app.kubernetes.io/version"], version})
-	}
-	for _, v := range m.pod.Spec.Volumes { // neither a secret nor a token nor the node's own disk
-		harmless := v.EmptyDir != nil || v.ConfigMap != nil && v.ConfigMap.Name == m.configMap.Name
-		all = append(all, fact{v.Name + " is an emptyDir or the ConfigMap", harmless, true})
-	}
-	return all
-}
-
-// One pod at a time, since a second node of the same name is renamed. Its key is nowhere but in memory.
-func onePodFacts(_ *testing.T, m *manifests) []fact {
-	return []fact{
-		{"workload", m.deployment.Name, name},
-		{"replicas", m.deployment.Spec.Replicas, 1},
-		{"strategy", m.deployment.Spec.Strategy.Type, "Recreate"},
-		{"TS_HOSTNAME", env(m.sidecar)["TS_HOSTNAME"].Value, name},
-		{"TS_TAILSCALED_EXTRA_ARGS", env(m.sidecar)["TS_TAILSCALED_EXTRA_ARGS"].Value, "--state=mem:"},
-		{"proxy's hooks", m.proxy.Lifecycle, nil},
-		{"sidecar's hooks", m.sidecar.Lifecycle, nil},
-	}
-}
-
-// Each pod is a node that keeps its key, and a host of the service for as long as clients may come.
-func oneNameFacts(t *testing.T, m *manifests) []fact {
-	sidecar := env(m.sidecar)
-	return []fact{
-		{"workload", m.statefulSet.Name, name + "-replica"},
-		{"TS_HOSTNAME", sidecar["TS_HOSTNAME"].ValueFrom, json.RawMessage(`{"fieldRef":{"fieldPath":"metadata.name"}}`)},
-		{"TS_TAILSCALED_EXTRA_ARGS", sidecar["TS_TAILSCALED_EXTRA_ARGS"].Value, ""},
-		{"claim", only(t, m.statefulSet.Spec.VolumeClaimTemplates).Name, "tailscale-state"},
-		{"group that may write there", m.pod.Spec.SecurityContext.FSGroup, m.sidecar.SecurityContext.RunAsGroup},
-		// Or containerboot takes the service back while it is drained.
-		{"TS_EXPERIMENTAL_SERVICE_AUTO_ADVERTISEMENT", sidecar["TS_EXPERIMENTAL_SERVICE_AUTO_ADVERTISEMENT"].Value, "false"},
-		{"sidecar's hooks", m.sidecar.Lifecycle, json.RawMessage(`{"preStop":{"exec":{"command":[
-			"tailscale","--socket=/var/run/tailscale/tailscaled.sock","serve","drain","svc:anthropic-oauth-proxy"]}}}`)},
-		{"the proxy goes on for 15 s after that", preStop(m) >= 15, true},
-		{"and a new pod is trusted after that time", m.statefulSet.Spec.MinReadySeconds, preStop(m)},
-		{"unavailable at a time", m.budget.Spec.MaxUnavailable, 1},
-		{"Service's selector", m.service.Spec.Selector, m.selector},
-		{"PodDisruptionBudget's selector", m.budget.Spec.Selector.MatchLabels, m.selector},
-		{"on different machines", only(t, m.pod.Spec.TopologySpreadConstraints).LabelSelector.MatchLabels, m.selector},
-	}
-}
-
-// preStop is for how many seconds the proxy goes on when its pod is told to end.
-func preStop(m *manifests) int64 {
-	if m.proxy.Lifecycle == nil || m.proxy.Lifecycle.PreStop == nil || m.proxy.Lifecycle.PreStop.Sleep == nil {
-		return 0
-	}
-	return m.proxy.Lifecycle.PreStop.Sleep.Seconds
-}
-
-// ports are the proxy's by name.
-func ports(m *manifests) map[string]int32 {
-	all := map[string]int32{}
-	for _, p := range m.proxy.Ports {
-		all[p.Name] = p.ContainerPort
-	}
-	return all
-}
-
-// asks is the port and path of a probe.
-func asks(p *corev1.Probe) string {
-	if p == nil || p.HTTPGet == nil {
-		return ""
-	}
-	return p.HTTPGet.Port.String() + p.HTTPGet.Path
-}
-
-// sizes are a container's requests and limits, as in RUNBOOK.md.
-func sizes(c corev1.Container) string {
-	requests, limits := c.Resources.Requests, c.Resources.Limits
-	return fmt.Sprintf("%s | %s | %s | %s", requests.Cpu(), limits.Cpu(), requests.Memory(), limits.Memory())
-}
-
-// env is a container's environment.
-func env(c corev1.Container) map[string]corev1.EnvVar {
-	all := map[string]corev1.EnvVar{}
-	for _, e := range c.Env {
-		all[e.Name] = e
-	}
-	return all
-}
-
-// mount tells which volume a container has in a folder.
-func mount(c corev1.Container, folder string) string {
-	for _, v := range c.VolumeMounts {
-		if v.MountPath == folder && v.SubPath == "" {
-			return v.Name + map[bool]string{true: ", read-only", false: ", writable"}[v.ReadOnly]
-		}
-	}
-	return ""
+// at is what is in this place of a part, nil if there is nothing.
+func at(t *testing.T, part *kyaml.RNode, place ...string) *kyaml.RNode {
+	t.Helper()
+	return proxytest.Must(part.Pipe(kyaml.Lookup(place...)))(t)
 }
 
 // TestPodSecurity is the real admission check of the level that the namespace enforces.
 func TestPodSecurity(t *testing.T) {
 	evaluator := proxytest.Must(policy.NewEvaluator(policy.DefaultChecks()))(t)
 	level := podsecurity.LevelVersion{Level: podsecurity.LevelRestricted, Version: podsecurity.LatestVersion()}
-	for _, folder := range []string{onePod, oneName} {
-		m := load(t, folder)
+	for folder, kind := range map[string]string{onePod: "Deployment", oneName: "StatefulSet"} {
+		pod := decode[struct {
+			Spec struct{ Template corev1.PodTemplateSpec }
+		}](t, folder, kind).Spec.Template
 		violations := func() string {
-			result := policy.AggregateCheckResults(evaluator.EvaluatePod(level, &m.pod.ObjectMeta, &m.pod.Spec))
+			result := policy.AggregateCheckResults(evaluator.EvaluatePod(level, &pod.ObjectMeta, &pod.Spec))
 			return result.ForbiddenDetail()
 		}
-		check(t, fact{folder + "'s violations", violations(), ""})
-		m.sidecar.SecurityContext.Capabilities = nil // the pod's, too
-		check(t, fact{"one that drops no capabilities passes", violations() == "", false})
+		if v := violations(); v != "" {
+			t.Errorf("%s violates %s: %s", folder, level, v)
+		}
+		pod.Spec.InitContainers[0].SecurityContext.Capabilities = nil
+		if violations() == "" {
+			t.Error("a pod that drops no capabilities passes")
+		}
 	}
 }
 
-// The ConfigMap says what the program does without a file, but for the one setting that makes a pod in a shared cluster safe, the
-// bodies that fit its memory beside a thousand connections, the probes' own port, and the listener that tailscaled serves from.
-// The real program reads it.
+// TestConfigMapIsDefaults: it says what the program does without a file, but for the one setting that makes a pod in a shared
+// cluster safe, the bodies that fit its memory beside a thousand connections, the probes' own port, and the listener that tailscaled
+// serves from. The real program reads it.
 func TestConfigMapIsDefaults(t *testing.T) {
 	for folder, proxyProtocol := range map[string]string{onePod: "", oneName: "127.0.0.2:8082"} {
-		stated := load(t, folder).configMap.Data["config.toml"]
-		want := parse(t, effective(t, "# nothing"))
-		maps.Copy(want["proxy"].(map[string]any), map[string]any{
-			"require_tailnet": true, "body_memory_mb": 24, "health_addr": "0.0.0.0:8081", "proxy_protocol_addr": proxyProtocol,
-		})
-		check(t, fact{folder + ": what the program makes of it", parse(t, effective(t, stated)), want})
-		check(t, fact{folder + ": what it states, so that whoever edits it finds every key", parse(t, stated), want})
+		stated := decode[corev1.ConfigMap](t, folder, "ConfigMap").Data["config.toml"]
+		want := effective(t, fmt.Sprintf(`[proxy]
+			require_tailnet = true
+			body_memory_mb = 24 # and a third of GOMEMLIMIT is left
+			health_addr = "0.0.0.0:8081"
+			proxy_protocol_addr = %q
+			drain_timeout_secs = 5 # the default, for which the pod's grace period is made
+		`, proxyProtocol))
+		if diff := cmp.Diff(want, effective(t, stated)); diff != "" {
+			t.Errorf("%s: what the program makes of it (-want +got):\n%s", folder, diff)
+		}
+		if diff := cmp.Diff(parse(t, want), parse(t, stated)); diff != "" {
+			t.Errorf("%s: what it states, so that whoever edits it finds every key (-want +got):\n%s", folder, diff)
+		}
 	}
 }
 
@@ -234,7 +231,9 @@ func TestConfigMapIsDefaults(t *testing.T) {
 func effective(t *testing.T, config string) string {
 	t.Helper()
 	ran := proxytest.Exec(t, proxytest.Options{Args: []string{"-check-config"}, Config: config})
-	check(t, fact{"-check-config says " + ran.Stderr, ran.Code, 0})
+	if ran.Code != 0 {
+		t.Fatalf("-check-config: code %d: %s", ran.Code, ran.Stderr)
+	}
 	return ran.Stdout
 }
 

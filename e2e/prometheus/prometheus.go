@@ -19,43 +19,28 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// Rules are the groups of a PrometheusRule's spec.
+// Rules are the groups of a PrometheusRule's spec. Each rule in them has "record" or "alert".
 type Rules []struct {
-	Name  string `json:"name"`
-	Rules []Rule `json:"rules"`
+	Name  string           `json:"name"`
+	Rules []map[string]any `json:"rules"`
 }
 
-// A Rule records something or alerts.
-type Rule struct {
-	Record      string            `json:"record,omitempty"`
-	Alert       string            `json:"alert,omitempty"`
-	Expr        string            `json:"expr"`
-	For         string            `json:"for,omitempty"`
-	Labels      map[string]string `json:"labels,omitempty"`
-	Annotations map[string]string `json:"annotations,omitempty"`
-}
-
-// Hurry makes every alert fire after two seconds, and returns the names of what is recorded.
-func (r Rules) Hurry() (records []string) {
+// Names are those of all rules that record, or of all that alert.
+func (r Rules) Names(key string) (names []string) {
 	for _, group := range r {
-		for i, rule := range group.Rules {
-			if rule.Record != "" {
-				records = append(records, rule.Record)
-			} else {
-				group.Rules[i].For = "2s"
+		for _, rule := range group.Rules {
+			if name, ok := rule[key].(string); ok {
+				names = append(names, name)
 			}
 		}
 	}
-	return records
+	return names
 }
 
 // Write writes the rules to a file that Prometheus and promtool read.
 func (r Rules) Write(file string) error {
 	text, err := json.Marshal(map[string]any{"groups": r}) // JSON is YAML
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, text, 0o644)
+	return errors.Join(err, os.WriteFile(file, text, 0o644))
 }
 
 // A Server scrapes every second.
@@ -64,9 +49,16 @@ type Server struct {
 	cmd *exec.Cmd
 }
 
-// Start runs Prometheus with its files in dir. discovery is the URL of an HTTP service discovery, which also gives the label
-// job: Prometheus' own discovery in Kubernetes is not in every build, nor in Debian's.
+// Start runs Prometheus with its files in dir; every alert of the rules fires after two seconds. discovery is the URL of an HTTP
+// service discovery, which also gives the label job: Prometheus' own discovery in Kubernetes is not in every build, nor in Debian's.
 func Start(dir, discovery string, rules Rules) (*Server, error) {
+	for _, group := range rules {
+		for _, rule := range group.Rules {
+			if rule["alert"] != nil {
+				rule["for"] = "2s"
+			}
+		}
+	}
 	config := filepath.Join(dir, "prometheus.yaml")
 	address, err := proxytest.FreeAddr()
 	err = errors.Join(err, rules.Write(filepath.Join(dir, "rules.json")), os.WriteFile(config, fmt.Appendf(nil, `
@@ -83,19 +75,14 @@ scrape_configs:
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(dir, "prometheus.log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close() // the child has its own
-	s := &Server{api: v1.NewAPI(client)}
-	s.cmd = exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+address)
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	cmd := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "tsdb"),
+		"--web.listen-address="+address, "--log.level=error")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting Prometheus (Debian's package prometheus has it): %w", err)
 	}
-	return s, nil
+	return &Server{v1.NewAPI(client), cmd}, nil
 }
 
 // Close ends it.
