@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -39,32 +40,23 @@ var states = []string{"Anthropic's SDKs/python", "Anthropic's SDKs/javascript", 
 // TestExamples runs each example twice: in front of an API that answers at once, and of one that takes longer than
 // timeout_secs, which only clients that state their patience get an answer from.
 func TestExamples(t *testing.T) {
-	examples := read(t)
 	home := install(t)
-	for name, text := range examples {
+	for name, text := range read(t) {
 		t.Run(name, func(t *testing.T) {
-			up, p := proxied(t, fakeanthropic.API{}, "")
-			if out, err := run(t, home, name, text, p); err != nil || !strings.Contains(out, "word4") {
-				t.Fatalf("%v: %s\n%s", err, out, p.Stdout())
+			requests := run(t, home, name, text, fakeanthropic.API{}, "", true)
+			if len(requests) != 1 {
+				t.Fatalf("the API got %d requests", len(requests))
 			}
-			if n := len(up.Requests()); n != 1 {
-				t.Errorf("the API got %d requests", n)
-			}
-			for _, r := range up.Requests() {
-				betas := strings.Join(r.Header.Values("Anthropic-Beta"), ",")
-				if r.RequestURI != "/v1/messages" || r.Header.Get("Authorization") != "Bearer "+token || r.Header["X-Api-Key"] != nil ||
-					strings.Count(betas, fakeanthropic.OAuthBeta) != 1 {
-					t.Errorf("the API got %s, %v", r.RequestURI, r.Header)
-				}
+			r := requests[0]
+			betas := strings.Join(r.Header.Values("Anthropic-Beta"), ",")
+			if r.RequestURI != "/v1/messages" || r.Header.Get("Authorization") != "Bearer "+token || r.Header["X-Api-Key"] != nil ||
+				strings.Count(betas, fakeanthropic.OAuthBeta) != 1 {
+				t.Errorf("the API got %s, %v", r.RequestURI, r.Header)
 			}
 		})
 		t.Run(name+", late", func(t *testing.T) {
-			up, p := proxied(t, fakeanthropic.Slow(1500*time.Millisecond, fakeanthropic.API{}), "[proxy]\ntimeout_secs = 1\ntimeout_retries = 0\n")
-			out, err := run(t, home, name, text, p)
-			answered := err == nil && strings.Contains(out, "word4")
-			if waited := slices.Contains(states, name); answered != waited {
-				t.Errorf("answered: %t, want %t: %v: %s\n%v\n%s", answered, waited, err, out, up.Requests()[0].Header, p.Stdout())
-			}
+			late := fakeanthropic.Slow(1500*time.Millisecond, fakeanthropic.API{})
+			run(t, home, name, text, late, "[proxy]\ntimeout_secs = 1\ntimeout_retries = 0\n", slices.Contains(states, name))
 		})
 	}
 }
@@ -88,24 +80,18 @@ func read(t *testing.T) map[string]string {
 	return examples
 }
 
-// proxied starts an API and a proxy in front of it.
-func proxied(t *testing.T, api http.Handler, config string) (*fakeanthropic.Server, *proxytest.Proxy) {
+// run runs an example through a proxy in front of an API, sees whether it gets the answer, and returns what the API got.
+func run(t *testing.T, home, name, text string, api http.Handler, config string, answered bool) []fakeanthropic.Request {
 	t.Helper()
 	up := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, api))(t)
 	t.Cleanup(func() { up.Close() })
-	return up, proxytest.Local(t, up.URL, config, up.Env()...)
-}
-
-// run runs an example through the proxy, and returns what it prints.
-func run(t *testing.T, home, name, text string, p *proxytest.Proxy) (out string, err error) {
-	t.Helper()
+	p := proxytest.Local(t, up.URL, config, up.Env()...)
 	interpreters := map[string][]string{
 		"bash":       {"bash", "-ec"},
 		"python":     {filepath.Join(home, "venv/bin/python"), "-c"},
 		"javascript": {"node", "--input-type=module", "-e"},
 	}
-	_, language, _ := strings.Cut(name, "/")
-	interpreter := interpreters[language]
+	interpreter := interpreters[path.Base(name)]
 	if interpreter == nil {
 		t.Fatalf("nobody can run %s here", name)
 	}
@@ -113,8 +99,11 @@ func run(t *testing.T, home, name, text string, p *proxytest.Proxy) (out string,
 	cmd.Dir = home
 	cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "ANTHROPIC_AUTH_TOKEN=" + token, "NO_PROXY=*",
 		"LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS=True"} // or else it asks the network
-	printed, err := cmd.CombinedOutput()
-	return string(printed), err
+	out, err := cmd.CombinedOutput()
+	if got := err == nil && strings.Contains(string(out), "word4"); got != answered {
+		t.Errorf("answered: %t, want %t: %v: %s", got, answered, err, out)
+	}
+	return up.Requests()
 }
 
 // install returns the folder that has the packages, which is named after their versions.

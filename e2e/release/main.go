@@ -5,7 +5,7 @@
 package main
 
 import (
-	"fmt"
+	"log"
 	"os"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -17,34 +17,28 @@ import (
 )
 
 func main() {
+	log.SetFlags(0)
+	log.SetPrefix("release: ")
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: release FOLDER ARCHIVE.tar...")
-		os.Exit(2)
+		log.Fatal("usage: release FOLDER ARCHIVE.tar...")
 	}
-	if err := run(os.Args[1], os.Args[2:]); err != nil {
-		fmt.Fprintln(os.Stderr, "release:", err)
-		os.Exit(1)
-	}
-}
-
-func run(folder string, archives []string) error {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
-	for _, path := range archives {
-		image, err := tarball.ImageFromPath(path, nil)
-		if err != nil {
-			return fmt.Errorf("reading %s: %w", path, err)
-		}
+	for _, archive := range os.Args[2:] {
+		image, err := tarball.ImageFromPath(archive, nil)
+		check(err)
 		config, err := image.ConfigFile()
-		if err != nil {
-			return fmt.Errorf("reading %s: %w", path, err)
-		}
+		check(err)
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{
 			Add:        mutate.MediaType(mutate.ConfigMediaType(image, types.OCIConfigJSON), types.OCIManifestSchema1),
 			Descriptor: v1.Descriptor{Platform: config.Platform()},
 		})
 	}
-	if _, err := layout.Write(folder, index); err != nil {
-		return fmt.Errorf("writing the layout: %w", err)
+	_, err := layout.Write(os.Args[1], index)
+	check(err)
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
 	}
-	return nil
 }
