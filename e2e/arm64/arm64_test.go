@@ -15,10 +15,11 @@ import (
 func TestARM64(t *testing.T) {
 	t.Setenv("GOARCH", "arm64")
 	binary := proxytest.Must(proxytest.BuildWith(t.TempDir(), nil, "-ldflags", "-s -w"))(t)
-	emulated := func(args ...string) proxytest.Options {
-		return proxytest.Options{Binary: binary, Args: args, Within: []string{"qemu-aarch64-static"}} // of Debian's package qemu-user-static
+	emulated := func(args ...string) proxytest.Options { // by Debian's package qemu-user-static
+		return proxytest.Options{Binary: binary, Args: args, Within: []string{"qemu-aarch64-static"}}
 	}
-	for flag, want := range map[string]string{"-version": "anthropic-oauth-proxy ", "-check-config": `upstream_url = "https://api.anthropic.com"`} {
+	says := map[string]string{"-version": "anthropic-oauth-proxy ", "-check-config": `upstream_url = "https://api.anthropic.com"`}
+	for flag, want := range says {
 		if ran := proxytest.Exec(t, emulated(flag)); ran.Code != 0 || !strings.Contains(ran.Stdout, want) {
 			t.Errorf("%s: %+v; want %q in it", flag, ran, want)
 		}

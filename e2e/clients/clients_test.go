@@ -83,8 +83,7 @@ func read(t *testing.T) map[string]string {
 // run runs an example through a proxy in front of an API, sees whether it gets the answer, and returns what the API got.
 func run(t *testing.T, home, name, text string, api http.Handler, config string, answered bool) []fakeanthropic.Request {
 	t.Helper()
-	up := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, api))(t)
-	t.Cleanup(func() { up.Close() })
+	up := proxytest.NewScene(t).API(fakeanthropic.HTTP2, api)
 	p := proxytest.Local(t, up.URL, config, up.Env()...)
 	interpreters := map[string][]string{
 		"bash":       {"bash", "-ec"},

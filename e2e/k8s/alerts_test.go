@@ -24,22 +24,20 @@ import (
 func TestAlertsOfRealPrograms(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	up := proxytest.Must(fakeanthropic.Start(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	up := proxytest.NewScene(t).API(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if status, err := strconv.Atoi(r.URL.Path[1:]); err == nil {
 			w.WriteHeader(status)
 		} else if r.URL.Path == "/hold" {
 			<-ctx.Done()
 		}
-	})))(t)
-	defer up.Close()
+	}))
 	roomy := proxytest.Local(t, up.URL, "[proxy]\nbody_memory_mb = 300\n", up.Env()...)
 	// Its memory limit carries 80 connections, and nobody reads its log.
 	unread, log, err := os.Pipe()
 	proxytest.Check(t, err)
 	defer unread.Close()
-	narrow := proxytest.Launch(t, proxytest.Options{
-		Args: []string{"-local", "-listen", "127.0.0.1:0", "-upstream", up.URL}, Env: append(up.Env(), "GOMEMLIMIT=83MiB"), Stdout: log,
-	})
+	env := append(up.Env(), "GOMEMLIMIT=83MiB")
+	narrow := proxytest.Launch(t, proxytest.Options{Args: proxytest.Serve(up.URL), Env: env, Stdout: log})
 	log.Close() // the child has its own
 	proxytest.Check(t, narrow.WaitListening(proxytest.Timeout))
 

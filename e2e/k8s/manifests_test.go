@@ -25,15 +25,16 @@ const (
 	selector = "{app.kubernetes.io/component: proxy, app.kubernetes.io/name: anthropic-oauth-proxy}"
 
 	// unprivileged is for a container with one of the two uids: or else the proxy could reconfigure tailscaled.
-	unprivileged = "{allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true, runAsUser: UID, runAsGroup: UID}"
+	unprivileged = "{allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true, " +
+		"runAsUser: UID, runAsGroup: UID}"
 
 	config = "{name: config, configMap: {name: anthropic-oauth-proxy}}"
 	socket = "{name: tailscale-socket, emptyDir: {medium: Memory, sizeLimit: 1Mi}}"
 )
 
-// podFacts are those of both folders with pods. The ports, the socket and the drain are also in the ConfigMap: see
+// common are the facts of both folders with pods. The ports, the socket and the drain are also in the ConfigMap: see
 // TestConfigMapIsDefaults.
-var podFacts = []fact{
+var common = []fact{
 	{"Namespace metadata name", name},
 	{"Namespace metadata labels pod-security.kubernetes.io/enforce", "restricted"}, // see TestPodSecurity
 	{"ServiceAccount metadata name", name},
@@ -76,18 +77,17 @@ var podFacts = []fact{
 	{"sidecar env [name=TS_AUTHKEY] valueFrom", "{secretKeyRef: {name: tailscale-authkey, key: TS_AUTHKEY}}"},
 	{"sidecar env [name=TS_USERSPACE] value", `"true"`},                   // or else it needs NET_ADMIN
 	{"sidecar env [name=TS_KUBE_SECRET]", "{name: TS_KUBE_SECRET}"},       // unset, it would mean a Secret named tailscale
-	{"sidecar env [name=TS_STATE_DIR] value", "/var/lib/tailscale/state"}, // its mode is changed, and the mount's root is not its own
+	{"sidecar env [name=TS_STATE_DIR] value", "/var/lib/tailscale/state"}, // its mode is changed: the mount's cannot be
 	{"sidecar env [name=TS_SOCKET] value", "/var/run/tailscale/tailscaled.sock"},
-	{"sidecar volumeMounts", "[{name: tailscale-socket, mountPath: /var/run/tailscale}, {name: tailscale-state, mountPath: /var/lib/tailscale}]"},
+	{"sidecar volumeMounts", "[{name: tailscale-socket, mountPath: /var/run/tailscale}, " +
+		"{name: tailscale-state, mountPath: /var/lib/tailscale}]"},
 	{"proxy volumeMounts", "[{name: config, mountPath: /etc/anthropic-oauth-proxy, readOnly: true}, " +
 		"{name: tailscale-socket, mountPath: /var/run/tailscale, readOnly: true}]"},
 
-	{"NetworkPolicy spec podSelector matchLabels", selector},
-	{"NetworkPolicy spec policyTypes", "[Ingress, Egress]"},
-	{"NetworkPolicy spec ingress", "[{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}], " +
-		"ports: [{port: health, protocol: TCP}]}]"},
-	{"NetworkPolicy spec egress", "[{ports: [{port: 443, protocol: TCP}, {port: 80, protocol: TCP}, {port: 53, protocol: TCP}]}, " +
-		"{ports: [{protocol: UDP}]}]"},
+	{"NetworkPolicy spec", "{podSelector: {matchLabels: " + selector + "}, policyTypes: [Ingress, Egress], " +
+		"ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}], " +
+		"ports: [{port: health, protocol: TCP}]}], egress: [{ports: [{protocol: TCP, port: 443}, {protocol: TCP, port: 80}, " +
+		"{protocol: TCP, port: 53}]}, {ports: [{protocol: UDP}]}]}"},
 }
 
 var folders = []struct {
@@ -96,7 +96,7 @@ var folders = []struct {
 	facts []fact
 }{
 	// One pod at a time, since a second node of the same name is renamed. Its key is nowhere but in memory.
-	{onePod, "ConfigMap Deployment Namespace NetworkPolicy ServiceAccount", slices.Concat(podFacts, []fact{
+	{onePod, "ConfigMap Deployment Namespace NetworkPolicy ServiceAccount", slices.Concat(common, []fact{
 		{"Deployment metadata name", name},
 		{"Deployment spec replicas", "1"},
 		{"Deployment spec strategy", "{type: Recreate}"},
@@ -110,7 +110,7 @@ var folders = []struct {
 	})},
 	// Each pod is a node that keeps its key, and a host of the service for as long as clients may come: for 20 s after its drain
 	// began. For that long, too, a new pod is not yet trusted.
-	{oneName, "ConfigMap Namespace NetworkPolicy PodDisruptionBudget Service ServiceAccount StatefulSet", slices.Concat(podFacts, []fact{
+	{oneName, "ConfigMap Namespace NetworkPolicy PodDisruptionBudget Service ServiceAccount StatefulSet", slices.Concat(common, []fact{
 		{"StatefulSet metadata name", name + "-replica"},
 		{"StatefulSet spec selector matchLabels", selector},
 		{"StatefulSet spec minReadySeconds", "20"},
@@ -206,8 +206,8 @@ func TestPodSecurity(t *testing.T) {
 }
 
 // TestConfigMapIsDefaults: it says what the program does without a file, but for the one setting that makes a pod in a shared
-// cluster safe, the bodies that fit its memory beside a thousand connections, the probes' own port, and the listener that tailscaled
-// serves from. The real program reads it.
+// cluster safe, the bodies that fit its memory beside a thousand connections, the probes' own port, and the listener that
+// tailscaled serves from. The real program reads it.
 func TestConfigMapIsDefaults(t *testing.T) {
 	for folder, proxyProtocol := range map[string]string{onePod: "", oneName: "127.0.0.2:8082"} {
 		stated := decode[corev1.ConfigMap](t, folder, "ConfigMap").Data["config.toml"]

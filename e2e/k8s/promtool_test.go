@@ -9,14 +9,19 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// own are the labels of the proxy's series.
-const own = `job="anthropic-oauth-proxy",namespace="anthropic-oauth-proxy"`
+// The labels of the proxy's series, and of others.
+const (
+	own            = `job="anthropic-oauth-proxy",namespace="anthropic-oauth-proxy"`
+	otherJob       = `job="another",namespace="anthropic-oauth-proxy"`
+	otherNamespace = `job="anthropic-oauth-proxy",namespace="another"`
+)
 
 // TestAlerts drives each alert to firing, and shows what is next to it and does not fire. Those of the contract's runbook have
 // their limit and their time between two cases. Others have series of the same names, of which no alert comes.
@@ -34,12 +39,8 @@ func TestAlerts(t *testing.T) {
 	firing := func(alert string) string {
 		return fmt.Sprintf(`count(ALERTS{alertname="AnthropicProxy%s",alertstate="firing"}) or vector(0)`, alert)
 	}
-	type outcome struct {
-		alert string
-		fires bool
-	}
-	tests := []object{unit(`up{job="another"} 1x10`, "8m", firing("ScrapeMissing"), 1)}
-	seen := map[outcome]bool{}
+	tests := []object{unit("up{"+otherJob+"} 1x10; up{"+otherNamespace+"} 1x10", "8m", firing("ScrapeMissing"), 1)}
+	seen := map[bool][]string{} // alerts that fired, and those that did not
 	for _, c := range []struct {
 		name  string
 		alert string
@@ -82,16 +83,16 @@ func TestAlerts(t *testing.T) {
 		{"dropped lines", "LogLinesDropped", "proxy_log_lines_dropped_total{} 0 0 5x10", "5m", 1},
 		{"lines that were dropped long ago", "LogLinesDropped", "proxy_log_lines_dropped_total{} 5x30", "30m", 0},
 	} {
-		seen[outcome{"AnthropicProxy" + c.alert, c.fires > 0}] = true
+		seen[c.fires > 0] = append(seen[c.fires > 0], "AnthropicProxy"+c.alert)
 		input := ""
-		for _, labels := range []string{own, `job="another",namespace="anthropic-oauth-proxy"`, `job="anthropic-oauth-proxy",namespace="another"`} {
+		for _, labels := range []string{own, otherJob, otherNamespace} {
 			input += strings.ReplaceAll(strings.TrimSuffix(c.input, "; "), "{", "{"+labels+",") + "; "
 		}
 		tests = append(tests, unit(input, c.at, firing(c.alert)+" # "+c.name, float64(c.fires)))
 	}
 	promtool(t, tests)
 	for _, alert := range rules(t).Names("alert") {
-		if !seen[outcome{alert, true}] || !seen[outcome{alert, false}] {
+		if !slices.Contains(seen[true], alert) || !slices.Contains(seen[false], alert) {
 			t.Errorf("%s: no case in which it fires, or none in which it does not", alert)
 		}
 	}
@@ -100,16 +101,17 @@ func TestAlerts(t *testing.T) {
 // TestRecordedQuantiles puts a figure on each recording rule.
 func TestRecordedQuantiles(t *testing.T) {
 	const bucket = `proxy_request_duration_seconds_bucket{` + own + `,status="200",le=`
+	const input = bucket + `"1"} 0+50x20; ` + bucket + `"2.5"} 0+100x20; ` + bucket + `"+Inf"} 0+100x20`
 	var tests []object
 	for name, value := range map[string]float64{"p50": 1, "p90": 2.2, "p99": 2.47, "p999": 2.497} {
 		recorded := fmt.Sprintf("round(sum(pod:proxy_request_duration_seconds:%s_rate5m{%s}), 0.0001)", name, own)
-		tests = append(tests, unit(bucket+`"1"} 0+50x20; `+bucket+`"2.5"} 0+100x20; `+bucket+`"+Inf"} 0+100x20`, "15m", recorded, value))
+		tests = append(tests, unit(input, "15m", recorded, value))
 	}
 	promtool(t, tests)
 }
 
-// unit is a test for promtool: of these series, an expression has this value at a time. That promtool 2.42 compares alerts only with
-// every label and annotation is why they are counted.
+// unit is a test for promtool: of these series, an expression has this value at a time. That promtool 2.42 compares alerts only
+// with every label and annotation is why they are counted.
 func unit(input, at, expr string, value float64) object {
 	var series []object
 	for one := range strings.SplitSeq(strings.TrimSuffix(input, "; "), "; ") {

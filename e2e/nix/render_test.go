@@ -24,7 +24,7 @@ import (
 	yaml11 "sigs.k8s.io/yaml"
 )
 
-// TestRender: what the files' function render makes is read as what it was made of; YAML as kubectl reads it (1.1), and as YAML 1.2.
+// TestRender: what the files' function render makes is read as what it was made of; YAML as kubectl does (1.1), and as YAML 1.2.
 func TestRender(t *testing.T) {
 	exact := func(text []byte, v any) error { // integers of any size
 		return yaml11.Unmarshal(text, v, func(d *json.Decoder) *json.Decoder {

@@ -50,7 +50,7 @@ type Server struct {
 }
 
 // Start runs Prometheus with its files in dir; every alert of the rules fires after two seconds. discovery is the URL of an HTTP
-// service discovery, which also gives the label job: Prometheus' own discovery in Kubernetes is not in every build, nor in Debian's.
+// service discovery, which also gives the label job: Prometheus' own discovery in Kubernetes is not in Debian's build.
 func Start(dir, discovery string, rules Rules) (*Server, error) {
 	for _, group := range rules {
 		for _, rule := range group.Rules {
@@ -61,17 +61,14 @@ func Start(dir, discovery string, rules Rules) (*Server, error) {
 	}
 	config := filepath.Join(dir, "prometheus.yaml")
 	address, err := proxytest.FreeAddr()
-	err = errors.Join(err, rules.Write(filepath.Join(dir, "rules.json")), os.WriteFile(config, fmt.Appendf(nil, `
+	client, clientErr := api.NewClient(api.Config{Address: "http://" + address})
+	err = errors.Join(err, clientErr, rules.Write(filepath.Join(dir, "rules.json")), os.WriteFile(config, fmt.Appendf(nil, `
 global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [rules.json]
 scrape_configs:
   - job_name: discovered
     http_sd_configs: [{url: %q, refresh_interval: 1s}]
 `, discovery), 0o644))
-	if err != nil {
-		return nil, err
-	}
-	client, err := api.NewClient(api.Config{Address: "http://" + address})
 	if err != nil {
 		return nil, err
 	}
