@@ -28,11 +28,10 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }
 
-// base is what the document calls the proxy.
-const base = "http://anthropic-oauth-proxy:8080"
-
-// token opens nothing.
-const token = "sk-ant-oat01-only-a-test"
+const (
+	base  = "http://anthropic-oauth-proxy:8080" // what the document calls the proxy
+	token = "sk-ant-oat01-only-a-test"          // opens nothing
+)
 
 // states are the clients that say how long they wait, by heading and language. The Python example streams.
 var states = []string{"Anthropic's SDKs/python", "Anthropic's SDKs/javascript", "LangChain/python"}

@@ -22,11 +22,9 @@ const (
 	// name is what the contract calls the namespace and nearly everything in it.
 	name = "anthropic-oauth-proxy"
 
-	// What can be applied: one pod, or several behind one name.
-	onePod  = "k8s"
-	oneName = "k8s/overlays/one-name"
-
-	// What can be applied to either, where the Prometheus operator is.
+	// What can be applied: one pod, or several behind one name; and to either, where the Prometheus operator is, monitoring.
+	onePod     = "k8s"
+	oneName    = "k8s/overlays/one-name"
 	monitoring = "k8s/components/monitoring"
 )
 

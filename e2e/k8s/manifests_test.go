@@ -114,8 +114,8 @@ var folders = []struct {
 		{"StatefulSet metadata name", name + "-replica"},
 		{"StatefulSet spec selector matchLabels", selector},
 		{"StatefulSet spec minReadySeconds", "20"},
-		{"StatefulSet spec volumeClaimTemplates 0 metadata name", "tailscale-state"},
-		{"StatefulSet spec volumeClaimTemplates 1", "null"},
+		{"StatefulSet spec volumeClaimTemplates", "[{metadata: {name: tailscale-state}, " +
+			"spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 256Mi}}}}]"},
 		{"pod spec terminationGracePeriodSeconds", "50"},
 		{"pod spec volumes", "[" + config + ", " + socket + "]"},
 		{"pod spec securityContext fsGroup", "65533"}, // the sidecar's, which writes to the claim
