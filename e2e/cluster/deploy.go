@@ -65,16 +65,3 @@ func rolloutKeepsName(t *test) {
 	t.tailnetURL() // it checks the name
 	t.find(log(), "logged out")
 }
-
-// nodeDrain drains the pod's node, which nothing may hinder, and lets pods back.
-func nodeDrain(t *test) {
-	node := theOnly(t).Spec.NodeName
-	t.cleanup(func() {
-		t.kubectl("uncordon", node)
-		t.awaitReady()
-	})
-	start := time.Now()
-	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s",
-		"--pod-selector=app.kubernetes.io/name="+name)
-	t.report("drained in %.1f s", time.Since(start).Seconds())
-}

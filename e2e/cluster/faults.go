@@ -12,13 +12,6 @@ func doctorPasses(t *test) {
 	t.report("%s", said)
 }
 
-// upstreamGone points the pod at a port where nobody listens any more.
-func upstreamGone(t *test, o *overlay) {
-	gone := t.startUpstream()
-	o.upstream = gone.URL
-	t.check(gone.Close())
-}
-
 // killed sends SIGKILL to a program in the pod and measures how long it takes until requests from the laptop are answered again.
 // (Of tailscaled, it is not containerboot, its parent.)
 func killed(container, program string) func(*test) {
@@ -61,17 +54,4 @@ func rotatedAuthKey(t *test) {
 	t.rotate(authKey)
 	t.awaitReady()
 	t.report("Ready %.1f s after the Secret was deleted", time.Since(start).Seconds())
-}
-
-// machineApproval sends the pod to the control server that wants approval.
-func machineApproval(t *test) {
-	t.alter(func(t *test, o *overlay) { o.loginServer = t.strict.Control.URL })
-	before := t.awaitPod(theOnly, "the proxy to run", func(p *pod) bool { return p.container("proxy").State.Running != nil })
-	t.awaitLog(before, "proxy", "TailnetMachineAuth")
-	start := time.Now()
-	if n := t.strict.Control.ApproveAll(); n == 0 {
-		t.fatalf("no node waits for approval")
-	}
-	t.wantRestarts(before, t.awaitReady())
-	t.report("Ready %.1f s after the approval", time.Since(start).Seconds())
 }

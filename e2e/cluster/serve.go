@@ -3,11 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"slices"
 	"strings"
 	"time"
 )
@@ -90,30 +87,4 @@ func plainRequest(t *test) {
 	if !strings.Contains(answer, `"end_turn"`) {
 		t.fatalf("the answer is no message: %s", answer)
 	}
-}
-
-// insideCaller comes to the pod's own address, as any pod of the cluster can where no NetworkPolicy is enforced.
-func insideCaller(t *test) {
-	p := theOnly(t)
-	for path, want := range map[string]int{
-		"/v1/models": http.StatusForbidden,
-		"/health":    http.StatusOK,
-		"/metrics":   http.StatusOK,
-	} {
-		if status, body := t.exchange(http.DefaultClient, p.url()+path, ""); status != want {
-			t.errorf("%s: status %d, not %d: %s", path, status, want, body)
-		}
-	}
-}
-
-// resolver reads the pod's /etc/resolv.conf.
-func resolver(t *test) {
-	text := must(os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID)))(t)
-	options := t.find(string(text), "options")
-	for _, want := range []string{"ndots:1", "timeout:2", "attempts:3"} {
-		if !slices.Contains(strings.Fields(options), want) {
-			t.errorf("no %s in %s", want, text)
-		}
-	}
-	t.report("%s", options)
 }

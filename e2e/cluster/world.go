@@ -28,7 +28,6 @@ type world struct {
 	overlay    overlay          // what is deployed while no criterion alters it
 	open       *tailnet.Tailnet // lets everybody in
 	keyed      *tailnet.Tailnet // lets in whoever has authKey; it asks at every start, though
-	strict     *tailnet.Tailnet // lets in whoever is approved
 	upstream   *fakeanthropic.Server
 	laptop     *tailnet.Node // the second node of the open tailnet
 	client     *http.Client  // on laptop
@@ -52,9 +51,8 @@ func (t *test) setUp() {
 		t.cleanup(func() { t.check(tn.Close()) })
 		return tn
 	}
-	t.open = start(tailnet.Options{})
+	t.open = start(tailnet.Options{RouteDelay: 3 * time.Second})
 	t.keyed = start(tailnet.Options{AuthKey: authKey})
-	t.strict = start(tailnet.Options{ApproveMachines: true})
 	t.laptop = must(t.open.NewNode("laptop"))(t)
 	t.check(t.laptop.Start(t.ctx))
 	t.check(t.laptop.Up(t.ctx, authKey))
