@@ -87,7 +87,7 @@ func serving(t *test) *pod {
 // claim nothing.
 func otherUser(t *test) {
 	p := serving(t)
-	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", must(t.laptop.IP(t.ctx))(t))
+	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", must(t.laptop.Self(t.ctx))(t).IP)
 	attack := exec.CommandContext(t.ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", t.process(p, "proxy", name).PID),
 		"bash", "-c", `exec 3<>/dev/tcp/127.0.0.2/8082; printf %s "$0" >&3; cat <&3`, forged)
 	if answer, _ := t.run(attack); strings.Contains(answer, "HTTP/") { // else it is reset

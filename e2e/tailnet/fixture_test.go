@@ -140,16 +140,16 @@ func (f *fixture) connected(config string) {
 	f.running(f.sidecar, config)
 }
 
-// ip returns a node's address in the tailnet.
-func (f *fixture) ip(n *tailnet.Node) string {
+// self returns a node as its tailnet knows it.
+func (f *fixture) self(n *tailnet.Node) tailnet.Self {
 	f.Helper()
-	return proxytest.Must(n.IP(f.Context()))(f.T).String()
+	return proxytest.Must(n.Self(f.Context()))(f.T)
 }
 
 // url is the proxy's address as other nodes know it.
 func (f *fixture) url() string {
 	f.Helper()
-	return "http://" + f.ip(f.sidecar) + f.Proxy.Addr()[strings.LastIndex(f.Proxy.Addr(), ":"):]
+	return "http://" + f.self(f.sidecar).IP + f.Proxy.Addr()[strings.LastIndex(f.Proxy.Addr(), ":"):]
 }
 
 // What /health answers but for the uptime.

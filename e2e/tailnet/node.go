@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -16,7 +15,6 @@ import (
 
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
-	"tailscale.com/ipn/ipnstate"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
@@ -182,34 +180,19 @@ func (n *Node) Await(ctx context.Context, states ...ipn.State) error {
 	return nil
 }
 
-// status is the daemon's own view. It has to be logged in.
-func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
+// Self is a node as its tailnet knows it.
+type Self struct {
+	IP   string // of IPv4
+	User string // the login name of its owner
+}
+
+// Self asks the daemon, which has to be logged in.
+func (n *Node) Self(ctx context.Context) (Self, error) {
 	st, err := n.local.Status(ctx)
-	if err == nil && (st.Self == nil || len(st.TailscaleIPs) == 0) {
-		err = fmt.Errorf("it is not logged in (%s)", st.BackendState)
+	if err != nil || st.Self == nil || len(st.TailscaleIPs) == 0 {
+		return Self{}, fmt.Errorf("%s is not logged in: %+v, %v", n.Name, st, err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("asking the daemon of %s for its status: %w", n.Name, err)
-	}
-	return st, nil
-}
-
-// IP returns the node's IPv4 address in the tailnet.
-func (n *Node) IP(ctx context.Context) (ip netip.Addr, err error) {
-	st, err := n.status(ctx)
-	if err == nil {
-		ip = st.TailscaleIPs[0] // before that of IPv6
-	}
-	return ip, err
-}
-
-// User returns the login name of the node's owner.
-func (n *Node) User(ctx context.Context) (name string, err error) {
-	st, err := n.status(ctx)
-	if err == nil {
-		name = st.User[st.Self.UserID].LoginName
-	}
-	return name, err
+	return Self{st.TailscaleIPs[0].String(), st.User[st.Self.UserID].LoginName}, nil
 }
 
 // SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a program on this node reaches the tailnet.

@@ -22,7 +22,7 @@ func TestCallers(t *testing.T) {
 	f.connect(f.sidecar)
 	laptop, fromLaptop := f.client("laptop")
 	_, fromRunner := f.client("runner", "tag:build", "tag:ci")
-	user := proxytest.Must(laptop.User(t.Context()))(t)
+	user := f.self(laptop).User
 
 	for config, outside := range map[string]int{"": 200, "[proxy]\nrequire_tailnet = true": 403} {
 		f.running(f.sidecar, config)
@@ -37,7 +37,7 @@ func TestCallers(t *testing.T) {
 			{f.Client, f.Proxy.URL(), outside, "", ""}, // no node, on the proxy's own machine
 		} {
 			a := f.post(tt.client, tt.base, "Anthropic-Beta", "first-2025-01-01,second-2025-01-01", "Anthropic-Beta", "third-2025-01-01",
-				"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.ip(laptop), "Forwarded", "for="+f.ip(laptop))
+				"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.self(laptop).IP, "Forwarded", "for="+f.self(laptop).IP)
 			if tt.status == 403 {
 				f.Refused(a, 403, "forbidden", 0, "")
 			} else if a.StatusCode != 200 || !strings.Contains(a.Text, `"stop_reason":"end_turn"`) {

@@ -60,7 +60,7 @@ var troubles = []trouble{
 		},
 		end: func(f *fixture) {
 			f.do(f.sidecar.Up(f.Context(), ""))
-			if ip := f.ip(f.sidecar); ip == "100.64.0.1" { // who logs in anew is another node
+			if ip := f.self(f.sidecar).IP; ip == "100.64.0.1" { // who logs in anew is another node
 				f.Fatalf("the node kept its address %s: that the proxy knows it proves nothing", ip)
 			}
 		}},
@@ -78,10 +78,9 @@ var troubles = []trouble{
 		begin: func(f *fixture) {
 			f.inBackground(func() { f.check(f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey)) })
 		}},
-	{name: "machine approval pending", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
-		begin: func(f *fixture) { f.do(f.sidecar.Start(f.Context())) },
+	{name: "machine approval pending, under containerboot", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
 		late: func(f *fixture) {
-			f.login()
+			f.do(f.sidecar.BootWith("TS_AUTHKEY=" + rightKey))
 			f.await(ipn.NeedsMachineAuth)
 		},
 		end: func(f *fixture) {
@@ -268,7 +267,7 @@ func TestTailnetLostAndRegained(t *testing.T) {
 			tt.end(f)
 			f.await(ipn.Running)
 			f.follows(true, cmp.Or(tt.unnoticed, soon))
-			f.awaitHealth(`"tailnet_ip":"` + f.ip(f.sidecar) + `"`)
+			f.awaitHealth(`"tailnet_ip":"` + f.self(f.sidecar).IP + `"`)
 			f.servedLocally()
 			proxytest.WaitLog(t, f.Proxy, "tailnet connected again")
 			// One line, and not one for every attempt to reach the daemon or every state on its way.
