@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,9 +48,18 @@ const (
 	headers = "/headers" // 200 KiB of headers
 	slow    = "/slow"    // as count, after two seconds
 	stream  = "/stream"  // streamEvents, one each half second
+	meeting = "/meeting" // an event, and another once so many streams are open as may meet
 )
 
-const streamEvents = 120
+const (
+	streamEvents = 120
+	mayMeet      = 1000
+)
+
+var (
+	open atomic.Int32 // streams
+	met  = make(chan struct{})
+)
 
 // newBox starts the proxy. Its log goes into the file, or, without one, where a test that fails shows it.
 func newBox(t *testing.T, log ...string) *box {
@@ -70,7 +80,7 @@ func newBox(t *testing.T, log ...string) *box {
 		Config:    fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", health), // on an emulated processor a handshake may take long
 		Env:       append(up.Env(), "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL="+level),                           // but for the last as in k8s/deployment.yaml
 	})
-	b.must(b.WaitListening(patience))
+	proxytest.Check(t, b.WaitListening(patience))
 	t.Cleanup(func() {
 		b.letGo()
 		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
@@ -79,11 +89,6 @@ func newBox(t *testing.T, log ...string) *box {
 		}
 	})
 	return b
-}
-
-func (b *box) must(err error) {
-	b.Helper()
-	proxytest.Check(b.T, err)
 }
 
 // api is the upstream.
@@ -104,6 +109,15 @@ func api(w http.ResponseWriter, r *http.Request) {
 		}
 	case slow:
 		time.Sleep(2 * time.Second)
+	case meeting:
+		fmt.Fprint(w, "data: {}\n\n")
+		http.NewResponseController(w).Flush()
+		if open.Add(1) == mayMeet {
+			close(met)
+		}
+		<-met
+		fmt.Fprint(w, "data: {}\n\n")
+		return
 	case stream:
 		for range streamEvents {
 			fmt.Fprint(w, "data: {}\n\n")
@@ -155,16 +169,6 @@ func (b *box) stillReader() *net.TCPConn {
 	return conn
 }
 
-// ask sends a request over a connection of its own, and checks the status of the answer.
-func (b *box) ask(request string, status int) error {
-	conn, err := b.dial(request)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return answered(conn, status)
-}
-
 // answered reads an answer and checks its status.
 func answered(conn net.Conn, status int) error {
 	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
@@ -205,14 +209,6 @@ func (b *box) get(client *http.Client, url string, events int) error {
 		return fmt.Errorf("%d of %d events, %v, %v", n, events, err, a.Err)
 	}
 	return nil
-}
-
-// slowUpload brings 10 MiB at 10 KiB/s, until it is refused.
-func (b *box) slowUpload() {
-	conn, err := b.dial("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
-	for ; err == nil; time.Sleep(time.Second) {
-		_, err = conn.Write(make([]byte, 10<<10))
-	}
 }
 
 // all runs n clients at once to their end.

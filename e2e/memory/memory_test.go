@@ -38,11 +38,24 @@ func TestUploads(t *testing.T) {
 	})
 }
 
+// TestStreams: 1,000 that are open together before any may end.
+func TestStreams(t *testing.T) {
+	b := newBox(t)
+	b.all(mayMeet, func(int) error { return b.get(b.client(), url+meeting, 2) })
+}
+
 // TestManyFields: 600 complete requests of 11,000 short header lines.
 func TestManyFields(t *testing.T) {
 	b := newBox(t)
 	request := "GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n"
-	b.all(600, func(int) error { return b.ask(request, 431) })
+	b.all(600, func(int) error {
+		conn, err := b.dial(request)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return answered(conn, 431)
+	})
 }
 
 // TestQueued: 3,000 requests of 50 KB behind slow answers, far more than are accepted.
@@ -88,12 +101,12 @@ func TestStillReaders(t *testing.T) {
 	time.Sleep(10 * time.Second)
 	on := answers[readers/2]
 	on.SetReadBuffer(mib)
-	b.must(answered(on, 200))
+	proxytest.Check(t, answered(on, 200))
 	for range 400 {
 		b.stillReader()
 	}
 	time.Sleep(10 * time.Second)
-	b.must(b.post(1, b.client(), count, 10))
+	proxytest.Check(t, b.post(1, b.client(), count, 10))
 }
 
 // TestLargeResponseHeaders: 100 answers at once with 200 KiB of headers.
@@ -116,7 +129,12 @@ func TestMixed(t *testing.T) {
 	b.hold(500, "")
 	b.hold(125, heldBack)
 	for range 5 {
-		go b.slowUpload()
+		go func() { // 10 MiB at 10 KiB/s, until it is refused
+			conn, err := b.dial("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
+			for ; err == nil; time.Sleep(time.Second) {
+				_, err = conn.Write(make([]byte, 10<<10))
+			}
+		}()
 	}
 	long := count + strings.Repeat("/", 300) // the lines are more than 1 MiB
 	b.all(30, func(int) error { return b.post(60, b.client(), long, 10) })
