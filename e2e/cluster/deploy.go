@@ -51,7 +51,10 @@ func upgrade(t *test) {
 
 // configEdit changes one key, applies and restarts, as the runbook says.
 func configEdit(t *test) {
-	t.alter(edit("timeout_secs = 60", "timeout_secs = 61"))
+	o := t.overlay
+	o.config = []string{"timeout_secs = 60", "timeout_secs = 61"}
+	t.cleanup(t.heal)
+	t.restart(o)
 	t.awaitLog(t.awaitReady(), "proxy", `"configuration loaded"`, `"timeout_secs":61`)
 }
 

@@ -12,13 +12,13 @@ func doctorPasses(t *test) {
 	t.report("%s", said)
 }
 
-// killed sends SIGKILL to a program in the pod and measures how long it takes until requests from the laptop are answered again.
-// (Of tailscaled, it is not containerboot, its parent.)
-func killed(container, program string) func(*test) {
+// ends has a program in a pod get a signal, and measures how long it takes until requests from the laptop are answered again. (Of
+// tailscaled, it is not containerboot, its parent, that is killed.)
+func ends(which which, container, program string, sig syscall.Signal, base func(*test) string) func(*test) {
 	return func(t *test) {
-		start := t.end(theOnly, container, program, syscall.SIGKILL)
+		start := t.end(which, container, program, sig)
 		ready := time.Since(start)
-		t.awaitFlow((*test).tailnetURL)
+		t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
 		t.report("Ready again after %.1f s, requests flow after %.1f s", ready.Seconds(), time.Since(start).Seconds())
 	}
 }

@@ -193,6 +193,7 @@ func (t *test) process(p *pod, container, program string) procfs.Proc {
 // end ends a program in a pod's container and waits until that container, and no other, has been restarted and the pod is Ready.
 func (t *test) end(which which, container, program string, sig syscall.Signal) (start time.Time) {
 	before := t.awaitPod(which, "a Ready pod", (*pod).ready)
+	which = named(before.Name)
 	process := t.process(before, container, program)
 	start = time.Now()
 	t.check(syscall.Kill(process.PID, sig))

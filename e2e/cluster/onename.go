@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
@@ -22,10 +21,17 @@ var replicas = []string{replica + "-0", replica + "-1"}
 
 // The service of the overlay one-name. Its name is that of the base's node, which the test's control server never forgets: so the
 // laptop goes by its address.
-const (
-	serviceAddr = "100.99.0.1"
-	serviceURL  = "http://" + serviceAddr + ":8080"
-)
+const serviceAddr = "100.99.0.1"
+
+// serviceURL waits until both pods are hosts of the service, and returns its URL.
+func (t *test) serviceURL() string {
+	t.await("both hosts", func(t *test) {
+		if hosts, routed := t.service.Hosts(); len(hosts) != len(replicas) || routed == "" {
+			t.fatalf("the hosts of the service are %v", hosts)
+		}
+	})
+	return "http://" + serviceAddr + ":8080"
+}
 
 // oneName deploys k8s/overlays/one-name into an empty namespace.
 func oneName(t *test) {
@@ -38,10 +44,10 @@ func oneName(t *test) {
 		t.replicaURL(podName)
 	}
 	ready := time.Since(start)
-	t.awaitHosts()
+	url := t.serviceURL()
 	t.report("both Ready after %.1f s, and hosts of the service after %.1f s", ready.Seconds(), time.Since(start).Seconds())
 	t.askReplicas()
-	t.ask(t.client, serviceURL+messages, plainBody)
+	t.ask(t.client, url+messages, plainBody)
 }
 
 // makeVolumes offers folders of this machine to the pods.
@@ -68,15 +74,6 @@ func (t *test) askReplicas() {
 	}
 }
 
-// awaitHosts waits until both pods are hosts of the service.
-func (t *test) awaitHosts() {
-	t.await("both hosts", func(t *test) {
-		if hosts, routed := t.service.Hosts(); len(hosts) != len(replicas) || routed == "" {
-			t.fatalf("the hosts of the service are %v", hosts)
-		}
-	})
-}
-
 // serving is the pod to which clients of the service come.
 func serving(t *test) *pod {
 	_, host := t.service.Hosts()
@@ -96,25 +93,12 @@ func otherUser(t *test) {
 	t.awaitLog(p, "proxy", "it is not tailscaled's: it belongs to user 0, tailscaled's socket to user 65533")
 }
 
-// hostEnds ends a program of the serving pod's sidecar, and measures how long it takes until that is a host again. Killed, it
-// has the state that it had; stopped in an orderly way, it has withdrawn the service in the state that it keeps.
-func hostEnds(program string, sig syscall.Signal) func(*test) {
-	return func(t *test) {
-		_, host := t.service.Hosts()
-		start := t.end(named(host), "tailscaled", program, sig)
-		t.awaitHosts()
-		hosts := time.Since(start)
-		t.awaitFlow(func(*test) string { return serviceURL })
-		t.report("%s is a host again after %.1f s, and requests flow after %.1f s", host, hosts.Seconds(), time.Since(start).Seconds())
-	}
-}
-
 // rolledOut replaces the pods as an update does, while the laptop sends 50 requests a second and has streams under way that end
 // before clients get another host. The node keys are on the pods' volumes, so the control server must not see new nodes.
 func rolledOut(t *test) {
 	members := len(t.open.Control.Members())
 	t.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: 100 * time.Millisecond})
-	requests := traffic.New(t.client, serviceURL)
+	requests := traffic.New(t.client, t.serviceURL())
 	sending, stop := context.WithCancel(t.ctx)
 	requests.Send(sending)
 	requests.Stream(20)
@@ -130,7 +114,7 @@ func rolledOut(t *test) {
 	if requests.Messages() < 500 {
 		t.errorf("%d messages, not 500 at least", requests.Messages())
 	}
-	t.awaitHosts()
+	t.serviceURL()
 	t.askReplicas()
 	if now := len(t.open.Control.Members()); now != members {
 		t.errorf("they are other nodes: %d, then %d", members, now)

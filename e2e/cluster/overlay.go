@@ -30,11 +30,6 @@ type overlay struct {
 	config      []string // texts of config.toml, each followed by its replacement
 }
 
-// edit changes a text in config.toml.
-func edit(old, new string) func(*test, *overlay) {
-	return func(_ *test, o *overlay) { o.config = []string{old, new} }
-}
-
 //go:embed testdata/*.yaml
 var testdata embed.FS
 

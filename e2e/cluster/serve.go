@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -62,20 +61,6 @@ func (t *test) address(p *pod, wantName string) string {
 
 // tailnetURL waits for the Deployment's pod and returns its tailnet address.
 func (t *test) tailnetURL() string { return t.address(t.awaitReady(), name) }
-
-// awaitFlow returns when a request of the laptop is answered.
-func (t *test) awaitFlow(base func(*test) string) {
-	t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
-}
-
-// events reads a stream of server-sent events to its end. io.ErrUnexpectedEOF means that it ended without message_stop.
-func events(r io.Reader) error {
-	text, err := io.ReadAll(r)
-	if err == nil && !bytes.Contains(text, []byte("event: message_stop")) {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
 
 // plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.
 func plainRequest(t *test) {

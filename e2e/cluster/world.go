@@ -114,14 +114,6 @@ func (t *test) restart(o overlay) {
 	t.awaitGone(old...)
 }
 
-// alter restarts with a change of the overlay, which is taken back at the end of the criterion.
-func (t *test) alter(change func(*test, *overlay)) {
-	o := t.overlay
-	change(t, &o)
-	t.cleanup(t.heal)
-	t.restart(o)
-}
-
 // heal brings the unchanged deployment back.
 func (t *test) heal() {
 	t.restart(t.overlay)
