@@ -22,8 +22,8 @@ func podDeleted(t *test) {
 	start := time.Now()
 	t.kubectl("delete", "pod", p.Name, "--wait=true")
 	gone := time.Since(start)
-	completeErr, _ := ending()
-	cutErr, cutAt := cut()
+	_, completeErr := ending()
+	cutAt, cutErr := cut()
 	replacement := t.awaitReady()
 	t.report("cut after %.1f s, pod gone after %.1f s, its successor Ready after %.1f s; exit codes 0",
 		cutAt.Sub(start).Seconds(), gone.Seconds(), time.Since(start).Seconds())
@@ -53,7 +53,7 @@ func podDeleted(t *test) {
 
 // openStream starts a stream of the laptop that has 10 deltas a second, and returns once its first event is there. end waits for
 // its end: the error is nil if it was complete.
-func (t *test) openStream(base string, deltas int) (end func() (error, time.Time)) {
+func (t *test) openStream(base string, deltas int) (end func() (at time.Time, err error)) {
 	t.upstream.Handle(fakeanthropic.API{Deltas: deltas, Interval: 100 * time.Millisecond})
 	resp := t.send(t.client, base+messages, streamedBody)
 	body := bufio.NewReader(resp.Body)
@@ -71,7 +71,7 @@ func (t *test) openStream(base string, deltas int) (end func() (error, time.Time
 			err = io.ErrUnexpectedEOF
 		}
 	})
-	return func() (error, time.Time) { reading.Wait(); return err, at }
+	return func() (time.Time, error) { reading.Wait(); return at, err }
 }
 
 // follow starts a kubectl that goes on and on. What it returns ends that, and returns what was said.
