@@ -3,6 +3,8 @@ package main
 import (
 	"syscall"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // doctorPasses runs the runbook's command in the pod.
@@ -18,7 +20,7 @@ func ends(which which, container, program string, sig syscall.Signal, base func(
 	return func(t *test) {
 		start := t.end(which, container, program, sig)
 		ready := time.Since(start)
-		t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
+		t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, proxytest.Message) })
 		t.report("Ready again after %.1f s, requests flow after %.1f s", ready.Seconds(), time.Since(start).Seconds())
 	}
 }

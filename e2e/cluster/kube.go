@@ -107,18 +107,14 @@ func (t *test) awaitPod(which which, what string, ok func(*pod) bool) (p *pod) {
 	return p
 }
 
-func (t *test) awaitReady() *pod { return t.awaitPod(theOnly, "a Ready pod", (*pod).ready) }
-
 // awaitGone returns when none of these pods is left.
 func (t *test) awaitGone(old ...*pod) {
-	t.await("the old pods' end", func(t *test) {
-		for _, p := range t.pods() {
-			if slices.ContainsFunc(old, func(o *pod) bool { return o.UID == p.UID }) {
-				t.fatalf("%v", p)
-			}
-		}
-	})
+	for _, p := range old {
+		t.kubectl("wait", "--for=delete", "pod/"+p.Name, "--timeout=120s")
+	}
 }
+
+func (t *test) awaitReady() *pod { return t.awaitPod(theOnly, "a Ready pod", (*pod).ready) }
 
 // wantRestarts holds that it is the same pod still, of which these containers have been restarted and no other.
 func (t *test) wantRestarts(before, after *pod, want ...string) {

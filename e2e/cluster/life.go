@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // podDeleted has two streams over the tailnet when the pod is deleted: one ends 3 s later, the other never.
@@ -55,7 +57,8 @@ func podDeleted(t *test) {
 // its end: the error is nil if it was complete.
 func (t *test) openStream(base string, deltas int) (end func() (at time.Time, err error)) {
 	t.upstream.Handle(fakeanthropic.API{Deltas: deltas, Interval: 100 * time.Millisecond})
-	resp := t.send(t.client, base+messages, streamedBody)
+	resp := must(t.client.Do(t.request(base+messages, proxytest.Stream)))(t)
+	t.cleanup(func() { resp.Body.Close() })
 	body := bufio.NewReader(resp.Body)
 	if first, err := body.ReadString('\n'); resp.StatusCode != http.StatusOK || !strings.HasPrefix(first, "event: ") {
 		t.fatalf("opening a stream: status %d, %q, %v", resp.StatusCode, first, err)

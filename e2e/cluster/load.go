@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // peak tells the largest RSS so far of a container's process. It fails if that
@@ -41,7 +43,7 @@ func tailnetLoad(t *test) {
 	start := time.Now()
 	t.together(clients, func(t *test) {
 		for range each {
-			t.ask(t.client, url, plainBody)
+			t.ask(t.client, url, proxytest.Message)
 		}
 	})
 	t.report("%d clients: %.0f requests per second", clients, clients*each/time.Since(start).Seconds())
@@ -58,15 +60,15 @@ func tailnetUploads(t *test) {
 	start := time.Now()
 	t.together(clients, func(t *test) {
 		for tries := 0; time.Since(start) < time.Minute || tries > 0; {
-			switch status, answer := t.exchange(t.client, url, body); {
-			case answer == strconv.Itoa(size):
+			switch a := must(proxytest.Ask(t.client, t.request(url, body)))(t); {
+			case a.Text == strconv.Itoa(size):
 				uploads.Add(1)
 				tries = 0
-			case status == http.StatusRequestTimeout && tries < 2:
+			case a.StatusCode == http.StatusRequestTimeout && tries < 2:
 				repeated.Add(1)
 				tries++
 			default:
-				t.fatalf("status %d: %s", status, answer)
+				t.fatalf("status %d, %v: %s", a.StatusCode, a.Err, a.Text)
 			}
 		}
 	})

@@ -12,6 +12,8 @@ import (
 	"anthropic-oauth-proxy/e2e/prometheus"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // discover answers as the Prometheus operator would have the PodMonitor of k8s/components/monitoring read: the running pods, with
@@ -73,8 +75,8 @@ func scraped(t *test) {
 func (t *test) traffic() {
 	for range 2 {
 		url := t.tailnetURL() + messages
-		t.ask(t.client, url, plainBody)
-		t.ask(t.client, url, plainBody)
+		t.ask(t.client, url, proxytest.Message)
+		t.ask(t.client, url, proxytest.Message)
 		t.awaitScrape()
 	}
 }

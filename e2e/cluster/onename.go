@@ -14,6 +14,8 @@ import (
 	"anthropic-oauth-proxy/e2e/traffic"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // replicas are the pods of the overlay.
@@ -47,7 +49,7 @@ func oneName(t *test) {
 	url := t.serviceURL()
 	t.report("both Ready after %.1f s, and hosts of the service after %.1f s", ready.Seconds(), time.Since(start).Seconds())
 	t.askReplicas()
-	t.ask(t.client, url+messages, plainBody)
+	t.ask(t.client, url+messages, proxytest.Message)
 }
 
 // makeVolumes offers folders of this machine to the pods.
@@ -70,7 +72,7 @@ func (t *test) askReplicas() {
 	for _, podName := range replicas {
 		url := t.replicaURL(podName) + messages
 		t.client.CloseIdleConnections() // to the pod's predecessor
-		t.ask(t.client, url, plainBody)
+		t.ask(t.client, url, proxytest.Message)
 	}
 }
 

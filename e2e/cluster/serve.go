@@ -2,48 +2,35 @@ package main
 
 import (
 	"encoding/json"
-	"io"
 	"net/http"
 	"strings"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-const (
-	plainBody    = `{"model":"claude-fake-1","max_tokens":64,"messages":[{"role":"user","content":"hello"}]}`
-	streamedBody = `{"model":"claude-fake-1","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"hello"}]}`
-	// messages is where both go.
-	messages = "/v1/messages"
-)
+// messages is where Messages requests go.
+const messages = "/v1/messages"
 
-// send sends a request as an OAuth client does: a POST if it has a body.
-func (t *test) send(client *http.Client, url, body string) *http.Response {
+// request is one as an OAuth client sends it: a POST if it has a body.
+func (t *test) request(url, body string) *http.Request {
 	method := http.MethodGet
 	if body != "" {
 		method = http.MethodPost
 	}
-	req, err := http.NewRequestWithContext(t.ctx, method, url, strings.NewReader(body))
-	t.check(err)
+	req := must(http.NewRequestWithContext(t.ctx, method, url, strings.NewReader(body)))(t)
 	req.Header.Set("Authorization", "Bearer sk-ant-oat-testonly")
 	req.Header.Set("Content-Type", "application/json")
-	resp := must(client.Do(req))(t)
-	t.cleanup(func() { resp.Body.Close() })
-	return resp
+	return req
 }
 
-// exchange is send, with the whole answer.
-func (t *test) exchange(client *http.Client, url, body string) (status int, answer string) {
-	resp := t.send(client, url, body)
-	defer resp.Body.Close()
-	return resp.StatusCode, string(must(io.ReadAll(resp.Body))(t))
-}
-
-// ask is exchange, with a 200 or else a failure.
+// ask sends a request, and has a 200 or else a failure.
 func (t *test) ask(client *http.Client, url, body string) (answer string) {
-	status, answer := t.exchange(client, url, body)
-	if status != http.StatusOK {
-		t.fatalf("%s: status %d: %s", url, status, answer)
+	a := must(proxytest.Ask(client, t.request(url, body)))(t)
+	if a.StatusCode != http.StatusOK || a.Err != nil {
+		t.fatalf("%s: status %d, %v: %s", url, a.StatusCode, a.Err, a.Text)
 	}
-	return answer
+	return a.Text
 }
 
 // address asks a pod for its tailnet address, and wants its node to have that name.
@@ -65,9 +52,9 @@ func (t *test) tailnetURL() string { return t.address(t.awaitReady(), name) }
 // plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.
 func plainRequest(t *test) {
 	url := t.tailnetURL() + messages
-	t.ask(t.client, url, plainBody)
+	t.ask(t.client, url, proxytest.Message)
 	start := time.Now()
-	answer := t.ask(t.client, url, plainBody)
+	answer := t.ask(t.client, url, proxytest.Message)
 	t.report("%v", time.Since(start).Round(100*time.Microsecond))
 	if !strings.Contains(answer, `"end_turn"`) {
 		t.fatalf("the answer is no message: %s", answer)

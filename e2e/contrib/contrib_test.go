@@ -129,7 +129,7 @@ func TestComposedTailnet(t *testing.T) {
 	}
 	ip := proxytest.Must(node.Self(ctx))(t).IP
 	laptop := proxytest.Must(tn.NewNode("laptop"))(t)
-	proxytest.Check(t, laptop.Start(ctx))
+	proxytest.Check(t, laptop.Start())
 	proxytest.Check(t, laptop.Up(ctx, authKey))
 
 	port := p.Addr()[strings.LastIndex(p.Addr(), ":"):]

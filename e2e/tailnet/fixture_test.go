@@ -51,7 +51,7 @@ func setUp(t *testing.T, opts tailnet.Options) *fixture {
 	return f
 }
 
-// do ends the test if a step went wrong: f.do(n.Start(ctx)). check goes on.
+// do ends the test if a step went wrong: f.do(n.Start()). check goes on.
 func (f *fixture) do(err error) {
 	f.Helper()
 	proxytest.Check(f.T, err)
@@ -79,7 +79,7 @@ func (f *fixture) newNode(name string, tags ...string) *tailnet.Node {
 // connect starts a node and logs it in.
 func (f *fixture) connect(n *tailnet.Node) {
 	f.Helper()
-	f.do(n.Start(f.Context()))
+	f.do(n.Start())
 	f.do(n.Up(f.Context(), ""))
 }
 
@@ -106,7 +106,7 @@ func (f *fixture) login() { f.inBackground(func() { _ = f.sidecar.Up(f.Context()
 // await waits for a state of the sidecar's daemon.
 func (f *fixture) await(state ipn.State) {
 	f.Helper()
-	f.do(f.sidecar.Await(f.Context(), state))
+	f.do(f.sidecar.Await(state))
 }
 
 // options are those of a proxy beside a node.

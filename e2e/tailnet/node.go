@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -35,7 +36,7 @@ type Node struct {
 
 // Start runs tailscaled with the node's state and returns when it answers. A node that was logged in before comes back
 // by itself; a new one needs Up.
-func (n *Node) Start(ctx context.Context) error {
+func (n *Node) Start() error {
 	err := n.run(syscall.SIGKILL, nil, "tailscaled",
 		"--tun=userspace-networking",
 		"--statedir="+n.dir,
@@ -44,7 +45,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.Await(ctx)
+	return n.Await()
 }
 
 // BootWith runs containerboot, the entry point of the sidecar's image, which starts tailscaled and logs it in as its
@@ -131,7 +132,7 @@ func (n *Node) End(sig syscall.Signal) error {
 		return nil
 	}
 	_ = n.daemon.Signal(sig) // it may have ended
-	_, err := n.daemon.Wait(timeout)
+	_, err := n.daemon.Wait(proxytest.Timeout)
 	return errors.Join(err, n.daemon.Stop())
 }
 
@@ -157,27 +158,17 @@ func (n *Node) Tailscale(ctx context.Context, args ...string) error {
 }
 
 // Await waits until the daemon answers, whoever has started it, and is in one of the states, if any are given.
-func (n *Node) Await(ctx context.Context, states ...ipn.State) error {
-	last := "nothing"
-	err := poll(ctx, func() bool {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
+func (n *Node) Await(states ...ipn.State) error {
+	return proxytest.Poll(func() string {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		st, err := n.local.StatusWithoutPeers(ctx)
-		if err != nil {
-			return false
+		in := func(state ipn.State) bool { return state.String() == st.BackendState }
+		if err == nil && (states == nil || slices.ContainsFunc(states, in)) {
+			return ""
 		}
-		last = st.BackendState
-		for _, state := range states {
-			if last == state.String() {
-				return true
-			}
-		}
-		return states == nil
+		return fmt.Sprintf("%s is not in a state of %v: %+v, %v", n.Name, states, st, err)
 	})
-	if err != nil {
-		return fmt.Errorf("waiting for %v of %s, which says %s: %w", states, n.Name, last, err)
-	}
-	return nil
 }
 
 // Self is a node as its tailnet knows it.
@@ -219,20 +210,3 @@ func (n *Node) Log() string {
 }
 
 func (n *Node) log() string { return filepath.Join(n.dir, "daemons.log") }
-
-// timeout bounds what takes a daemon a second on an idle machine.
-const timeout = time.Minute
-
-// poll calls ok until it returns true, ctx ends or the time is up.
-func poll(ctx context.Context, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	return nil
-}

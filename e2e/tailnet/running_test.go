@@ -136,6 +136,6 @@ func TestLoginsThatDoNotEnd(t *testing.T) {
 	} {
 		n := f.newNode(name, "tag:claude")
 		f.do(n.BootWith("TS_CLIENT_ID="+tailnet.ClientID, login))
-		f.do(n.Await(f.Context(), ipn.Running))
+		f.do(n.Await(ipn.Running))
 	}
 }

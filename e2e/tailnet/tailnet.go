@@ -6,7 +6,7 @@
 //	tn, err := tailnet.New(bin, tailnet.Options{})
 //	defer tn.Close()
 //	sidecar, err := tn.NewNode("anthropic-oauth-proxy")
-//	err = sidecar.Start(ctx)      // a tailscaled that answers on sidecar.Socket
+//	err = sidecar.Start()      // a tailscaled that answers on sidecar.Socket
 //	err = sidecar.Up(ctx, "")     // …and that is logged in and running
 //
 // A connection to a node's tailnet address ends at 127.0.0.1 on the same port: that is how a userspace tailscaled hands

@@ -34,10 +34,10 @@ var troubles = []trouble{
 		end: func(f *fixture) { f.connect(f.sidecar) }},
 	{name: "SIGKILL and restart", connected: true, error: "TailnetNotRunning", check: "refused",
 		begin: func(f *fixture) { f.do(f.sidecar.End(syscall.SIGKILL)) },
-		end:   func(f *fixture) { f.do(f.sidecar.Start(f.Context())) }},
+		end:   func(f *fixture) { f.do(f.sidecar.Start()) }},
 	{name: "SIGTERM and restart", connected: true, error: "TailnetNotRunning", check: "no such file",
 		begin: func(f *fixture) { f.do(f.sidecar.End(syscall.SIGTERM)) },
-		end:   func(f *fixture) { f.do(f.sidecar.Start(f.Context())) }},
+		end:   func(f *fixture) { f.do(f.sidecar.Start()) }},
 	{name: "SIGSTOP and SIGCONT", connected: true, error: "TailnetNotRunning", check: "does not answer", unnoticed: 20 * time.Second,
 		begin: func(f *fixture) { f.do(f.sidecar.Signal(syscall.SIGSTOP)) },
 		end:   func(f *fixture) { f.do(f.sidecar.Signal(syscall.SIGCONT)) }},
@@ -66,12 +66,12 @@ var troubles = []trouble{
 		}},
 	{name: "wrong auth key", options: keyed, error: "TailnetAuth", check: "TailnetAuth",
 		begin: func(f *fixture) {
-			f.do(f.sidecar.Start(f.Context()))
+			f.do(f.sidecar.Start())
 			wrongLogin(f)
 		},
 		end: rightLogin},
 	{name: "wrong auth key once the proxy listens", options: keyed, error: "TailnetAuth", check: "TailnetAuth",
-		begin: func(f *fixture) { f.do(f.sidecar.Start(f.Context())) },
+		begin: func(f *fixture) { f.do(f.sidecar.Start()) },
 		late:  wrongLogin,
 		end:   rightLogin},
 	{name: "wrong auth key under containerboot", options: keyed, error: "TailnetAuth",
@@ -89,7 +89,7 @@ var troubles = []trouble{
 	{name: "control server down, new node", error: "TailnetConnect",
 		begin: func(f *fixture) {
 			f.tailnet.Control.Stop()
-			f.do(f.sidecar.Start(f.Context()))
+			f.do(f.sidecar.Start())
 			f.login()
 		},
 		end: func(f *fixture) { f.tailnet.Control.Start() }},
@@ -98,7 +98,7 @@ var troubles = []trouble{
 			f.connect(f.sidecar)
 			f.do(f.sidecar.End(syscall.SIGTERM))
 			f.tailnet.Control.Stop()
-			f.do(f.sidecar.Start(f.Context()))
+			f.do(f.sidecar.Start())
 		},
 		end: func(f *fixture) { f.tailnet.Control.Start() }},
 }
