@@ -69,9 +69,6 @@ func (p *pod) String() string {
 	return fmt.Sprintf("%s: proxy %+v, tailscaled %+v", p.Name, p.container("proxy").State, p.container("tailscaled").State)
 }
 
-// url is the way past the tailnet: the pod's own address in the cluster.
-func (p *pod) url() string { return "http://" + p.Status.PodIP + ":8080" }
-
 // own is the way to the proxy's own endpoints, as probes and scrapes take it.
 func (p *pod) own() string { return "http://" + p.Status.PodIP + ":8081" }
 

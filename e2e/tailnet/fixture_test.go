@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -45,23 +44,16 @@ func setUp(t *testing.T, opts tailnet.Options) *fixture {
 	f := &fixture{Scene: proxytest.NewScene(t)}
 	bin := proxytest.Must(tailnet.Build(f.Context(), os.Stderr))(t)
 	f.tailnet = proxytest.Must(tailnet.New(bin, opts))(t)
-	t.Cleanup(func() { f.check(f.tailnet.Close()) })
+	t.Cleanup(func() { f.do(f.tailnet.Close()) })
 	f.upstream = f.API(fakeanthropic.HTTP2, nil)
 	f.sidecar = f.newNode(hostname)
 	return f
 }
 
-// do ends the test if a step went wrong: f.do(n.Start()). check goes on.
+// do ends the test if a step went wrong: f.do(n.Start()).
 func (f *fixture) do(err error) {
 	f.Helper()
 	proxytest.Check(f.T, err)
-}
-
-func (f *fixture) check(err error) {
-	f.Helper()
-	if err != nil {
-		f.Error(err)
-	}
 }
 
 func (f *fixture) newNode(name string, tags ...string) *tailnet.Node {
@@ -92,16 +84,6 @@ func (f *fixture) client(name string, tags ...string) (*tailnet.Node, *http.Clie
 	f.Cleanup(c.CloseIdleConnections)
 	return n, c
 }
-
-// inBackground runs a step that lasts until its end or the test's.
-func (f *fixture) inBackground(step func()) {
-	var running sync.WaitGroup
-	running.Go(step)
-	f.Cleanup(running.Wait) // the context has ended by then
-}
-
-// login starts logging the sidecar in and does not wait for how it ends.
-func (f *fixture) login() { f.inBackground(func() { _ = f.sidecar.Up(f.Context(), "") }) }
 
 // await waits for a state of the sidecar's daemon.
 func (f *fixture) await(state ipn.State) {
@@ -168,15 +150,7 @@ func (f *fixture) health() string {
 	return fmt.Sprint(a.StatusCode, " ", uptime.ReplaceAllString(a.Text, `"uptime_seconds":N`))
 }
 
-// checkHealth checks /health, which has no field but these, in this order.
-func (f *fixture) checkHealth(want string) {
-	f.Helper()
-	if got := f.health(); got != want {
-		f.Errorf("GET /health: %s\nwant %s", got, want)
-	}
-}
-
-// awaitHealth waits until /health has some words.
+// awaitHealth waits until /health has some words, or is all of that.
 func (f *fixture) awaitHealth(words string) {
 	f.Helper()
 	proxytest.Eventually(f.T, "/health with "+words, func() bool { return strings.Contains(f.health(), words) })

@@ -40,7 +40,7 @@ func TestStartupLogAndHealth(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("logged\n%q\nwant\n%q", got, want)
 	}
-	f.checkHealth(healthy)
+	f.awaitHealth(healthy)
 	f.Gauge(1, "tailnet_connected")
 	f.Gauge(1, "tailnet_control_online")
 	const expires = "tailnet_key_expiry_timestamp_seconds"

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -76,7 +77,13 @@ var troubles = []trouble{
 		end:   rightLogin},
 	{name: "wrong auth key under containerboot", options: keyed, error: "TailnetAuth",
 		begin: func(f *fixture) {
-			f.inBackground(func() { f.check(f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey)) })
+			var booting sync.WaitGroup
+			booting.Go(func() {
+				if err := f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey); err != nil {
+					f.Error(err)
+				}
+			})
+			f.Cleanup(booting.Wait) // the context has ended by then
 		}},
 	{name: "machine approval pending, under containerboot", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
 		late: func(f *fixture) {
@@ -90,7 +97,7 @@ var troubles = []trouble{
 		begin: func(f *fixture) {
 			f.tailnet.Control.Stop()
 			f.do(f.sidecar.Start())
-			f.login()
+			go f.sidecar.Up(f.Context(), "") // which waits
 		},
 		end: func(f *fixture) { f.tailnet.Control.Start() }},
 	{name: "control server down, known node", error: "TailnetConnect", check: "TailnetConnect",
@@ -139,7 +146,7 @@ func (tt trouble) meet(t *testing.T) *fixture {
 			step(f)
 		}
 	}
-	f.checkHealth(degraded)
+	f.awaitHealth(degraded)
 	return f
 }
 
