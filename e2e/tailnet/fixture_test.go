@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"tailscale.com/ipn"
-
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 	"anthropic-oauth-proxy/e2e/tailnet"
@@ -83,12 +81,6 @@ func (f *fixture) client(name string, tags ...string) (*tailnet.Node, *http.Clie
 	c := n.HTTPClient()
 	f.Cleanup(c.CloseIdleConnections)
 	return n, c
-}
-
-// await waits for a state of the sidecar's daemon.
-func (f *fixture) await(state ipn.State) {
-	f.Helper()
-	f.do(f.sidecar.Await(state))
 }
 
 // options are those of a proxy beside a node.
@@ -193,12 +185,6 @@ func (f *fixture) served(c *http.Client, base string) {
 	if a := f.post(c, base); a.StatusCode != http.StatusOK || time.Since(start) > 2*soon {
 		f.Errorf("status %d after %v, want 200: %s", a.StatusCode, time.Since(start), a.Text)
 	}
-}
-
-// servedLocally is served, for a caller on the proxy's own machine.
-func (f *fixture) servedLocally() {
-	f.Helper()
-	f.served(f.Client, f.Proxy.URL())
 }
 
 // upstreamGot checks how many requests there were so far.

@@ -46,8 +46,11 @@ func TestService(t *testing.T) {
 			return len(all) == len(hosts) && hosts[routed] != nil
 		})
 		_, served = s.Hosts()
-		f.served(c, "http://claude."+tailnet.Domain+":8080")
-		f.served(c, "http://["+addr6+"]:8080")
+		for _, base := range []string{"http://claude." + tailnet.Domain + ":8080", "http://[" + addr6 + "]:8080"} {
+			if a := f.post(c, base); a.StatusCode != http.StatusOK { // at once or not: new connections through SOCKS may stall
+				t.Errorf("%s at %s: status %d: %s", base, served, a.StatusCode, a.Text)
+			}
+		}
 		p := proxies[served]
 		proxytest.Eventually(t, "both requests are logged", func() bool { return len(completed(p)) == 2 })
 		for _, line := range completed(p) {

@@ -45,19 +45,19 @@ var troubles = []trouble{
 	{name: "tailscale down and up", connected: true, error: "TailnetNotRunning", check: "TailnetNotRunning",
 		begin: func(f *fixture) {
 			f.do(f.sidecar.Tailscale(f.Context(), "down"))
-			f.await(ipn.Stopped)
+			f.do(f.sidecar.Await(ipn.Stopped))
 		},
 		end: func(f *fixture) { f.do(f.sidecar.Up(f.Context(), "")) }},
 	{name: "key expiry and extension", connected: true, error: "TailnetAuth", check: "TailnetAuth",
 		begin: func(f *fixture) {
 			f.do(f.tailnet.Control.SetMemberExpiry(hostname, time.Now().Add(-time.Minute)))
-			f.await(ipn.NeedsLogin)
+			f.do(f.sidecar.Await(ipn.NeedsLogin))
 		},
 		end: func(f *fixture) { f.do(f.tailnet.Control.SetMemberExpiry(hostname, time.Now().Add(time.Hour))) }},
 	{name: "logout and login", connected: true, error: "TailnetAuth", passing: "TailnetConnect", check: "TailnetAuth",
 		begin: func(f *fixture) {
 			f.do(f.sidecar.Tailscale(f.Context(), "logout"))
-			f.await(ipn.NeedsLogin)
+			f.do(f.sidecar.Await(ipn.NeedsLogin))
 		},
 		end: func(f *fixture) {
 			f.do(f.sidecar.Up(f.Context(), ""))
@@ -88,7 +88,7 @@ var troubles = []trouble{
 	{name: "machine approval pending, under containerboot", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
 		late: func(f *fixture) {
 			f.do(f.sidecar.BootWith("TS_AUTHKEY=" + rightKey))
-			f.await(ipn.NeedsMachineAuth)
+			f.do(f.sidecar.Await(ipn.NeedsMachineAuth))
 		},
 		end: func(f *fixture) {
 			proxytest.Eventually(f.T, "a node to approve", func() bool { return f.tailnet.Control.ApproveAll() > 0 })
@@ -234,10 +234,10 @@ func TestStartRecoveries(t *testing.T) {
 			}
 			f.awaitRetry(8)
 			tt.end(f)
-			f.await(ipn.Running)
+			f.do(f.sidecar.Await(ipn.Running))
 			f.follows(true, soon)
 			f.do(f.Proxy.WaitRunning(soon))
-			f.servedLocally()
+			f.served(f.Client, f.Proxy.URL())
 			f.upstreamGot(1)
 			if lines := linesWith(f.Proxy, "level", "ERROR"); len(lines) > 0 {
 				t.Errorf("it was logged as an error: %v", lines)
@@ -266,16 +266,16 @@ func TestTailnetLostAndRegained(t *testing.T) {
 
 			tt.begin(f)
 			f.follows(false, cmp.Or(tt.unnoticed, soon))
-			f.servedLocally()
+			f.served(f.Client, f.Proxy.URL())
 			next()
 			finish()
 			time.Sleep(watchFor)
 
 			tt.end(f)
-			f.await(ipn.Running)
+			f.do(f.sidecar.Await(ipn.Running))
 			f.follows(true, cmp.Or(tt.unnoticed, soon))
 			f.awaitHealth(`"tailnet_ip":"` + f.self(f.sidecar).IP + `"`)
-			f.servedLocally()
+			f.served(f.Client, f.Proxy.URL())
 			proxytest.WaitLog(t, f.Proxy, "tailnet connected again")
 			// One line, and not one for every attempt to reach the daemon or every state on its way.
 			said := complaints(f.Proxy)
