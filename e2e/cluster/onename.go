@@ -59,16 +59,12 @@ func (t *test) makeVolumes() {
 	t.kubectl("apply", "-f", file)
 }
 
-// replicaURL waits until a pod is Ready, and returns its tailnet address. Its node must have the pod's name.
-func (t *test) replicaURL(podName string) string {
-	return t.address(t.awaitPod(named(podName), podName, (*pod).ready), podName)
-}
-
+// askReplicas asks each pod, once it is Ready, at its tailnet address. Its node must have the pod's name.
 func (t *test) askReplicas() {
 	for _, podName := range replicas {
-		url := t.replicaURL(podName) + messages
+		url := t.address(t.awaitPod(named(podName), podName, (*pod).ready), podName)
 		t.client.CloseIdleConnections() // to the pod's predecessor
-		t.ask(t.client, url, proxytest.Message)
+		t.ask(t.client, url+messages, proxytest.Message)
 	}
 }
 

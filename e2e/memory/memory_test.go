@@ -41,7 +41,7 @@ func TestUploads(t *testing.T) {
 // TestStreams: 1,000 that are open together before any may end.
 func TestStreams(t *testing.T) {
 	b := newBox(t)
-	b.all(mayMeet, func(int) error { return b.get(b.client(), url+meeting, 2) })
+	b.all(mayMeet, func(int) error { return b.ask(b.client(), "GET", url+meeting, 0, event+event) })
 }
 
 // TestManyFields: 600 complete requests of 11,000 short header lines.
@@ -156,7 +156,7 @@ func TestMixed(t *testing.T) {
 			time.Sleep(time.Second)
 			asked := time.Now()
 			defer func() { worst = max(worst, time.Since(asked)) }()
-			return b.get(probe, "http://"+health+"/health", 0)
+			return b.ask(probe, "GET", "http://"+health+"/health", 0, "")
 		}),
 	}
 	for range 10 {
@@ -164,7 +164,7 @@ func TestMixed(t *testing.T) {
 		clients = append(clients, during("an upload", func() error { return b.post(1, client, count, mib) }))
 	}
 	for range 20 {
-		clients = append(clients, func() error { return b.get(b.client(), url+stream, streamEvents) })
+		clients = append(clients, func() error { return b.ask(b.client(), "GET", url+stream, 0, strings.Repeat(event, streamEvents)) })
 	}
 	b.all(len(clients), func(i int) error { return clients[i]() })
 	b.Logf("/health took %v at most", worst)

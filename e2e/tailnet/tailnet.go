@@ -61,11 +61,7 @@ type Tailnet struct {
 // New starts the servers of a tailnet that has no nodes yet.
 func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
 	tn = &Tailnet{bin: bin, host: cmp.Or(opts.Host, "127.0.0.1")}
-	parent := os.TempDir()
-	if len(parent) > 60 { // a Unix socket's name ends at 107 bytes
-		parent = "/tmp"
-	}
-	if tn.dir, err = os.MkdirTemp(parent, "tn-"); err != nil {
+	if tn.dir, err = os.MkdirTemp("/tmp", "tn-"); err != nil { // not a longer one: a Unix socket's name ends at 107 bytes
 		return nil, err
 	}
 	tn.atClose(tn.removeFiles)
