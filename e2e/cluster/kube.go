@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -17,25 +16,15 @@ import (
 
 // kubectl returns what kubectl says, to stdout and stderr, in the proxy's namespace. It must succeed.
 func (t *test) kubectl(args ...string) string {
-	said, code := t.run(t.kubectlCommand(args...))
-	if code != 0 {
-		t.fatalf("kubectl %s: exit code %d: %s", strings.Join(args, " "), code, strings.TrimSpace(said))
+	said, err := t.kubectlCommand(args...).CombinedOutput()
+	if err != nil {
+		t.fatalf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(said)))
 	}
-	return said
+	return string(said)
 }
 
 func (t *test) kubectlCommand(args ...string) *exec.Cmd {
 	return exec.CommandContext(t.ctx, "kubectl", append([]string{"--namespace", name}, args...)...)
-}
-
-// run runs a program to its end.
-func (t *test) run(cmd *exec.Cmd) (said string, code int) {
-	out, err := cmd.CombinedOutput()
-	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.Exited() {
-		return string(out), exit.ExitCode()
-	}
-	t.check(err)
-	return string(out), 0
 }
 
 // get is `kubectl get`.

@@ -81,7 +81,7 @@ func otherUser(t *test) {
 	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", must(t.laptop.Self(t.ctx))(t).IP)
 	attack := exec.CommandContext(t.ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", t.process(p, "proxy", name).PID),
 		"bash", "-c", `exec 3<>/dev/tcp/127.0.0.2/8082; printf %s "$0" >&3; cat <&3`, forged)
-	if answer, _ := t.run(attack); strings.Contains(answer, "HTTP/") { // else it is reset
+	if answer, _ := attack.CombinedOutput(); strings.Contains(string(answer), "HTTP/") { // else it is reset, which may end bash
 		t.errorf("a forged identity is answered: %s", answer)
 	}
 	t.awaitLog(p, "proxy", "it is not tailscaled's: it belongs to user 0, tailscaled's socket to user 65533")
