@@ -46,7 +46,7 @@ func wrongAuthKey(t *test) {
 	if code := exitCode(p.container("proxy").LastTerminationState); code != 1 {
 		t.errorf("the proxy exited with %d, not 1", code)
 	}
-	t.report("after %.1f s: %s", took.Seconds(), t.find(t.logs(p, "proxy"), `"level":"ERROR"`, "TailnetAuth"))
+	t.report("after %.1f s: %s", took.Seconds(), t.awaitLog(p, "proxy", `"level":"ERROR"`, "TailnetAuth"))
 }
 
 // rotatedAuthKey goes on with that.

@@ -123,14 +123,9 @@ func exitCode(s corev1.ContainerState) int {
 	return int(s.Terminated.ExitCode)
 }
 
-// logs returns the log of a container since its last start.
-func (t *test) logs(p *pod, container string) string {
-	return t.kubectl("logs", p.Name, "-c", container)
-}
-
-// awaitLog polls until the container's log holds all texts in one line.
+// awaitLog polls until the container's log since its last start holds all texts in one line.
 func (t *test) awaitLog(p *pod, container string, texts ...string) (line string) {
-	t.await("a line in the log of "+container, func(t *test) { line = t.find(t.logs(p, container), texts...) })
+	t.await("a line in the log of "+container, func(t *test) { line = t.find(t.kubectl("logs", p.Name, "-c", container), texts...) })
 	return line
 }
 
