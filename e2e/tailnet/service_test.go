@@ -35,7 +35,8 @@ func TestService(t *testing.T) {
 		n := f.newNode(fmt.Sprint("claude-", version), "tag:claude")
 		f.connect(n)
 		addr := f.launchService(n, "127.0.0.2:0")
-		f.do(n.Tailscale(t.Context(), "serve", "--service="+string(s.Name), "--tcp=8080", fmt.Sprint("--proxy-protocol=", version+1), "tcp://"+addr))
+		f.do(n.Tailscale(t.Context(), "serve", "--service="+string(s.Name), "--tcp=8080",
+			fmt.Sprint("--proxy-protocol=", version+1), "tcp://"+addr))
 		hosts[n.Name], proxies[n.Name] = n, f.Proxy
 	}
 	laptop, c := f.client("laptop")

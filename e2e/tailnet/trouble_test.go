@@ -85,7 +85,8 @@ var troubles = []trouble{
 			})
 			f.Cleanup(booting.Wait) // the context has ended by then
 		}},
-	{name: "machine approval pending, under containerboot", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
+	{name: "machine approval pending, under containerboot", options: tailnet.Options{ApproveMachines: true},
+		error: "TailnetMachineAuth", check: "TailnetMachineAuth",
 		late: func(f *fixture) {
 			f.do(f.sidecar.BootWith("TS_AUTHKEY=" + rightKey))
 			f.do(f.sidecar.Await(ipn.NeedsMachineAuth))
