@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/traffic"
 
 	corev1 "k8s.io/api/core/v1"
@@ -87,15 +86,13 @@ func otherUser(t *test) {
 	t.awaitLog(p, "proxy", "it is not tailscaled's: it belongs to user 0, tailscaled's socket to user 65533")
 }
 
-// rolledOut replaces the pods as an update does, while the laptop sends 50 requests a second and has streams under way that end
-// before clients get another host. The node keys are on the pods' volumes, so the control server must not see new nodes.
+// rolledOut replaces the pods as an update does, while the laptop sends 50 requests a second. The node keys are on the pods'
+// volumes, so the control server must not see new nodes.
 func rolledOut(t *test) {
 	members := len(t.open.Control.Members())
-	t.upstream.Handle(fakeanthropic.API{Deltas: 10, Interval: 100 * time.Millisecond})
 	requests := traffic.New(t.client, t.serviceURL())
 	sending, stop := context.WithCancel(t.ctx)
 	requests.Send(sending)
-	requests.Stream(20)
 	start := time.Now()
 	t.kubectl("rollout", "restart", "statefulset/"+replica)
 	t.kubectl("rollout", "status", "statefulset/"+replica, "--timeout=200s")

@@ -52,7 +52,7 @@ func (t *test) setUp() {
 		t.cleanup(func() { t.check(tn.Close()) })
 		return tn
 	}
-	t.open = start(tailnet.Options{RouteDelay: 3 * time.Second})
+	t.open = start(tailnet.Options{})
 	t.keyed = start(tailnet.Options{AuthKey: authKey})
 	t.laptop = must(t.open.NewNode("laptop"))(t)
 	t.check(t.laptop.Start())

@@ -20,8 +20,7 @@ type Control struct {
 	// URL is what nodes are given as their login server.
 	URL string
 
-	server     *testcontrol.Server
-	routeDelay time.Duration
+	server *testcontrol.Server
 
 	mu    sync.Mutex
 	down  bool
@@ -33,7 +32,7 @@ func (tn *Tailnet) startControl(opts Options, derp *tailcfg.DERPMap) error {
 	if err != nil {
 		return err
 	}
-	c := &Control{URL: "http://" + listener.Addr().String(), routeDelay: opts.RouteDelay}
+	c := &Control{URL: "http://" + listener.Addr().String()}
 	c.server = &testcontrol.Server{
 		Logf:               logger.Discard,
 		ExplicitBaseURL:    c.URL,

@@ -24,7 +24,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"tailscale.com/client/local"
 )
@@ -40,8 +39,6 @@ type Options struct {
 
 	// ApproveMachines makes new nodes wait for Control.ApproveAll.
 	ApproveMachines bool
-
-	RouteDelay time.Duration // how long a service has no host between two
 
 	// Host is the IPv4 address of this machine at which nodes find the servers. Empty: 127.0.0.1, which serves the nodes
 	// of NewNode; pods and other machines need one that they can reach.
