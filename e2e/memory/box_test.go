@@ -13,7 +13,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,18 +47,11 @@ const (
 	headers = "/headers" // 200 KiB of headers
 	slow    = "/slow"    // as count, after two seconds
 	stream  = "/stream"  // streamEvents, one each half second
-	meeting = "/meeting" // an event, and another once so many streams are open as may meet
 )
 
 const (
 	event        = "data: {}\n\n"
 	streamEvents = 120
-	mayMeet      = 1000
-)
-
-var (
-	open atomic.Int32 // streams
-	met  = make(chan struct{})
 )
 
 // newBox starts the proxy. Its log goes into the file, or, without one, where a test that fails shows it.
@@ -110,15 +102,6 @@ func api(w http.ResponseWriter, r *http.Request) {
 		}
 	case slow:
 		time.Sleep(2 * time.Second)
-	case meeting:
-		fmt.Fprint(w, event)
-		http.NewResponseController(w).Flush()
-		if open.Add(1) == mayMeet {
-			close(met)
-		}
-		<-met
-		fmt.Fprint(w, event)
-		return
 	case stream:
 		for range streamEvents {
 			fmt.Fprint(w, event)

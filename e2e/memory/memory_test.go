@@ -38,12 +38,6 @@ func TestUploads(t *testing.T) {
 	})
 }
 
-// TestStreams: 1,000 that are open together before any may end.
-func TestStreams(t *testing.T) {
-	b := newBox(t)
-	b.all(mayMeet, func(int) error { return b.ask(b.client(), "GET", url+meeting, 0, event+event) })
-}
-
 // TestManyFields: 600 complete requests of 11,000 short header lines.
 func TestManyFields(t *testing.T) {
 	b := newBox(t)
