@@ -94,6 +94,9 @@ func facts(t *testing.T, m *manifests) []fact {
 		{"sidecar's socket", mount(m.sidecar, path.Dir(socket)), "tailscale-socket, writable"},
 		{"proxy's socket", mount(m.proxy, path.Dir(socket)), "tailscale-socket, read-only"},
 		{"proxy's configuration", mount(m.proxy, "/etc/anthropic-oauth-proxy"), "config, read-only"},
+		// The API's name first, and again after 2 s.
+		{"resolver", m.pod.Spec.DNSConfig.Options, json.RawMessage(
+			`[{"name":"attempts","value":"3"},{"name":"ndots","value":"1"},{"name":"timeout","value":"2"}]`)},
 		{"mounts", len(m.proxy.VolumeMounts) + len(m.sidecar.VolumeMounts), 4},
 
 		{"NetworkPolicy's types", m.networkPolicy.Spec.PolicyTypes, []string{"Ingress", "Egress"}},
