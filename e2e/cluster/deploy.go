@@ -51,7 +51,10 @@ func upgrade(t *test) {
 
 // configEdit changes one key, applies and restarts, as the runbook says.
 func configEdit(t *test) {
-	t.alter(edit("timeout_secs = 60", "timeout_secs = 61"))
+	o := t.overlay
+	o.config = []string{"timeout_secs = 60", "timeout_secs = 61"}
+	t.cleanup(t.heal)
+	t.restart(o)
 	t.awaitLog(t.awaitReady(), "proxy", `"configuration loaded"`, `"timeout_secs":61`)
 }
 
@@ -64,17 +67,4 @@ func rolloutKeepsName(t *test) {
 	t.report("restart to Ready %.1f s, the name is still %s", time.Since(start).Seconds(), name)
 	t.tailnetURL() // it checks the name
 	t.find(log(), "logged out")
-}
-
-// nodeDrain drains the pod's node, which nothing may hinder, and lets pods back.
-func nodeDrain(t *test) {
-	node := theOnly(t).Spec.NodeName
-	t.cleanup(func() {
-		t.kubectl("uncordon", node)
-		t.awaitReady()
-	})
-	start := time.Now()
-	t.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s",
-		"--pod-selector=app.kubernetes.io/name="+name)
-	t.report("drained in %.1f s", time.Since(start).Seconds())
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"syscall"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // doctorPasses runs the runbook's command in the pod.
@@ -12,20 +14,13 @@ func doctorPasses(t *test) {
 	t.report("%s", said)
 }
 
-// upstreamGone points the pod at a port where nobody listens any more.
-func upstreamGone(t *test, o *overlay) {
-	gone := t.startUpstream()
-	o.upstream = gone.URL
-	t.check(gone.Close())
-}
-
-// killed sends SIGKILL to a program in the pod and measures how long it takes until requests from the laptop are answered again.
-// (Of tailscaled, it is not containerboot, its parent.)
-func killed(container, program string) func(*test) {
+// ends has a program in a pod get a signal, and measures how long it takes until requests from the laptop are answered again. (Of
+// tailscaled, it is not containerboot, its parent, that is killed.)
+func ends(which which, container, program string, sig syscall.Signal, base func(*test) string) func(*test) {
 	return func(t *test) {
-		start := t.end(theOnly, container, program, syscall.SIGKILL)
+		start := t.end(which, container, program, sig)
 		ready := time.Since(start)
-		t.awaitFlow((*test).tailnetURL)
+		t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, proxytest.Message) })
 		t.report("Ready again after %.1f s, requests flow after %.1f s", ready.Seconds(), time.Since(start).Seconds())
 	}
 }
@@ -51,7 +46,7 @@ func wrongAuthKey(t *test) {
 	if code := exitCode(p.container("proxy").LastTerminationState); code != 1 {
 		t.errorf("the proxy exited with %d, not 1", code)
 	}
-	t.report("after %.1f s: %s", took.Seconds(), t.find(t.logs(p, "proxy"), `"level":"ERROR"`, "TailnetAuth"))
+	t.report("after %.1f s: %s", took.Seconds(), t.awaitLog(p, "proxy", `"level":"ERROR"`, "TailnetAuth"))
 }
 
 // rotatedAuthKey goes on with that.
@@ -61,17 +56,4 @@ func rotatedAuthKey(t *test) {
 	t.rotate(authKey)
 	t.awaitReady()
 	t.report("Ready %.1f s after the Secret was deleted", time.Since(start).Seconds())
-}
-
-// machineApproval sends the pod to the control server that wants approval.
-func machineApproval(t *test) {
-	t.alter(func(t *test, o *overlay) { o.loginServer = t.strict.Control.URL })
-	before := t.awaitPod(theOnly, "the proxy to run", func(p *pod) bool { return p.container("proxy").State.Running != nil })
-	t.awaitLog(before, "proxy", "TailnetMachineAuth")
-	start := time.Now()
-	if n := t.strict.Control.ApproveAll(); n == 0 {
-		t.fatalf("no node waits for approval")
-	}
-	t.wantRestarts(before, t.awaitReady())
-	t.report("Ready %.1f s after the approval", time.Since(start).Seconds())
 }

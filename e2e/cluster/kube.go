@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -17,25 +16,15 @@ import (
 
 // kubectl returns what kubectl says, to stdout and stderr, in the proxy's namespace. It must succeed.
 func (t *test) kubectl(args ...string) string {
-	said, code := t.run(t.kubectlCommand(args...))
-	if code != 0 {
-		t.fatalf("kubectl %s: exit code %d: %s", strings.Join(args, " "), code, strings.TrimSpace(said))
+	said, err := t.kubectlCommand(args...).CombinedOutput()
+	if err != nil {
+		t.fatalf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(said)))
 	}
-	return said
+	return string(said)
 }
 
 func (t *test) kubectlCommand(args ...string) *exec.Cmd {
 	return exec.CommandContext(t.ctx, "kubectl", append([]string{"--namespace", name}, args...)...)
-}
-
-// run runs a program to its end.
-func (t *test) run(cmd *exec.Cmd) (said string, code int) {
-	out, err := cmd.CombinedOutput()
-	if exit := new(exec.ExitError); errors.As(err, &exit) && exit.Exited() {
-		return string(out), exit.ExitCode()
-	}
-	t.check(err)
-	return string(out), 0
 }
 
 // get is `kubectl get`.
@@ -68,9 +57,6 @@ func (p *pod) ready() bool {
 func (p *pod) String() string {
 	return fmt.Sprintf("%s: proxy %+v, tailscaled %+v", p.Name, p.container("proxy").State, p.container("tailscaled").State)
 }
-
-// url is the way past the tailnet: the pod's own address in the cluster.
-func (p *pod) url() string { return "http://" + p.Status.PodIP + ":8080" }
 
 // own is the way to the proxy's own endpoints, as probes and scrapes take it.
 func (p *pod) own() string { return "http://" + p.Status.PodIP + ":8081" }
@@ -107,18 +93,14 @@ func (t *test) awaitPod(which which, what string, ok func(*pod) bool) (p *pod) {
 	return p
 }
 
-func (t *test) awaitReady() *pod { return t.awaitPod(theOnly, "a Ready pod", (*pod).ready) }
-
 // awaitGone returns when none of these pods is left.
 func (t *test) awaitGone(old ...*pod) {
-	t.await("the old pods' end", func(t *test) {
-		for _, p := range t.pods() {
-			if slices.ContainsFunc(old, func(o *pod) bool { return o.UID == p.UID }) {
-				t.fatalf("%v", p)
-			}
-		}
-	})
+	for _, p := range old {
+		t.kubectl("wait", "--for=delete", "pod/"+p.Name, "--timeout=120s")
+	}
 }
+
+func (t *test) awaitReady() *pod { return t.awaitPod(theOnly, "a Ready pod", (*pod).ready) }
 
 // wantRestarts holds that it is the same pod still, of which these containers have been restarted and no other.
 func (t *test) wantRestarts(before, after *pod, want ...string) {
@@ -141,14 +123,9 @@ func exitCode(s corev1.ContainerState) int {
 	return int(s.Terminated.ExitCode)
 }
 
-// logs returns the log of a container since its last start.
-func (t *test) logs(p *pod, container string) string {
-	return t.kubectl("logs", p.Name, "-c", container)
-}
-
-// awaitLog polls until the container's log holds all texts in one line.
+// awaitLog polls until the container's log since its last start holds all texts in one line.
 func (t *test) awaitLog(p *pod, container string, texts ...string) (line string) {
-	t.await("a line in the log of "+container, func(t *test) { line = t.find(t.logs(p, container), texts...) })
+	t.await("a line in the log of "+container, func(t *test) { line = t.find(t.kubectl("logs", p.Name, "-c", container), texts...) })
 	return line
 }
 
@@ -193,6 +170,7 @@ func (t *test) process(p *pod, container, program string) procfs.Proc {
 // end ends a program in a pod's container and waits until that container, and no other, has been restarted and the pod is Ready.
 func (t *test) end(which which, container, program string, sig syscall.Signal) (start time.Time) {
 	before := t.awaitPod(which, "a Ready pod", (*pod).ready)
+	which = named(before.Name)
 	process := t.process(before, container, program)
 	start = time.Now()
 	t.check(syscall.Kill(process.PID, sig))

@@ -4,38 +4,40 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // podDeleted has two streams over the tailnet when the pod is deleted: one ends 3 s later, the other never.
 func podDeleted(t *test) {
 	base, p := t.tailnetURL(), theOnly(t)
-	endingStream := t.openStream(base, 30)
-	endlessStream := t.openStream(base, endless)
+	const endless = 1e5 // deltas
+	ending, cut := t.openStream(base, 30), t.openStream(base, endless)
 	watched := t.follow("get", "pod", p.Name, "--watch", "--output-watch-events", "-o", "json")
 	start := time.Now()
 	t.kubectl("delete", "pod", p.Name, "--wait=true")
 	gone := time.Since(start)
-	complete, cut := <-endingStream, <-endlessStream
+	_, completeErr := ending()
+	cutAt, cutErr := cut()
 	replacement := t.awaitReady()
-	t.report("complete after %.1f s, cut after %.1f s, pod gone after %.1f s, its successor Ready after %.1f s; exit codes 0",
-		complete.at.Sub(start).Seconds(), cut.at.Sub(start).Seconds(), gone.Seconds(), time.Since(start).Seconds())
+	t.report("cut after %.1f s, pod gone after %.1f s, its successor Ready after %.1f s; exit codes 0",
+		cutAt.Sub(start).Seconds(), gone.Seconds(), time.Since(start).Seconds())
 
 	if replacement.UID == p.UID {
 		t.errorf("the pod was not replaced")
 	}
-	if complete.err != nil {
-		t.errorf("the stream that ends in time was cut after %v: %w", complete.at.Sub(start), complete.err)
+	if completeErr != nil {
+		t.errorf("the stream that ends in time was cut: %w", completeErr)
 	}
-	if cut.err == nil {
-		t.errorf("the endless stream ended as if it were complete")
-	}
-	if after := cut.at.Sub(start); after < 4*time.Second || after > 10*time.Second {
-		t.errorf("the endless stream was cut after %v, not 5 s", after)
+	if after := cutAt.Sub(start); cutErr == nil || after < 4*time.Second || after > 10*time.Second {
+		t.errorf("the endless stream ended after %v with %v, want it cut after 5 s", after, cutErr)
 	}
 	// Asking would miss the last state: the API server forgets a pod right after its last exit.
 	last := new(pod)
@@ -51,31 +53,28 @@ func podDeleted(t *test) {
 	}
 }
 
-// streamEnd is how a stream ended: err is nil if it was complete.
-type streamEnd struct {
-	at  time.Time
-	err error
-}
-
-// endless is the number of events of a stream that lasts longer than any criterion.
-const endless = 1e5
-
-// openStream starts a stream of the laptop that has 10 deltas a second, and returns once its first event is there. The channel
-// tells its end.
-func (t *test) openStream(base string, deltas int) <-chan streamEnd {
+// openStream starts a stream of the laptop that has 10 deltas a second, and returns once its first event is there. end waits for
+// its end: the error is nil if it was complete.
+func (t *test) openStream(base string, deltas int) (end func() (at time.Time, err error)) {
 	t.upstream.Handle(fakeanthropic.API{Deltas: deltas, Interval: 100 * time.Millisecond})
-	resp := t.send(t.client, base+messages, streamedBody)
+	resp := must(t.client.Do(t.request(base+messages, proxytest.Stream)))(t)
+	t.cleanup(func() { resp.Body.Close() })
 	body := bufio.NewReader(resp.Body)
-	first, err := body.ReadString('\n')
-	if err != nil || resp.StatusCode != http.StatusOK || !strings.HasPrefix(first, "event: ") {
+	if first, err := body.ReadString('\n'); resp.StatusCode != http.StatusOK || !strings.HasPrefix(first, "event: ") {
 		t.fatalf("opening a stream: status %d, %q, %v", resp.StatusCode, first, err)
 	}
-	end := make(chan streamEnd, 1)
-	go func() {
-		err := events(body)
-		end <- streamEnd{time.Now(), err}
-	}()
-	return end
+	var err error
+	var at time.Time
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		var text []byte
+		text, err = io.ReadAll(body)
+		at = time.Now()
+		if err == nil && !bytes.Contains(text, []byte("event: message_stop")) {
+			err = io.ErrUnexpectedEOF
+		}
+	})
+	return func() (time.Time, error) { reading.Wait(); return at, err }
 }
 
 // follow starts a kubectl that goes on and on. What it returns ends that, and returns what was said.

@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"anthropic-oauth-proxy/e2e/prometheus"
+
 	corev1 "k8s.io/api/core/v1"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // discover answers as the Prometheus operator would have the PodMonitor of k8s/components/monitoring read: the running pods, with
@@ -71,8 +74,8 @@ func scraped(t *test) {
 func (t *test) traffic() {
 	for range 2 {
 		url := t.tailnetURL() + messages
-		t.ask(t.client, url, plainBody)
-		t.ask(t.client, url, plainBody)
+		t.ask(t.client, url, proxytest.Message)
+		t.ask(t.client, url, proxytest.Message)
 		t.awaitScrape()
 	}
 }
@@ -110,12 +113,11 @@ func dashboardExpressions(t *test) {
 	t.report("%d panels, %d expressions", len(dashboard.Panels), expressions)
 }
 
-// raises makes an alert a criterion: prepare has the pod such that the fault can be done, and is not it: the alert is not
-// even pending then. When the fault has been done, the alert fires.
-func raises(alert string, prepare func(*test), fault func(*test)) func(*test) {
+// raises makes an alert a criterion, one that takes a tailnet; those that don't are TestAlertsOfRealPrograms'. It is not even pending
+// before the fault.
+func raises(alert string, fault func(*test)) func(*test) {
 	return func(t *test) {
-		prepare(t)
-		t.awaitScrape() // the zeros, from which rates begin
+		t.awaitScrape()
 		alerts := fmt.Sprintf(`ALERTS{alertname="AnthropicProxy%s"`, alert)
 		if err := t.prometheus.Await(t.ctx, "absent("+alerts+"})"); err != nil {
 			t.fatalf("it is pending or fires without the fault: %w", err)
@@ -136,45 +138,3 @@ func freeze(t *test) {
 
 // keyEnds shortens the life of the node's key at the control server.
 func keyEnds(t *test) { t.check(t.open.Control.SetMemberExpiry(name, time.Now().Add(3*24*time.Hour))) }
-
-func withoutUpstream(t *test) { t.alter(upstreamGone) }
-
-func failingRequests(t *test) {
-	url := t.tailnetURL() + messages
-	for range 60 { // 0.2 a second over five minutes
-		if status, answer := t.exchange(t.client, url, plainBody); status != http.StatusBadGateway {
-			t.fatalf("status %d, not 502: %s", status, answer)
-		}
-	}
-}
-
-// slowAnswer is one among a few that takes longer than the alert allows.
-func slowAnswer(t *test) {
-	if end := <-t.openStream(t.tailnetURL(), 320); end.err != nil {
-		t.check(end.err)
-	}
-}
-
-// full leaves no place for a request: one stream takes the only one.
-func full(t *test) {
-	t.alter(edit("max_connections = 1000", "max_connections = 1"))
-	t.openStream(t.tailnetURL(), endless)
-}
-
-// waitingRequest waits until the criterion's end.
-func waitingRequest(t *test) {
-	url := t.tailnetURL() + messages
-	go t.try(t.ctx, func(t *test) { t.ask(t.client, url, plainBody) })
-}
-
-// noPod takes the pod away until the end.
-func noPod(t *test) {
-	t.cleanup(func() {
-		t.kubectl("scale", "deployment/"+name, "--replicas=1")
-		t.awaitReady()
-	})
-	t.kubectl("scale", "deployment/"+name, "--replicas=0")
-}
-
-// nothing is all that there is to prepare for most faults.
-func nothing(*test) {}

@@ -8,11 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/traffic"
+
 	corev1 "k8s.io/api/core/v1"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // replicas are the pods of the overlay.
@@ -20,10 +22,17 @@ var replicas = []string{replica + "-0", replica + "-1"}
 
 // The service of the overlay one-name. Its name is that of the base's node, which the test's control server never forgets: so the
 // laptop goes by its address.
-const (
-	serviceAddr = "100.99.0.1"
-	serviceURL  = "http://" + serviceAddr + ":8080"
-)
+const serviceAddr = "100.99.0.1"
+
+// serviceURL waits until both pods are hosts of the service, and returns its URL.
+func (t *test) serviceURL() string {
+	t.await("both hosts", func(t *test) {
+		if hosts, routed := t.service.Hosts(); len(hosts) != len(replicas) || routed == "" {
+			t.fatalf("the hosts of the service are %v", hosts)
+		}
+	})
+	return "http://" + serviceAddr + ":8080"
+}
 
 // oneName deploys k8s/overlays/one-name into an empty namespace.
 func oneName(t *test) {
@@ -32,14 +41,10 @@ func oneName(t *test) {
 	o := t.overlay
 	o.oneName, o.monitoring = true, false
 	start := t.install(o)
-	for _, podName := range replicas {
-		t.replicaURL(podName)
-	}
-	ready := time.Since(start)
-	t.awaitHosts()
-	t.report("both Ready after %.1f s, and hosts of the service after %.1f s", ready.Seconds(), time.Since(start).Seconds())
+	url := t.serviceURL()
+	t.report("hosts of the service after %.1f s", time.Since(start).Seconds())
 	t.askReplicas()
-	t.ask(t.client, serviceURL+messages, plainBody)
+	t.ask(t.client, url+messages, proxytest.Message)
 }
 
 // makeVolumes offers folders of this machine to the pods.
@@ -53,26 +58,13 @@ func (t *test) makeVolumes() {
 	t.kubectl("apply", "-f", file)
 }
 
-// replicaURL waits until a pod is Ready, and returns its tailnet address. Its node must have the pod's name.
-func (t *test) replicaURL(podName string) string {
-	return t.address(t.awaitPod(named(podName), podName, (*pod).ready), podName)
-}
-
+// askReplicas asks each pod, once it is Ready, at its tailnet address. Its node must have the pod's name.
 func (t *test) askReplicas() {
 	for _, podName := range replicas {
-		url := t.replicaURL(podName) + messages
+		url := t.address(t.awaitPod(named(podName), podName, (*pod).ready), podName)
 		t.client.CloseIdleConnections() // to the pod's predecessor
-		t.ask(t.client, url, plainBody)
+		t.ask(t.client, url+messages, proxytest.Message)
 	}
-}
-
-// awaitHosts waits until both pods are hosts of the service.
-func (t *test) awaitHosts() {
-	t.await("both hosts", func(t *test) {
-		if hosts, routed := t.service.Hosts(); len(hosts) != len(replicas) || routed == "" {
-			t.fatalf("the hosts of the service are %v", hosts)
-		}
-	})
 }
 
 // serving is the pod to which clients of the service come.
@@ -85,33 +77,20 @@ func serving(t *test) *pod {
 // claim nothing.
 func otherUser(t *test) {
 	p := serving(t)
-	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", must(t.laptop.IP(t.ctx))(t))
+	forged := fmt.Sprintf("PROXY TCP4 %s 100.64.0.1 41000 8082\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", must(t.laptop.Self(t.ctx))(t).IP)
 	attack := exec.CommandContext(t.ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", t.process(p, "proxy", name).PID),
 		"bash", "-c", `exec 3<>/dev/tcp/127.0.0.2/8082; printf %s "$0" >&3; cat <&3`, forged)
-	if answer, _ := t.run(attack); strings.Contains(answer, "HTTP/") { // else it is reset
+	if answer, _ := attack.CombinedOutput(); strings.Contains(string(answer), "HTTP/") { // else it is reset, which may end bash
 		t.errorf("a forged identity is answered: %s", answer)
 	}
 	t.awaitLog(p, "proxy", "it is not tailscaled's: it belongs to user 0, tailscaled's socket to user 65533")
-}
-
-// hostEnds ends a program of the serving pod's sidecar, and measures how long it takes until that is a host again. Killed, it
-// has the state that it had; stopped in an orderly way, it has withdrawn the service in the state that it keeps.
-func hostEnds(program string, sig syscall.Signal) func(*test) {
-	return func(t *test) {
-		_, host := t.service.Hosts()
-		start := t.end(named(host), "tailscaled", program, sig)
-		t.awaitHosts()
-		hosts := time.Since(start)
-		t.awaitFlow(func(*test) string { return serviceURL })
-		t.report("%s is a host again after %.1f s, and requests flow after %.1f s", host, hosts.Seconds(), time.Since(start).Seconds())
-	}
 }
 
 // rolledOut replaces the pods as an update does, while the laptop sends 50 requests a second. The node keys are on the pods'
 // volumes, so the control server must not see new nodes.
 func rolledOut(t *test) {
 	members := len(t.open.Control.Members())
-	requests := traffic.New(t.client, serviceURL)
+	requests := traffic.New(t.client, t.serviceURL())
 	sending, stop := context.WithCancel(t.ctx)
 	requests.Send(sending)
 	start := time.Now()
@@ -126,7 +105,7 @@ func rolledOut(t *test) {
 	if requests.Messages() < 500 {
 		t.errorf("%d messages, not 500 at least", requests.Messages())
 	}
-	t.awaitHosts()
+	t.serviceURL()
 	t.askReplicas()
 	if now := len(t.open.Control.Members()); now != members {
 		t.errorf("they are other nodes: %d, then %d", members, now)
@@ -135,9 +114,6 @@ func rolledOut(t *test) {
 
 // oneNameDeleted does not wait for the drains, of which enough has been seen.
 func oneNameDeleted(t *test) {
-	if t.service == nil {
-		t.fatalf("it was not deployed")
-	}
 	t.kubectl("delete", "statefulset", replica, "--cascade=orphan")
 	t.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
 	t.deleteNamespace()

@@ -23,16 +23,9 @@ const replica = name + "-replica"
 type overlay struct {
 	manifests   string // absolute path of k8s/
 	loginServer string
-	upstream    string
-	caFile      string   // PEM of whom the proxy trusts
 	oneName     bool     // on top of the overlay of that name instead of k8s/
 	monitoring  bool     // with the component of that name
 	config      []string // texts of config.toml, each followed by its replacement
-}
-
-// edit changes a text in config.toml.
-func edit(old, new string) func(*test, *overlay) {
-	return func(_ *test, o *overlay) { o.config = []string{old, new} }
 }
 
 //go:embed testdata/*.yaml
@@ -56,7 +49,7 @@ func (t *test) write(o overlay) (dir string) {
 	var m corev1.ConfigMap
 	t.check(yaml.UnmarshalStrict(must(os.ReadFile(filepath.Join(o.base(), "configmap.yaml")))(t), &m))
 	config := m.Data["config.toml"]
-	for change := range slices.Chunk(append([]string{"https://api.anthropic.com", o.upstream}, o.config...), 2) {
+	for change := range slices.Chunk(append([]string{"https://api.anthropic.com", t.upstream.URL}, o.config...), 2) {
 		if strings.Count(config, change[0]) != 1 {
 			t.fatalf("config.toml does not hold %q once:\n%s", change[0], config)
 		}
@@ -66,7 +59,7 @@ func (t *test) write(o overlay) (dir string) {
 		"Base": base, "OneName": o.oneName, "Monitoring": o.monitoring, "Config": config,
 		"LoginServer": o.loginServer, "ProxyImage": t.proxyImage, "SidecarImage": t.sidecarImage,
 	})
-	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), must(os.ReadFile(o.caFile))(t), 0o644))
+	t.check(os.WriteFile(filepath.Join(dir, "ca.pem"), must(os.ReadFile(t.upstream.CAFile))(t), 0o644))
 	t.check(os.WriteFile(filepath.Join(dir, "kustomization.yaml"), kustomization, 0o644))
 	return dir
 }

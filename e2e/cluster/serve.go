@@ -1,53 +1,36 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
-	"os"
-	"slices"
 	"strings"
 	"time"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-const (
-	plainBody    = `{"model":"claude-fake-1","max_tokens":64,"messages":[{"role":"user","content":"hello"}]}`
-	streamedBody = `{"model":"claude-fake-1","max_tokens":64,"stream":true,"messages":[{"role":"user","content":"hello"}]}`
-	// messages is where both go.
-	messages = "/v1/messages"
-)
+// messages is where Messages requests go.
+const messages = "/v1/messages"
 
-// send sends a request as an OAuth client does: a POST if it has a body.
-func (t *test) send(client *http.Client, url, body string) *http.Response {
+// request is one as an OAuth client sends it: a POST if it has a body.
+func (t *test) request(url, body string) *http.Request {
 	method := http.MethodGet
 	if body != "" {
 		method = http.MethodPost
 	}
-	req, err := http.NewRequestWithContext(t.ctx, method, url, strings.NewReader(body))
-	t.check(err)
+	req := must(http.NewRequestWithContext(t.ctx, method, url, strings.NewReader(body)))(t)
 	req.Header.Set("Authorization", "Bearer sk-ant-oat-testonly")
 	req.Header.Set("Content-Type", "application/json")
-	resp := must(client.Do(req))(t)
-	t.cleanup(func() { resp.Body.Close() })
-	return resp
+	return req
 }
 
-// exchange is send, with the whole answer.
-func (t *test) exchange(client *http.Client, url, body string) (status int, answer string) {
-	resp := t.send(client, url, body)
-	defer resp.Body.Close()
-	return resp.StatusCode, string(must(io.ReadAll(resp.Body))(t))
-}
-
-// ask is exchange, with a 200 or else a failure.
+// ask sends a request, and has a 200 or else a failure.
 func (t *test) ask(client *http.Client, url, body string) (answer string) {
-	status, answer := t.exchange(client, url, body)
-	if status != http.StatusOK {
-		t.fatalf("%s: status %d: %s", url, status, answer)
+	a := must(proxytest.Ask(client, t.request(url, body)))(t)
+	if a.StatusCode != http.StatusOK || a.Err != nil {
+		t.fatalf("%s: status %d, %v: %s", url, a.StatusCode, a.Err, a.Text)
 	}
-	return answer
+	return a.Text
 }
 
 // address asks a pod for its tailnet address, and wants its node to have that name.
@@ -66,54 +49,14 @@ func (t *test) address(p *pod, wantName string) string {
 // tailnetURL waits for the Deployment's pod and returns its tailnet address.
 func (t *test) tailnetURL() string { return t.address(t.awaitReady(), name) }
 
-// awaitFlow returns when a request of the laptop is answered.
-func (t *test) awaitFlow(base func(*test) string) {
-	t.await("an answer over the tailnet", func(t *test) { t.ask(t.client, base(t)+messages, plainBody) })
-}
-
-// events reads a stream of server-sent events to its end. io.ErrUnexpectedEOF means that it ended without message_stop.
-func events(r io.Reader) error {
-	text, err := io.ReadAll(r)
-	if err == nil && !bytes.Contains(text, []byte("event: message_stop")) {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
 // plainRequest tells the time of a second request, as the first packet on a path that has just been found may be lost.
 func plainRequest(t *test) {
 	url := t.tailnetURL() + messages
-	t.ask(t.client, url, plainBody)
+	t.ask(t.client, url, proxytest.Message)
 	start := time.Now()
-	answer := t.ask(t.client, url, plainBody)
+	answer := t.ask(t.client, url, proxytest.Message)
 	t.report("%v", time.Since(start).Round(100*time.Microsecond))
 	if !strings.Contains(answer, `"end_turn"`) {
 		t.fatalf("the answer is no message: %s", answer)
 	}
-}
-
-// insideCaller comes to the pod's own address, as any pod of the cluster can where no NetworkPolicy is enforced.
-func insideCaller(t *test) {
-	p := theOnly(t)
-	for path, want := range map[string]int{
-		"/v1/models": http.StatusForbidden,
-		"/health":    http.StatusOK,
-		"/metrics":   http.StatusOK,
-	} {
-		if status, body := t.exchange(http.DefaultClient, p.url()+path, ""); status != want {
-			t.errorf("%s: status %d, not %d: %s", path, status, want, body)
-		}
-	}
-}
-
-// resolver reads the pod's /etc/resolv.conf.
-func resolver(t *test) {
-	text := must(os.ReadFile(fmt.Sprintf("/proc/%d/root/etc/resolv.conf", t.process(theOnly(t), "proxy", name).PID)))(t)
-	options := t.find(string(text), "options")
-	for _, want := range []string{"ndots:1", "timeout:2", "attempts:3"} {
-		if !slices.Contains(strings.Fields(options), want) {
-			t.errorf("no %s in %s", want, text)
-		}
-	}
-	t.report("%s", options)
 }

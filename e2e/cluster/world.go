@@ -28,7 +28,6 @@ type world struct {
 	overlay    overlay          // what is deployed while no criterion alters it
 	open       *tailnet.Tailnet // lets everybody in
 	keyed      *tailnet.Tailnet // lets in whoever has authKey; it asks at every start, though
-	strict     *tailnet.Tailnet // lets in whoever is approved
 	upstream   *fakeanthropic.Server
 	laptop     *tailnet.Node // the second node of the open tailnet
 	client     *http.Client  // on laptop
@@ -42,7 +41,8 @@ func (t *test) setUp() {
 	t.whole = t
 	t.dir = must(os.MkdirTemp("", "cluster-"))(t)
 	t.cleanup(func() { t.check(os.RemoveAll(t.dir)) })
-	t.upstream = t.startUpstream()
+	listener := must(net.Listen("tcp", net.JoinHostPort(host, "0")))(t)
+	t.upstream = must(fakeanthropic.StartOn(listener, fakeanthropic.HTTP2, nil))(t)
 	t.cleanup(func() { t.check(t.upstream.Close()) })
 
 	bin := must(tailnet.Build(t.ctx, os.Stderr))(t)
@@ -54,17 +54,14 @@ func (t *test) setUp() {
 	}
 	t.open = start(tailnet.Options{})
 	t.keyed = start(tailnet.Options{AuthKey: authKey})
-	t.strict = start(tailnet.Options{ApproveMachines: true})
 	t.laptop = must(t.open.NewNode("laptop"))(t)
-	t.check(t.laptop.Start(t.ctx))
+	t.check(t.laptop.Start())
 	t.check(t.laptop.Up(t.ctx, authKey))
 	t.client = t.laptop.HTTPClient()
 
 	t.overlay = overlay{
 		manifests:   must(filepath.Abs(manifests))(t),
 		loginServer: t.open.Control.URL,
-		upstream:    t.upstream.URL,
-		caFile:      t.upstream.CAFile,
 	}
 	t.cleanup(func() {
 		t.ctx = context.Background()
@@ -75,12 +72,6 @@ func (t *test) setUp() {
 // deleteNamespace deletes everything, if there is anything, with the namespace.
 func (t *test) deleteNamespace() {
 	t.kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
-}
-
-// startUpstream starts a fake API that pods reach.
-func (t *test) startUpstream() *fakeanthropic.Server {
-	listener := must(net.Listen("tcp", net.JoinHostPort(host, "0")))(t)
-	return must(fakeanthropic.StartOn(listener, fakeanthropic.HTTP2, nil))(t)
 }
 
 // install deploys the overlay as the runbook says, into a namespace that was not there. It returns when the apply began.
@@ -114,14 +105,6 @@ func (t *test) restart(o overlay) {
 		t.kubectl("rollout", "restart", "deployment/"+name)
 	}
 	t.awaitGone(old...)
-}
-
-// alter restarts with a change of the overlay, which is taken back at the end of the criterion.
-func (t *test) alter(change func(*test, *overlay)) {
-	o := t.overlay
-	change(t, &o)
-	t.cleanup(t.heal)
-	t.restart(o)
 }
 
 // heal brings the unchanged deployment back.

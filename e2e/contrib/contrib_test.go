@@ -127,9 +127,9 @@ func TestComposedTailnet(t *testing.T) {
 	if err := p.WaitRunning(time.Minute); err != nil {
 		t.Fatalf("%v\n%s", err, node.Log())
 	}
-	ip := proxytest.Must(node.IP(ctx))(t)
+	ip := proxytest.Must(node.Self(ctx))(t).IP
 	laptop := proxytest.Must(tn.NewNode("laptop"))(t)
-	proxytest.Check(t, laptop.Start(ctx))
+	proxytest.Check(t, laptop.Start())
 	proxytest.Check(t, laptop.Up(ctx, authKey))
 
 	port := p.Addr()[strings.LastIndex(p.Addr(), ":"):]
@@ -139,7 +139,7 @@ func TestComposedTailnet(t *testing.T) {
 		base   string
 		want   int
 	}{
-		{"a node", laptop.HTTPClient(), "http://" + ip.String() + port, http.StatusOK},
+		{"a node", laptop.HTTPClient(), "http://" + ip + port, http.StatusOK},
 		{"who is no node", http.DefaultClient, p.URL(), http.StatusForbidden},
 	} {
 		req := proxytest.Must(http.NewRequestWithContext(ctx, http.MethodPost, who.base+"/v1/messages", strings.NewReader(proxytest.Message)))(t)

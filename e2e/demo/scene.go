@@ -66,7 +66,7 @@ func connect(ctx context.Context, tn *tailnet.Tailnet, name string) (*tailnet.No
 	if err != nil {
 		return nil, err
 	}
-	if err := node.Start(ctx); err != nil {
+	if err := node.Start(); err != nil {
 		return nil, err
 	}
 	return node, node.Up(ctx, "")

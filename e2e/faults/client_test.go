@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -17,9 +16,6 @@ import (
 
 // clientFaults are what clients do to the proxy, by accident or on purpose.
 var clientFaults = []fault{
-	{name: "sends half a header", outcome: "its connection is closed after 10 s, one that says nothing after 30 s; meanwhile it takes no place, and it counts nowhere", run: echoes(onePlace, 2, halfHeader)},
-	{name: "sends a body a byte at a time", outcome: "served: only silence for `timeout_secs` ends an upload", run: echoes(quick, 2, drippingBody)},
-	{name: "stops in the middle of a body", outcome: "408 `request_timeout` after `timeout_secs`; the upstream hears nothing", run: echoes(quick, 0, silentBody)},
 	{name: "reads an answer slowly", outcome: "gets all of it: only a standstill for `timeout_secs` ends an answer", run: slowReader},
 	{name: "reads an answer at 1 KiB/s, or not at all", run: stoppedReader,
 		outcome: "cut when the kernel's buffer, of 64 KiB, has had no room for `timeout_secs`: 499 in the log, and the upstream's answer is cancelled"},
@@ -227,74 +223,6 @@ func brokenChunks(bodies map[string]string) func(*scene) {
 			c.Closed()
 		}
 	})
-}
-
-func halfHeader(s *scene, _ *proxytest.Echo) {
-	second := s.Say("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-	s.Passed(second.Answer(), 200, "GET / ", 1)
-
-	began := time.Now()
-	second.Say(half)
-	dripping := s.Say(half)
-	var waiting sync.WaitGroup
-	for name, c := range map[string]*proxytest.RawClient{
-		"nothing":                                s.Dial(),
-		"half a header":                          s.Say(half),
-		"half a header, after a request":         second,
-		"half a header, then a byte each second": dripping,
-	} {
-		waiting.Go(func() {
-			given := 10 * time.Second
-			if name == "nothing" {
-				given *= 3
-			}
-			c.Closed()
-			if took := time.Since(began); took < given-time.Second || took > given+5*time.Second {
-				s.Errorf("%s: given up after %v, want about %v", name, took, given)
-			}
-		})
-	}
-	waiting.Go(func() {
-		for time.Since(began) < 10*time.Second {
-			time.Sleep(time.Second)
-			dripping.Say("x")
-		}
-	})
-	s.Passed(s.Post(), 200, "POST /v1/messages "+proxytest.Message, 1) // over the only place
-	waiting.Wait()
-}
-
-func drippingBody(s *scene, _ *proxytest.Echo) {
-	const pace, body = 400 * time.Millisecond, "slowly" // with timeout_secs = 1
-	declared := s.Say(message(fmt.Sprintf("Content-Length: %d", len(body)), "", ""))
-	chunks := s.Say(message("Transfer-Encoding: chunked", "", ""))
-	for _, c := range body {
-		time.Sleep(pace)
-		declared.Say(string(c))
-		chunks.Say(proxytest.Chunk(string(c)))
-	}
-	chunks.Say("0\r\n\r\n")
-	for _, c := range []*proxytest.RawClient{declared, chunks} {
-		s.Passed(c.Answer(), 200, "POST /v1/messages "+body, 1)
-	}
-}
-
-func silentBody(s *scene, _ *proxytest.Echo) {
-	for name, text := range map[string]string{
-		"of a declared length": message("Content-Length: 100", "", "half"),
-		"in chunks":            message("Transfer-Encoding: chunked", "", "4\r\nhalf\r\n"),
-		"in a chunk":           message("Transfer-Encoding: chunked", "", "64\r\nhalf"),
-		"before its beginning": message("Content-Length: 100", "", ""),
-	} {
-		s.Log(name)
-		began := time.Now()
-		c := s.Say(text)
-		s.Refused(c.Answer(), 408, "request_timeout", 0, "the request body stopped arriving")
-		if took := time.Since(began); took < time.Second {
-			s.Errorf("given up after %v, want 1 s at least", took)
-		}
-		c.Closed()
-	}
 }
 
 // flood is the length of an answer that is more than all the kernel's buffers on its way hold.

@@ -31,15 +31,6 @@ var lifeCycleFaults = []fault{
 		s.Terminate()
 		s.Refused(<-pending, 503, "shutting_down", 1, "shutting_down")
 	}},
-	{name: "SIGTERM while queued", outcome: "503 `shutting_down` at once, to be tried again; the request at work is finished", run: func(s *scene) {
-		release := s.answersLater(onePlace + drain)
-		queued := s.InBackground(strings.NewReader("{}"))
-		s.Queued(1)
-		s.Signal()
-		s.Refused(<-queued, 503, "shutting_down", 0, "shutting_down")
-		release()
-		s.Ended()
-	}},
 	{name: "SIGTERM while a body arrives", outcome: "the request is finished, if that takes less than `drain_timeout_secs`", run: func(s *scene) {
 		u := s.Upstream(func(p *proxytest.Peer) {
 			p.Request()
@@ -65,12 +56,6 @@ var lifeCycleFaults = []fault{
 		s.Refused(c.Answer(), 503, "shutting_down", 0, "shutting_down")
 		u.Got(0)
 	}},
-	{name: "SIGTERM while waiting for the answer", outcome: "the answer, if it comes within `drain_timeout_secs`", run: func(s *scene) {
-		release := s.answersLater("[proxy]\n" + drain)
-		s.Signal()
-		release()
-		s.Ended()
-	}},
 	{name: "SIGTERM while an attempt is repeated", outcome: "503 `shutting_down` when `drain_timeout_secs` are over", run: func(s *scene) {
 		u := s.Upstream(func(p *proxytest.Peer) { p.Request(); p.Hold() })
 		s.Start(u.URL, "[proxy]\ntimeout_secs = 1\ntimeout_retries = 10\n"+noDrain)
@@ -78,34 +63,6 @@ var lifeCycleFaults = []fault{
 		u.Reached(2)
 		s.Terminate()
 		s.Refused(<-pending, 503, "shutting_down", -1, "shutting_down")
-	}},
-	{name: "SIGTERM in the middle of a stream", outcome: "the stream goes on for `drain_timeout_secs`, and then breaks off", run: func(s *scene) {
-		u := s.Upstream(func(p *proxytest.Peer) {
-			p.Request()
-			for p.Say(proxytest.Chunked(proxytest.Event)); p.Say(proxytest.Chunk(proxytest.Event)); time.Sleep(50 * time.Millisecond) {
-			}
-		})
-		s.Start(u.URL, "[proxy]\ndrain_timeout_secs = 1\n")
-		pending := s.InBackground(strings.NewReader("{}"))
-		u.Reached(1)
-		took := s.Terminate()
-		a := <-pending
-		if !strings.HasPrefix(a.Text, proxytest.Event+proxytest.Event) || a.Err == nil {
-			s.Errorf("the client got %.200q (%v), want events and a broken end", a.Text, a.Err)
-		}
-		if took < time.Second {
-			s.Errorf("the stream was cut after %v, want 1 s at least", took)
-		}
-		s.Expect(proxytest.Completed{Status: 200, Attempts: 1, Err: "shutting_down"})
-	}},
-	{name: "SIGTERM twice", outcome: "the second one ends the drain at once; exit code 0", run: func(s *scene) {
-		u := s.Upstream(func(p *proxytest.Peer) { p.Request(); p.Hold() })
-		s.Start(u.URL, "[proxy]\ndrain_timeout_secs = 3600\n")
-		pending := s.InBackground(strings.NewReader("{}"))
-		u.Reached(1)
-		s.Signal()
-		s.Terminate()
-		s.Refused(<-pending, 503, "shutting_down", 1, "shutting_down")
 	}},
 	{name: "SIGTERM under load", outcome: "every request that the upstream got is answered with what it said; the others get 503, or no connection", run: sigtermUnderLoad},
 }

@@ -6,37 +6,38 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // silentDNS is no answer at all.
-const silentDNS = dnsmessage.RCode(0xffff)
+const silentDNS = -1
 
 // pureGo has Go's own resolver used, as in the released build, where there is no other.
 const pureGo = "GODEBUG=netdns=go"
 
-// A nameserver answers DNS queries at the far end of a wire. It knows every name,
-// at farAddr, as long as it is to answer with success.
+// A nameserver answers DNS queries at the far end of a wire. It knows every name, at farAddr, as long as it is to answer with success.
 type nameserver struct {
 	s     *scene
-	conn  net.PacketConn
-	rcode atomic.Uint32
+	rcode atomic.Int32
 	asked atomic.Int32 // queries so far
+	known sync.Map     // questions that were asked before
 	loses bool         // the first query of each kind for each name; to be set before there is one
 }
 
 // nameserver runs a nameserver.
 func (w *wire) nameserver() *nameserver {
-	n := &nameserver{s: w.s}
+	var conn net.PacketConn
 	var err error
-	w.far.do(func() { n.conn, err = net.ListenPacket("udp", farAddr+":53") })
+	w.far.do(func() { conn, err = net.ListenPacket("udp", farAddr+":53") })
 	proxytest.Check(w.s.T, err)
-	w.s.Cleanup(func() { n.conn.Close() })
-	go n.serve()
+	w.s.Cleanup(func() { conn.Close() })
+	n := &nameserver{s: w.s}
+	go (&dns.Server{PacketConn: conn, Handler: n}).ActivateAndServe() // until it is closed
 	return n
 }
 
@@ -48,46 +49,18 @@ func (n *nameserver) use(more ...string) string {
 }
 
 // answer has queries answered with this code.
-func (n *nameserver) answer(rcode dnsmessage.RCode) { n.rcode.Store(uint32(rcode)) }
+func (n *nameserver) answer(rcode int) { n.rcode.Store(int32(rcode)) }
 
-func (n *nameserver) serve() {
-	packet := make([]byte, 512)
-	known := map[string]bool{} // questions that were asked before
-	for {
-		size, from, err := n.conn.ReadFrom(packet)
-		if err != nil {
-			return // closed
-		}
-		n.asked.Add(1)
-		rcode := dnsmessage.RCode(n.rcode.Load())
-		question := string(packet[2:size]) // without the query's number
-		if lost := n.loses && !known[question]; lost || rcode == silentDNS {
-			known[question] = true
-			continue
-		}
-		reply, err := replyTo(packet[:size], rcode)
-		if err != nil {
-			n.s.Errorf("a query that is no query: %v", err)
-			continue
-		}
-		n.conn.WriteTo(reply, from)
+// ServeDNS answers a query.
+func (n *nameserver) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+	n.asked.Add(1)
+	q, rcode := query.Question[0], int(n.rcode.Load())
+	if _, known := n.known.LoadOrStore(q, true); n.loses && !known || rcode == silentDNS {
+		return
 	}
-}
-
-// replyTo makes the reply to a query.
-func replyTo(query []byte, rcode dnsmessage.RCode) ([]byte, error) {
-	var m dnsmessage.Message
-	if err := m.Unpack(query); err != nil {
-		return nil, err
+	reply := new(dns.Msg).SetRcode(query, rcode)
+	if rcode == dns.RcodeSuccess && q.Qtype == dns.TypeA {
+		reply.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.ParseIP(farAddr)}}
 	}
-	m.Response, m.RecursionAvailable, m.RCode, m.Additionals = true, true, rcode, nil
-	for _, q := range m.Questions {
-		if rcode == dnsmessage.RCodeSuccess && q.Type == dnsmessage.TypeA {
-			m.Answers = append(m.Answers, dnsmessage.Resource{
-				Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class},
-				Body:   &dnsmessage.AResource{A: [4]byte(net.ParseIP(farAddr).To4())},
-			})
-		}
-	}
-	return m.Pack()
+	w.WriteMsg(reply)
 }

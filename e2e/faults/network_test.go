@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -82,9 +82,9 @@ var networkFaults = []fault{
 	{name: "the upstream's address is a black hole", outcome: "502 `connection` after `connect_timeout_secs`, tried once",
 		run: outOfReach((*wire).cut, (*wire).heal, 1, "i/o timeout", 5*time.Second)},
 	{name: "DNS fails with SERVFAIL, and heals", outcome: "502 `connection` after one repetition, as long as it fails; then all is well",
-		run: nameless(dnsmessage.RCodeServerFailure, 2, "server misbehaving", 0)},
+		run: nameless(dns.RcodeServerFailure, 2, "server misbehaving", 0)},
 	{name: "DNS does not know the name, and learns it", outcome: "502 `connection` after one repetition, as long as it does not; then all is well",
-		run: nameless(dnsmessage.RCodeNameError, 2, "no such host", 0)},
+		run: nameless(dns.RcodeNameError, 2, "no such host", 0)},
 	{name: "DNS says nothing, and heals", outcome: "502 `connection` after `connect_timeout_secs`, tried once, as long as it says nothing; then all is well",
 		run: nameless(silentDNS, 1, "i/o timeout", 5*time.Second)},
 	{name: "the first query for each name is lost, with the resolver's options of `k8s/`", outcome: "served, two seconds late (without them: 502)", run: func(s *scene) {
@@ -290,7 +290,7 @@ func outOfReach(harm, heal func(*wire), attempts int, err string, while time.Dur
 }
 
 // nameless has the upstream's name lookup fail with err, after a while at least, and then no more.
-func nameless(failure dnsmessage.RCode, attempts int, err string, while time.Duration) func(*scene) {
+func nameless(failure int, attempts int, err string, while time.Duration) func(*scene) {
 	return func(s *scene) {
 		w := newWire(s)
 		up := w.api(fakeanthropic.HTTP2, count)
@@ -302,12 +302,12 @@ func nameless(failure dnsmessage.RCode, attempts int, err string, while time.Dur
 			s.Error("nobody has asked the name server")
 		}
 		s.got(up, 0)
-		names.answer(dnsmessage.RCodeSuccess)
+		names.answer(dns.RcodeSuccess)
 		s.Passed(s.Post(), 200, posted, 1)
 		names.answer(failure)
 		s.Passed(s.Post(), 200, posted, 1) // over the connection that there is
 		s.got(up, 2)
-		names.answer(dnsmessage.RCodeSuccess)
+		names.answer(dns.RcodeSuccess)
 	}
 }
 

@@ -27,8 +27,6 @@ const mib = 1 << 20
 var resourceFaults = []fault{
 	{name: "1,000 uploads of 10 MiB at once, in a container of 128 MiB", release: true, alone: true,
 		outcome: "all succeed: bodies wait in line for `body_memory_mb`", run: manyUploads},
-	{name: "an upload of 1 KiB/s that holds the memory that others wait for",
-		outcome: "408 `request_timeout` after 10 s below 8 KiB/s; the others go on", run: slowUpload},
 	{name: "5 uploads of 10 MiB at 10 KiB/s, in a body memory of 24 MiB", release: true, alone: true,
 		outcome: "they hold what they have filled; half of the uploads of 1 MiB beside them take less than a second", run: slowUploads},
 	{name: "5,000 connections for 1,000 places", release: true, alone: true,
@@ -52,8 +50,6 @@ var resourceFaults = []fault{
 			s.Errorf("%v lines were dropped, want more than a hundred", dropped)
 		}
 	}},
-	{name: "50 readers of answers of 8 MiB that stand still, in a container of 128 MiB", release: true, alone: true,
-		outcome: "the API is kept from sending ahead; the answers are whole when they read on", run: stillReaders},
 	{name: "5 % of one processor", release: true, alone: true, outcome: "slow, and nothing else: all requests succeed", run: throttled},
 }
 
@@ -123,20 +119,6 @@ func manyUploads(s *scene) {
 	s.crowd(uploads, 1, func() proxytest.Answer { return s.upload(size) }, isPassed(200, fmt.Sprint(size)))
 	s.Logf("%d uploads of 10 MiB in %v", uploads, time.Since(began).Round(time.Millisecond))
 	s.peaked()
-}
-
-func slowUpload(s *scene) {
-	s.Start(s.server(count), "[proxy]\nbody_memory_mb = 1\nmax_body_mb = 1\n")
-	slow := s.Say(message(fmt.Sprintf("Content-Length: %d", mib), "", ""))
-	s.Gauge(mib, "proxy_buffered_body_bytes")
-	stop := s.drips(slow, 1<<10)
-	began := time.Now()
-	s.Passed(s.upload(mib), 200, fmt.Sprint(mib), 1)
-	if took := time.Since(began); took > 25*time.Second {
-		s.Errorf("the other upload waited %v, want 10 to 20 s", took)
-	}
-	stop()
-	s.Refused(slow.Answer(), 408, "request_timeout", 0, "request_timeout")
 }
 
 // drips has a client send n bytes each second, until stop is called.
@@ -257,25 +239,6 @@ func (s *scene) logToPipe() (reader *os.File) {
 	reader = proxytest.Must(os.OpenFile(path, os.O_RDWR, 0))(s.T) // does not wait for a writer
 	s.withoutLog(">'" + path + "'")
 	return reader
-}
-
-func stillReaders(s *scene) {
-	const readers, size = 50, 8 * mib
-	up := s.API(fakeanthropic.HTTP2, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, zeros(size)) }))
-	s.contained(up.URL, "[proxy]\nbody_memory_mb = 24\n", up.Env()...) // as k8s/ has it
-	var answers []*http.Response
-	for range readers {
-		answers = append(answers, proxytest.Must(s.Client.Get(s.Proxy.URL()+"/v1/messages"))(s.T))
-	}
-	time.Sleep(3 * time.Second) // for all that may come ahead
-	for _, resp := range answers {
-		n, err := io.Copy(io.Discard, resp.Body)
-		if resp.Body.Close(); n != size || err != nil {
-			s.Errorf("%d bytes of an answer came (%v), want %d", n, err, size)
-		}
-		s.Expect(proxytest.Completed{Status: 200, Attempts: 1})
-	}
-	s.peaked()
 }
 
 func throttled(s *scene) {

@@ -19,7 +19,7 @@ import (
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
-// TestAlertsOfRealPrograms has a real Prometheus scrape two real proxies to which the faults are done that need no cluster;
+// TestAlertsOfRealPrograms has a real Prometheus scrape two real proxies to which the faults are done that need no tailnet;
 // e2e/cluster has the others. None of the alerts fires before.
 func TestAlertsOfRealPrograms(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -29,15 +29,20 @@ func TestAlertsOfRealPrograms(t *testing.T) {
 			w.WriteHeader(status)
 		} else if r.URL.Path == "/hold" {
 			<-ctx.Done()
+		} else if r.URL.Path == "/slow" {
+			time.Sleep(32 * time.Second)
+		} else if r.URL.Path == "/cut" {
+			panic(http.ErrAbortHandler)
 		}
 	}))
 	roomy := proxytest.Local(t, up.URL, "[proxy]\nbody_memory_mb = 300\n", up.Env()...)
-	// Its memory limit carries 80 connections, and nobody reads its log.
+	// Its memory limit carries 80 connections, it is at work on 4 requests at a time, and nobody reads its log.
 	unread, log, err := os.Pipe()
 	proxytest.Check(t, err)
 	defer unread.Close()
-	env := append(up.Env(), "GOMEMLIMIT=83MiB")
-	narrow := proxytest.Launch(t, proxytest.Options{Args: proxytest.Serve(up.URL), Env: env, Stdout: log})
+	narrow := proxytest.Launch(t, proxytest.Options{
+		Args: proxytest.Serve(up.URL), Env: append(up.Env(), "GOMEMLIMIT=83MiB"), Stdout: log, Config: "[proxy]\nmax_connections = 4\n",
+	})
 	log.Close() // the child has its own
 	proxytest.Check(t, narrow.WaitListening(proxytest.Timeout))
 
@@ -77,8 +82,11 @@ func TestAlertsOfRealPrograms(t *testing.T) {
 		}
 	}
 
-	for _, path := range failures {
-		post(roomy, path, 20, 1)
+	for range 5 {
+		go post(roomy, "/slow", 1, 1)
+	}
+	for _, path := range append(failures, "/cut") {
+		post(roomy, path, 40, 1)
 	}
 	for range 15 {
 		go post(roomy, "/hold", 1, 10<<20)
@@ -91,12 +99,18 @@ func TestAlertsOfRealPrograms(t *testing.T) {
 		flood.Go(func() { post(narrow, "/200"+strings.Repeat("/", 300), 1000, 0) })
 	}
 	flood.Wait()
-	for alert, pod := range map[string]string{
-		"Throttled": "roomy", "Overloaded": "roomy", "ServerErrors": "roomy", "Memory": "roomy",
-		"Connections": "narrow", "LogLinesDropped": "narrow",
-	} {
-		if err := server.Await(ctx, fmt.Sprintf(`ALERTS{alertname="AnthropicProxy%s",alertstate="firing",pod=%q}`, alert, pod)); err != nil {
-			t.Error(err)
+	for range 5 {
+		go post(narrow, "/hold", 1, 1)
+	}
+	fires := func(pod string, alerts ...string) {
+		for _, alert := range alerts {
+			if err := server.Await(ctx, fmt.Sprintf(`ALERTS{alertname="AnthropicProxy%s",alertstate="firing",pod=%q}`, alert, pod)); err != nil {
+				t.Error(err)
+			}
 		}
 	}
+	fires("narrow", "Connections", "LogLinesDropped", "Queue") // first, as idle connections are closed after a while
+	fires("roomy", "Throttled", "Overloaded", "ServerErrors", "Memory", "UpstreamErrors", "Slow")
+	proxytest.Check(t, narrow.Stop())
+	fires("narrow", "ScrapeMissing")
 }

@@ -84,6 +84,9 @@ var common = []fact{
 	{"proxy volumeMounts", "[{name: config, mountPath: /etc/anthropic-oauth-proxy, readOnly: true}, " +
 		"{name: tailscale-socket, mountPath: /var/run/tailscale, readOnly: true}]"},
 
+	// The API's name first, and again after 2 s.
+	{"pod spec dnsConfig", `{options: [{name: attempts, value: "3"}, {name: ndots, value: "1"}, {name: timeout, value: "2"}]}`},
+
 	{"NetworkPolicy spec", "{podSelector: {matchLabels: " + selector + "}, policyTypes: [Ingress, Egress], " +
 		"ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}], " +
 		"ports: [{port: health, protocol: TCP}]}], egress: [{ports: [{protocol: TCP, port: 443}, {protocol: TCP, port: 80}, " +

@@ -49,7 +49,10 @@ const (
 	stream  = "/stream"  // streamEvents, one each half second
 )
 
-const streamEvents = 120
+const (
+	event        = "data: {}\n\n"
+	streamEvents = 120
+)
 
 // newBox starts the proxy. Its log goes into the file, or, without one, where a test that fails shows it.
 func newBox(t *testing.T, log ...string) *box {
@@ -70,7 +73,7 @@ func newBox(t *testing.T, log ...string) *box {
 		Config:    fmt.Sprintf("[proxy]\nbody_memory_mb = 24\nhealth_addr = %q\nconnect_timeout_secs = 60\n", health), // on an emulated processor a handshake may take long
 		Env:       append(up.Env(), "GOMEMLIMIT=96MiB", "GOMAXPROCS=1", "LOG_LEVEL="+level),                           // but for the last as in k8s/deployment.yaml
 	})
-	b.must(b.WaitListening(patience))
+	proxytest.Check(t, b.WaitListening(patience))
 	t.Cleanup(func() {
 		b.letGo()
 		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
@@ -79,11 +82,6 @@ func newBox(t *testing.T, log ...string) *box {
 		}
 	})
 	return b
-}
-
-func (b *box) must(err error) {
-	b.Helper()
-	proxytest.Check(b.T, err)
 }
 
 // api is the upstream.
@@ -106,7 +104,7 @@ func api(w http.ResponseWriter, r *http.Request) {
 		time.Sleep(2 * time.Second)
 	case stream:
 		for range streamEvents {
-			fmt.Fprint(w, "data: {}\n\n")
+			fmt.Fprint(w, event)
 			http.NewResponseController(w).Flush()
 			time.Sleep(500 * time.Millisecond)
 		}
@@ -155,16 +153,6 @@ func (b *box) stillReader() *net.TCPConn {
 	return conn
 }
 
-// ask sends a request over a connection of its own, and checks the status of the answer.
-func (b *box) ask(request string, status int) error {
-	conn, err := b.dial(request)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return answered(conn, status)
-}
-
 // answered reads an answer and checks its status.
 func answered(conn net.Conn, status int) error {
 	conn.SetReadDeadline(time.Now().Add(10 * time.Minute))
@@ -186,33 +174,21 @@ func (b *box) client() *http.Client {
 	return &http.Client{Transport: transport, Timeout: 10 * time.Minute}
 }
 
+// ask sends a request of n bytes, and checks that the answer is whole and this text; empty: any.
+func (b *box) ask(client *http.Client, method, url string, n int, text string) error {
+	a, err := proxytest.Ask(client, proxytest.Must(http.NewRequest(method, url, bytes.NewReader(make([]byte, n))))(b.T))
+	if err != nil || a.Err != nil || a.StatusCode != 200 || text != "" && a.Text != text {
+		return fmt.Errorf("%.200q, %v, %v; want 200, %.200q", a.Text, err, a.Err, text)
+	}
+	return nil
+}
+
 // post uploads n bytes so many times, one after the other, and checks the answers.
-func (b *box) post(times int, client *http.Client, path string, n int) error {
-	for range times {
-		req := proxytest.Must(http.NewRequest("POST", url+path, bytes.NewReader(make([]byte, n))))(b.T)
-		a, err := proxytest.Ask(client, req)
-		if err != nil || a.Err != nil || a.StatusCode != 200 || a.Text != strconv.Itoa(n) {
-			return fmt.Errorf("%.200q, %v, %v; want 200, %d", a.Text, err, a.Err, n)
-		}
+func (b *box) post(times int, client *http.Client, path string, n int) (err error) {
+	for ; times > 0 && err == nil; times-- {
+		err = b.ask(client, "POST", url+path, n, strconv.Itoa(n))
 	}
-	return nil
-}
-
-// get reads an answer of 200, in which there are so many events.
-func (b *box) get(client *http.Client, url string, events int) error {
-	a, err := proxytest.Ask(client, proxytest.Must(http.NewRequest("GET", url, nil))(b.T))
-	if n := strings.Count(a.Text, "\n\n"); err != nil || a.Err != nil || a.StatusCode != 200 || n != events {
-		return fmt.Errorf("%d of %d events, %v, %v", n, events, err, a.Err)
-	}
-	return nil
-}
-
-// slowUpload brings 10 MiB at 10 KiB/s, until it is refused.
-func (b *box) slowUpload() {
-	conn, err := b.dial("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
-	for ; err == nil; time.Sleep(time.Second) {
-		_, err = conn.Write(make([]byte, 10<<10))
-	}
+	return err
 }
 
 // all runs n clients at once to their end.

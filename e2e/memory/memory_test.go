@@ -42,7 +42,14 @@ func TestUploads(t *testing.T) {
 func TestManyFields(t *testing.T) {
 	b := newBox(t)
 	request := "GET /held HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", 11_000) + "\r\n"
-	b.all(600, func(int) error { return b.ask(request, 431) })
+	b.all(600, func(int) error {
+		conn, err := b.dial(request)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return answered(conn, 431)
+	})
 }
 
 // TestQueued: 3,000 requests of 50 KB behind slow answers, far more than are accepted.
@@ -88,12 +95,12 @@ func TestStillReaders(t *testing.T) {
 	time.Sleep(10 * time.Second)
 	on := answers[readers/2]
 	on.SetReadBuffer(mib)
-	b.must(answered(on, 200))
+	proxytest.Check(t, answered(on, 200))
 	for range 400 {
 		b.stillReader()
 	}
 	time.Sleep(10 * time.Second)
-	b.must(b.post(1, b.client(), count, 10))
+	proxytest.Check(t, b.post(1, b.client(), count, 10))
 }
 
 // TestLargeResponseHeaders: 100 answers at once with 200 KiB of headers.
@@ -116,7 +123,12 @@ func TestMixed(t *testing.T) {
 	b.hold(500, "")
 	b.hold(125, heldBack)
 	for range 5 {
-		go b.slowUpload()
+		go func() { // 10 MiB at 10 KiB/s, until it is refused
+			conn, err := b.dial("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")
+			for ; err == nil; time.Sleep(time.Second) {
+				_, err = conn.Write(make([]byte, 10<<10))
+			}
+		}()
 	}
 	long := count + strings.Repeat("/", 300) // the lines are more than 1 MiB
 	b.all(30, func(int) error { return b.post(60, b.client(), long, 10) })
@@ -138,7 +150,7 @@ func TestMixed(t *testing.T) {
 			time.Sleep(time.Second)
 			asked := time.Now()
 			defer func() { worst = max(worst, time.Since(asked)) }()
-			return b.get(probe, "http://"+health+"/health", 0)
+			return b.ask(probe, "GET", "http://"+health+"/health", 0, "")
 		}),
 	}
 	for range 10 {
@@ -146,7 +158,7 @@ func TestMixed(t *testing.T) {
 		clients = append(clients, during("an upload", func() error { return b.post(1, client, count, mib) }))
 	}
 	for range 20 {
-		clients = append(clients, func() error { return b.get(b.client(), url+stream, streamEvents) })
+		clients = append(clients, func() error { return b.ask(b.client(), "GET", url+stream, 0, strings.Repeat(event, streamEvents)) })
 	}
 	b.all(len(clients), func(i int) error { return clients[i]() })
 	b.Logf("/health took %v at most", worst)

@@ -173,8 +173,7 @@ func (s *Scene) Get(path string, headers ...string) Answer {
 // Send sends a request and reads the answer to its end; there has to be one.
 func (s *Scene) Send(method, path string, body io.Reader, headers ...string) Answer {
 	s.Helper()
-	a := Must(s.Try(s.Request(method, path, body, headers...)))(s)
-	return a
+	return Must(s.Try(s.Request(method, path, body, headers...)))(s)
 }
 
 // Request makes a request to the proxy with a bearer token.

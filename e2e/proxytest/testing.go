@@ -1,6 +1,7 @@
 package proxytest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -55,15 +56,13 @@ func Local(t testing.TB, upstream, config string, env ...string) *Proxy {
 // WaitLog is [Proxy.WaitLog] for tests, with [Timeout].
 func WaitLog(t testing.TB, p *Proxy, message string) Line {
 	t.Helper()
-	line := Must(p.WaitLog(message, Timeout))(t)
-	return line
+	return Must(p.WaitLog(message, Timeout))(t)
 }
 
 // Scrape is [Proxy.Metrics] for tests.
 func Scrape(t testing.TB, p *Proxy) Metrics {
 	t.Helper()
-	m := Must(p.Metrics())(t)
-	return m
+	return Must(p.Metrics())(t)
 }
 
 // Result is how a proxy ended that was to end by itself.
@@ -78,12 +77,7 @@ func Exec(t testing.TB, o Options) Result {
 	t.Helper()
 	p := Must(Start(o))(t)
 	code, err := p.Wait(Timeout)
-	if stopErr := p.Stop(); stopErr != nil {
-		t.Error(stopErr)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	Check(t, errors.Join(err, p.Stop()))
 	return Result{Code: code, Stdout: p.Stdout(), Stderr: p.Stderr()}
 }
 

@@ -1,8 +1,8 @@
 package tailnet
 
 import (
+	"anthropic-oauth-proxy/e2e/proxytest"
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -20,8 +20,7 @@ type Control struct {
 	// URL is what nodes are given as their login server.
 	URL string
 
-	server     *testcontrol.Server
-	routeDelay time.Duration
+	server *testcontrol.Server
 
 	mu    sync.Mutex
 	down  bool
@@ -33,7 +32,7 @@ func (tn *Tailnet) startControl(opts Options, derp *tailcfg.DERPMap) error {
 	if err != nil {
 		return err
 	}
-	c := &Control{URL: "http://" + listener.Addr().String(), routeDelay: opts.RouteDelay}
+	c := &Control{URL: "http://" + listener.Addr().String()}
 	c.server = &testcontrol.Server{
 		Logf:               logger.Discard,
 		ExplicitBaseURL:    c.URL,
@@ -119,26 +118,6 @@ func (c *Control) Rename(name, to string) error {
 	return c.modify(name, func(node *tailcfg.Node) { node.Name = to + "." + Domain + "." })
 }
 
-// modify changes what the control server knows of the nodes of a name and tells all nodes. It waits for a node that has
-// told how it is reached: until then its own updates race with ours, which replace the whole.
-func (c *Control) modify(name string, change func(*tailcfg.Node)) error {
-	found := false
-	err := poll(context.Background(), func() bool {
-		for _, node := range c.server.AllNodes() {
-			if memberName(node) == name && !node.DiscoKey.IsZero() && node.HomeDERP != 0 && len(node.Endpoints) > 0 {
-				change(node)
-				c.server.UpdateNode(node)
-				found = true
-			}
-		}
-		return found
-	})
-	if err != nil {
-		return fmt.Errorf("changing node %s: the control server does not know how it is reached: %w", name, err)
-	}
-	return nil
-}
-
 // Grant gives all nodes the app capabilities on all nodes, and takes those of an earlier call away.
 func (c *Control) Grant(capabilities ...string) {
 	grants := tailcfg.PeerCapMap{}
@@ -146,4 +125,20 @@ func (c *Control) Grant(capabilities ...string) {
 		grants[tailcfg.PeerCapability(capability)] = nil
 	}
 	c.server.SetGlobalAppCaps(grants)
+}
+
+// modify changes what the control server knows of the nodes of a name and tells all nodes. It waits for a node that has
+// told how it is reached: until then its own updates race with ours, which replace the whole.
+func (c *Control) modify(name string, change func(*tailcfg.Node)) error {
+	return proxytest.Poll(func() string {
+		wrong := "the control server does not know how node " + name + " is reached"
+		for _, node := range c.server.AllNodes() {
+			if memberName(node) == name && !node.DiscoKey.IsZero() && node.HomeDERP != 0 && len(node.Endpoints) > 0 {
+				change(node)
+				c.server.UpdateNode(node)
+				wrong = ""
+			}
+		}
+		return wrong
+	})
 }

@@ -8,11 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"tailscale.com/ipn"
 
 	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -45,23 +42,16 @@ func setUp(t *testing.T, opts tailnet.Options) *fixture {
 	f := &fixture{Scene: proxytest.NewScene(t)}
 	bin := proxytest.Must(tailnet.Build(f.Context(), os.Stderr))(t)
 	f.tailnet = proxytest.Must(tailnet.New(bin, opts))(t)
-	t.Cleanup(func() { f.check(f.tailnet.Close()) })
+	t.Cleanup(func() { f.do(f.tailnet.Close()) })
 	f.upstream = f.API(fakeanthropic.HTTP2, nil)
 	f.sidecar = f.newNode(hostname)
 	return f
 }
 
-// do ends the test if a step went wrong: f.do(n.Start(ctx)). check goes on.
+// do ends the test if a step went wrong: f.do(n.Start()).
 func (f *fixture) do(err error) {
 	f.Helper()
 	proxytest.Check(f.T, err)
-}
-
-func (f *fixture) check(err error) {
-	f.Helper()
-	if err != nil {
-		f.Error(err)
-	}
 }
 
 func (f *fixture) newNode(name string, tags ...string) *tailnet.Node {
@@ -79,7 +69,7 @@ func (f *fixture) newNode(name string, tags ...string) *tailnet.Node {
 // connect starts a node and logs it in.
 func (f *fixture) connect(n *tailnet.Node) {
 	f.Helper()
-	f.do(n.Start(f.Context()))
+	f.do(n.Start())
 	f.do(n.Up(f.Context(), ""))
 }
 
@@ -91,22 +81,6 @@ func (f *fixture) client(name string, tags ...string) (*tailnet.Node, *http.Clie
 	c := n.HTTPClient()
 	f.Cleanup(c.CloseIdleConnections)
 	return n, c
-}
-
-// inBackground runs a step that lasts until its end or the test's.
-func (f *fixture) inBackground(step func()) {
-	var running sync.WaitGroup
-	running.Go(step)
-	f.Cleanup(running.Wait) // the context has ended by then
-}
-
-// login starts logging the sidecar in and does not wait for how it ends.
-func (f *fixture) login() { f.inBackground(func() { _ = f.sidecar.Up(f.Context(), "") }) }
-
-// await waits for a state of the sidecar's daemon.
-func (f *fixture) await(state ipn.State) {
-	f.Helper()
-	f.do(f.sidecar.Await(f.Context(), state))
 }
 
 // options are those of a proxy beside a node.
@@ -140,16 +114,16 @@ func (f *fixture) connected(config string) {
 	f.running(f.sidecar, config)
 }
 
-// ip returns a node's address in the tailnet.
-func (f *fixture) ip(n *tailnet.Node) string {
+// self returns a node as its tailnet knows it.
+func (f *fixture) self(n *tailnet.Node) tailnet.Self {
 	f.Helper()
-	return proxytest.Must(n.IP(f.Context()))(f.T).String()
+	return proxytest.Must(n.Self(f.Context()))(f.T)
 }
 
 // url is the proxy's address as other nodes know it.
 func (f *fixture) url() string {
 	f.Helper()
-	return "http://" + f.ip(f.sidecar) + f.Proxy.Addr()[strings.LastIndex(f.Proxy.Addr(), ":"):]
+	return "http://" + f.self(f.sidecar).IP + f.Proxy.Addr()[strings.LastIndex(f.Proxy.Addr(), ":"):]
 }
 
 // What /health answers but for the uptime.
@@ -168,15 +142,7 @@ func (f *fixture) health() string {
 	return fmt.Sprint(a.StatusCode, " ", uptime.ReplaceAllString(a.Text, `"uptime_seconds":N`))
 }
 
-// checkHealth checks /health, which has no field but these, in this order.
-func (f *fixture) checkHealth(want string) {
-	f.Helper()
-	if got := f.health(); got != want {
-		f.Errorf("GET /health: %s\nwant %s", got, want)
-	}
-}
-
-// awaitHealth waits until /health has some words.
+// awaitHealth waits until /health has some words, or is all of that.
 func (f *fixture) awaitHealth(words string) {
 	f.Helper()
 	proxytest.Eventually(f.T, "/health with "+words, func() bool { return strings.Contains(f.health(), words) })
@@ -219,12 +185,6 @@ func (f *fixture) served(c *http.Client, base string) {
 	if a := f.post(c, base); a.StatusCode != http.StatusOK || time.Since(start) > 2*soon {
 		f.Errorf("status %d after %v, want 200: %s", a.StatusCode, time.Since(start), a.Text)
 	}
-}
-
-// servedLocally is served, for a caller on the proxy's own machine.
-func (f *fixture) servedLocally() {
-	f.Helper()
-	f.served(f.Client, f.Proxy.URL())
 }
 
 // upstreamGot checks how many requests there were so far.

@@ -20,28 +20,23 @@ func (c *Control) withKeys() http.Handler {
 	const token = "test-access-token"
 	mux := http.NewServeMux()
 	mux.Handle("/", c.server)
-	answer := func(path string, v map[string]any, allowed func(*http.Request) bool) {
-		mux.HandleFunc("POST /api/v2/"+path, func(w http.ResponseWriter, r *http.Request) {
-			if !allowed(r) {
-				http.Error(w, "not allowed", http.StatusForbidden)
-				return
-			}
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(v) // a client that has gone
-		})
-	}
-	access := map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600}
-	answer("oauth/token", access, func(r *http.Request) bool {
-		_, secret, _ := r.BasicAuth()
-		return secret == ClientSecret
-	})
-	answer("oauth/token-exchange", access, func(r *http.Request) bool {
-		return r.FormValue("client_id") == ClientID && r.FormValue("jwt") == IDToken
-	})
-	answer("tailnet/-/keys", map[string]any{"id": "k1", "key": c.server.RequireAuthKey}, func(r *http.Request) bool {
+	mux.HandleFunc("POST /api/v2/{path...}", func(w http.ResponseWriter, r *http.Request) {
+		client, identity := r.FormValue("client_id"), r.FormValue("jwt")
 		request, _ := io.ReadAll(r.Body)
-		key, _, _ := r.BasicAuth() // tailscale's client uses the token as it would an API key
-		return bytes.Contains(request, []byte(`"tags":["tag:`)) && (key == token || r.Header.Get("Authorization") == "Bearer "+token)
+		user, secret, _ := r.BasicAuth() // tailscale's client uses the token as it would an API key
+		bearer := user == token || r.Header.Get("Authorization") == "Bearer "+token
+		var answer any = map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600}
+		switch path := r.PathValue("path"); {
+		case path == "oauth/token" && secret == ClientSecret:
+		case path == "oauth/token-exchange" && client == ClientID && identity == IDToken:
+		case path == "tailnet/-/keys" && bearer && bytes.Contains(request, []byte(`"tags":["tag:`)):
+			answer = map[string]string{"id": "k1", "key": c.server.RequireAuthKey}
+		default:
+			http.Error(w, "not allowed", http.StatusForbidden)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(answer) // a client that has gone
 	})
 	return mux
 }

@@ -5,18 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"tailscale.com/client/local"
 	"tailscale.com/ipn"
-	"tailscale.com/ipn/ipnstate"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
@@ -37,7 +36,7 @@ type Node struct {
 
 // Start runs tailscaled with the node's state and returns when it answers. A node that was logged in before comes back
 // by itself; a new one needs Up.
-func (n *Node) Start(ctx context.Context) error {
+func (n *Node) Start() error {
 	err := n.run(syscall.SIGKILL, nil, "tailscaled",
 		"--tun=userspace-networking",
 		"--statedir="+n.dir,
@@ -46,7 +45,7 @@ func (n *Node) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.Await(ctx)
+	return n.Await()
 }
 
 // BootWith runs containerboot, the entry point of the sidecar's image, which starts tailscaled and logs it in as its
@@ -133,7 +132,7 @@ func (n *Node) End(sig syscall.Signal) error {
 		return nil
 	}
 	_ = n.daemon.Signal(sig) // it may have ended
-	_, err := n.daemon.Wait(timeout)
+	_, err := n.daemon.Wait(proxytest.Timeout)
 	return errors.Join(err, n.daemon.Stop())
 }
 
@@ -159,57 +158,32 @@ func (n *Node) Tailscale(ctx context.Context, args ...string) error {
 }
 
 // Await waits until the daemon answers, whoever has started it, and is in one of the states, if any are given.
-func (n *Node) Await(ctx context.Context, states ...ipn.State) error {
-	last := "nothing"
-	err := poll(ctx, func() bool {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
+func (n *Node) Await(states ...ipn.State) error {
+	return proxytest.Poll(func() string {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		st, err := n.local.StatusWithoutPeers(ctx)
-		if err != nil {
-			return false
+		in := func(state ipn.State) bool { return state.String() == st.BackendState }
+		if err == nil && (states == nil || slices.ContainsFunc(states, in)) {
+			return ""
 		}
-		last = st.BackendState
-		for _, state := range states {
-			if last == state.String() {
-				return true
-			}
-		}
-		return states == nil
+		return fmt.Sprintf("%s is not in a state of %v: %+v, %v", n.Name, states, st, err)
 	})
-	if err != nil {
-		return fmt.Errorf("waiting for %v of %s, which says %s: %w", states, n.Name, last, err)
-	}
-	return nil
 }
 
-// status is the daemon's own view. It has to be logged in.
-func (n *Node) status(ctx context.Context) (*ipnstate.Status, error) {
+// Self is a node as its tailnet knows it.
+type Self struct {
+	IP   string // of IPv4
+	User string // the login name of its owner
+}
+
+// Self asks the daemon, which has to be logged in.
+func (n *Node) Self(ctx context.Context) (Self, error) {
 	st, err := n.local.Status(ctx)
-	if err == nil && (st.Self == nil || len(st.TailscaleIPs) == 0) {
-		err = fmt.Errorf("it is not logged in (%s)", st.BackendState)
+	if err != nil || st.Self == nil || len(st.TailscaleIPs) == 0 {
+		return Self{}, fmt.Errorf("%s is not logged in: %+v, %v", n.Name, st, err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("asking the daemon of %s for its status: %w", n.Name, err)
-	}
-	return st, nil
-}
-
-// IP returns the node's IPv4 address in the tailnet.
-func (n *Node) IP(ctx context.Context) (ip netip.Addr, err error) {
-	st, err := n.status(ctx)
-	if err == nil {
-		ip = st.TailscaleIPs[0] // before that of IPv6
-	}
-	return ip, err
-}
-
-// User returns the login name of the node's owner.
-func (n *Node) User(ctx context.Context) (name string, err error) {
-	st, err := n.status(ctx)
-	if err == nil {
-		name = st.User[st.Self.UserID].LoginName
-	}
-	return name, err
+	return Self{st.TailscaleIPs[0].String(), st.User[st.Self.UserID].LoginName}, nil
 }
 
 // SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a program on this node reaches the tailnet.
@@ -236,20 +210,3 @@ func (n *Node) Log() string {
 }
 
 func (n *Node) log() string { return filepath.Join(n.dir, "daemons.log") }
-
-// timeout bounds what takes a daemon a second on an idle machine.
-const timeout = time.Minute
-
-// poll calls ok until it returns true, ctx ends or the time is up.
-func poll(ctx context.Context, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	return nil
-}

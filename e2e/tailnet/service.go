@@ -70,7 +70,6 @@ func (s *Service) steer(ctx context.Context) {
 			}
 		}
 		if host != nil && !slices.ContainsFunc(active, func(n *tailcfg.Node) bool { return n.Key == host.Key }) {
-			time.Sleep(s.control.routeDelay)
 			server.SetSubnetRoutes(host.Key, nil)
 			host = nil
 		}

@@ -1,10 +1,10 @@
 package tailnet_test
 
 import (
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,7 +22,7 @@ func TestCallers(t *testing.T) {
 	f.connect(f.sidecar)
 	laptop, fromLaptop := f.client("laptop")
 	_, fromRunner := f.client("runner", "tag:build", "tag:ci")
-	user := proxytest.Must(laptop.User(t.Context()))(t)
+	user := f.self(laptop).User
 
 	for config, outside := range map[string]int{"": 200, "[proxy]\nrequire_tailnet = true": 403} {
 		f.running(f.sidecar, config)
@@ -37,7 +37,7 @@ func TestCallers(t *testing.T) {
 			{f.Client, f.Proxy.URL(), outside, "", ""}, // no node, on the proxy's own machine
 		} {
 			a := f.post(tt.client, tt.base, "Anthropic-Beta", "first-2025-01-01,second-2025-01-01", "Anthropic-Beta", "third-2025-01-01",
-				"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.ip(laptop), "Forwarded", "for="+f.ip(laptop))
+				"Tailscale-User-Login", "admin@example.com", "X-Forwarded-For", f.self(laptop).IP, "Forwarded", "for="+f.self(laptop).IP)
 			if tt.status == 403 {
 				f.Refused(a, 403, "forbidden", 0, "")
 			} else if a.StatusCode != 200 || !strings.Contains(a.Text, `"stop_reason":"end_turn"`) {
@@ -71,40 +71,35 @@ func TestCallers(t *testing.T) {
 // anything on the way waited for more, it would never arrive. finish lets the stream end. Later requests are answered as usual.
 func (f *fixture) stream(c *http.Client, base string) (next, finish func()) {
 	f.Helper()
-	more := make(chan struct{})
+	more := make(chan bool)
+	end := sync.OnceFunc(func() { close(more) })
+	f.Cleanup(end)
 	f.upstream.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
-		for i, open := 0, true; open; i++ {
-			fakeanthropic.WriteEvent(w, map[string]any{"type": "ping", "index": i})
-			select {
-			case _, open = <-more:
-			case <-r.Context().Done():
-				return
-			}
+		for open := true; open; open = <-more {
+			io.WriteString(w, proxytest.Event)
+			http.NewResponseController(w).Flush()
 		}
 	}))
 	resp := proxytest.Must(c.Do(f.request(base)))(f.T)
 	f.Cleanup(func() { resp.Body.Close() })
 	f.upstream.Handle(nil)
-	events := 0
 	read := func() {
 		f.Helper()
-		want := fmt.Sprintf("event: ping\ndata: {\"index\":%d,\"type\":\"ping\"}\n\n", events)
-		got := make([]byte, len(want))
-		if n, err := io.ReadFull(resp.Body, got); string(got) != want {
-			f.Fatalf("event %d is %q, %v; want %q", events, got[:n], err, want)
+		got := make([]byte, len(proxytest.Event))
+		if n, err := io.ReadFull(resp.Body, got); string(got) != proxytest.Event {
+			f.Fatalf("the next event is %q, %v", got[:n], err)
 		}
-		events++
 	}
 	read()
 	next = func() {
 		f.Helper()
-		more <- struct{}{}
+		more <- true
 		read()
 	}
 	finish = func() {
 		f.Helper()
-		close(more)
+		end()
 		if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
 			f.Errorf("the stream ended with %q, %v; want its clean end", rest, err)
 		}

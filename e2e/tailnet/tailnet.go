@@ -6,7 +6,7 @@
 //	tn, err := tailnet.New(bin, tailnet.Options{})
 //	defer tn.Close()
 //	sidecar, err := tn.NewNode("anthropic-oauth-proxy")
-//	err = sidecar.Start(ctx)      // a tailscaled that answers on sidecar.Socket
+//	err = sidecar.Start()      // a tailscaled that answers on sidecar.Socket
 //	err = sidecar.Up(ctx, "")     // …and that is logged in and running
 //
 // A connection to a node's tailnet address ends at 127.0.0.1 on the same port: that is how a userspace tailscaled hands
@@ -24,7 +24,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"tailscale.com/client/local"
 )
@@ -40,8 +39,6 @@ type Options struct {
 
 	// ApproveMachines makes new nodes wait for Control.ApproveAll.
 	ApproveMachines bool
-
-	RouteDelay time.Duration // how long a service has no host between two
 
 	// Host is the IPv4 address of this machine at which nodes find the servers. Empty: 127.0.0.1, which serves the nodes
 	// of NewNode; pods and other machines need one that they can reach.
@@ -61,11 +58,7 @@ type Tailnet struct {
 // New starts the servers of a tailnet that has no nodes yet.
 func New(bin *Binaries, opts Options) (tn *Tailnet, err error) {
 	tn = &Tailnet{bin: bin, host: cmp.Or(opts.Host, "127.0.0.1")}
-	parent := os.TempDir()
-	if len(parent) > 60 { // a Unix socket's name ends at 107 bytes
-		parent = "/tmp"
-	}
-	if tn.dir, err = os.MkdirTemp(parent, "tn-"); err != nil {
+	if tn.dir, err = os.MkdirTemp("/tmp", "tn-"); err != nil { // not a longer one: a Unix socket's name ends at 107 bytes
 		return nil, err
 	}
 	tn.atClose(tn.removeFiles)

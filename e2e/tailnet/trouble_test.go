@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -34,55 +35,61 @@ var troubles = []trouble{
 		end: func(f *fixture) { f.connect(f.sidecar) }},
 	{name: "SIGKILL and restart", connected: true, error: "TailnetNotRunning", check: "refused",
 		begin: func(f *fixture) { f.do(f.sidecar.End(syscall.SIGKILL)) },
-		end:   func(f *fixture) { f.do(f.sidecar.Start(f.Context())) }},
+		end:   func(f *fixture) { f.do(f.sidecar.Start()) }},
 	{name: "SIGTERM and restart", connected: true, error: "TailnetNotRunning", check: "no such file",
 		begin: func(f *fixture) { f.do(f.sidecar.End(syscall.SIGTERM)) },
-		end:   func(f *fixture) { f.do(f.sidecar.Start(f.Context())) }},
+		end:   func(f *fixture) { f.do(f.sidecar.Start()) }},
 	{name: "SIGSTOP and SIGCONT", connected: true, error: "TailnetNotRunning", check: "does not answer", unnoticed: 20 * time.Second,
 		begin: func(f *fixture) { f.do(f.sidecar.Signal(syscall.SIGSTOP)) },
 		end:   func(f *fixture) { f.do(f.sidecar.Signal(syscall.SIGCONT)) }},
 	{name: "tailscale down and up", connected: true, error: "TailnetNotRunning", check: "TailnetNotRunning",
 		begin: func(f *fixture) {
 			f.do(f.sidecar.Tailscale(f.Context(), "down"))
-			f.await(ipn.Stopped)
+			f.do(f.sidecar.Await(ipn.Stopped))
 		},
 		end: func(f *fixture) { f.do(f.sidecar.Up(f.Context(), "")) }},
 	{name: "key expiry and extension", connected: true, error: "TailnetAuth", check: "TailnetAuth",
 		begin: func(f *fixture) {
 			f.do(f.tailnet.Control.SetMemberExpiry(hostname, time.Now().Add(-time.Minute)))
-			f.await(ipn.NeedsLogin)
+			f.do(f.sidecar.Await(ipn.NeedsLogin))
 		},
 		end: func(f *fixture) { f.do(f.tailnet.Control.SetMemberExpiry(hostname, time.Now().Add(time.Hour))) }},
 	{name: "logout and login", connected: true, error: "TailnetAuth", passing: "TailnetConnect", check: "TailnetAuth",
 		begin: func(f *fixture) {
 			f.do(f.sidecar.Tailscale(f.Context(), "logout"))
-			f.await(ipn.NeedsLogin)
+			f.do(f.sidecar.Await(ipn.NeedsLogin))
 		},
 		end: func(f *fixture) {
 			f.do(f.sidecar.Up(f.Context(), ""))
-			if ip := f.ip(f.sidecar); ip == "100.64.0.1" { // who logs in anew is another node
+			if ip := f.self(f.sidecar).IP; ip == "100.64.0.1" { // who logs in anew is another node
 				f.Fatalf("the node kept its address %s: that the proxy knows it proves nothing", ip)
 			}
 		}},
 	{name: "wrong auth key", options: keyed, error: "TailnetAuth", check: "TailnetAuth",
 		begin: func(f *fixture) {
-			f.do(f.sidecar.Start(f.Context()))
+			f.do(f.sidecar.Start())
 			wrongLogin(f)
 		},
 		end: rightLogin},
 	{name: "wrong auth key once the proxy listens", options: keyed, error: "TailnetAuth", check: "TailnetAuth",
-		begin: func(f *fixture) { f.do(f.sidecar.Start(f.Context())) },
+		begin: func(f *fixture) { f.do(f.sidecar.Start()) },
 		late:  wrongLogin,
 		end:   rightLogin},
 	{name: "wrong auth key under containerboot", options: keyed, error: "TailnetAuth",
 		begin: func(f *fixture) {
-			f.inBackground(func() { f.check(f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey)) })
+			var booting sync.WaitGroup
+			booting.Go(func() {
+				if err := f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey); err != nil {
+					f.Error(err)
+				}
+			})
+			f.Cleanup(booting.Wait) // the context has ended by then
 		}},
-	{name: "machine approval pending", options: tailnet.Options{ApproveMachines: true}, error: "TailnetMachineAuth", check: "TailnetMachineAuth",
-		begin: func(f *fixture) { f.do(f.sidecar.Start(f.Context())) },
+	{name: "machine approval pending, under containerboot", options: tailnet.Options{ApproveMachines: true},
+		error: "TailnetMachineAuth", check: "TailnetMachineAuth",
 		late: func(f *fixture) {
-			f.login()
-			f.await(ipn.NeedsMachineAuth)
+			f.do(f.sidecar.BootWith("TS_AUTHKEY=" + rightKey))
+			f.do(f.sidecar.Await(ipn.NeedsMachineAuth))
 		},
 		end: func(f *fixture) {
 			proxytest.Eventually(f.T, "a node to approve", func() bool { return f.tailnet.Control.ApproveAll() > 0 })
@@ -90,8 +97,8 @@ var troubles = []trouble{
 	{name: "control server down, new node", error: "TailnetConnect",
 		begin: func(f *fixture) {
 			f.tailnet.Control.Stop()
-			f.do(f.sidecar.Start(f.Context()))
-			f.login()
+			f.do(f.sidecar.Start())
+			go f.sidecar.Up(f.Context(), "") // which waits
 		},
 		end: func(f *fixture) { f.tailnet.Control.Start() }},
 	{name: "control server down, known node", error: "TailnetConnect", check: "TailnetConnect",
@@ -99,7 +106,7 @@ var troubles = []trouble{
 			f.connect(f.sidecar)
 			f.do(f.sidecar.End(syscall.SIGTERM))
 			f.tailnet.Control.Stop()
-			f.do(f.sidecar.Start(f.Context()))
+			f.do(f.sidecar.Start())
 		},
 		end: func(f *fixture) { f.tailnet.Control.Start() }},
 }
@@ -140,7 +147,7 @@ func (tt trouble) meet(t *testing.T) *fixture {
 			step(f)
 		}
 	}
-	f.checkHealth(degraded)
+	f.awaitHealth(degraded)
 	return f
 }
 
@@ -228,10 +235,10 @@ func TestStartRecoveries(t *testing.T) {
 			}
 			f.awaitRetry(8)
 			tt.end(f)
-			f.await(ipn.Running)
+			f.do(f.sidecar.Await(ipn.Running))
 			f.follows(true, soon)
 			f.do(f.Proxy.WaitRunning(soon))
-			f.servedLocally()
+			f.served(f.Client, f.Proxy.URL())
 			f.upstreamGot(1)
 			if lines := linesWith(f.Proxy, "level", "ERROR"); len(lines) > 0 {
 				t.Errorf("it was logged as an error: %v", lines)
@@ -260,16 +267,16 @@ func TestTailnetLostAndRegained(t *testing.T) {
 
 			tt.begin(f)
 			f.follows(false, cmp.Or(tt.unnoticed, soon))
-			f.servedLocally()
+			f.served(f.Client, f.Proxy.URL())
 			next()
 			finish()
 			time.Sleep(watchFor)
 
 			tt.end(f)
-			f.await(ipn.Running)
+			f.do(f.sidecar.Await(ipn.Running))
 			f.follows(true, cmp.Or(tt.unnoticed, soon))
-			f.awaitHealth(`"tailnet_ip":"` + f.ip(f.sidecar) + `"`)
-			f.servedLocally()
+			f.awaitHealth(`"tailnet_ip":"` + f.self(f.sidecar).IP + `"`)
+			f.served(f.Client, f.Proxy.URL())
 			proxytest.WaitLog(t, f.Proxy, "tailnet connected again")
 			// One line, and not one for every attempt to reach the daemon or every state on its way.
 			said := complaints(f.Proxy)

@@ -3,7 +3,6 @@ package traffic
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -27,7 +26,7 @@ type Traffic struct {
 	begun   time.Time
 	running sync.WaitGroup
 
-	messages, streams atomic.Int64 // that have ended
+	messages atomic.Int64 // that have ended
 
 	mu     sync.Mutex
 	failed []string
@@ -54,37 +53,14 @@ func (l *Traffic) Send(ctx context.Context) {
 		l.running.Go(func() {
 			for tick := time.Tick(pause); ctx.Err() == nil; <-tick {
 				_, err := l.users[i].Messages.New(context.Background(), prompt)
-				l.count(&l.messages, "message", err)
+				l.messages.Add(1)
+				if err != nil {
+					l.mu.Lock()
+					l.failed = append(l.failed, fmt.Sprintf("%.1f s: %v", time.Since(l.begun).Seconds(), err))
+					l.mu.Unlock()
+				}
 			}
 		})
-	}
-}
-
-// Stream begins n streams.
-func (l *Traffic) Stream(n int) {
-	for i := range n {
-		l.running.Go(func() {
-			stream := l.users[i%users].Messages.NewStreaming(context.Background(), prompt)
-			ended := false
-			for stream.Next() {
-				ended = stream.Current().Type == "message_stop"
-			}
-			err := stream.Err()
-			if err == nil && !ended {
-				err = errors.New("it ended early")
-			}
-			l.count(&l.streams, "stream", err)
-		})
-	}
-}
-
-// count counts what has ended, and keeps how it failed, if it did.
-func (l *Traffic) count(all *atomic.Int64, what string, err error) {
-	all.Add(1)
-	if err != nil {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.failed = append(l.failed, fmt.Sprintf("%.1f s: %s: %v", time.Since(l.begun).Seconds(), what, err))
 	}
 }
 
@@ -93,7 +69,7 @@ func (l *Traffic) Messages() int64 { return l.messages.Load() }
 
 // String tells what became of it all.
 func (l *Traffic) String() string {
-	return fmt.Sprintf("%d messages and %d streams", l.messages.Load(), l.streams.Load())
+	return fmt.Sprintf("%d messages", l.messages.Load())
 }
 
 // End waits for what is under way. Its error is what failed, if anything did.
