@@ -238,7 +238,7 @@ func (s *scene) lossy(via way) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	})
-	w.start("", up.URL, "", up.Env()...)
+	w.start("", up.URL, "[proxy]\nconnect_timeout_secs = 60\n", up.Env()...) // three losses in a row take 7 s
 	w.lose("numgen random mod 100 < 5")
 	began := time.Now()
 	var sent atomic.Int32

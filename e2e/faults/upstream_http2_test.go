@@ -109,7 +109,7 @@ var http2Faults = []fault{
 		s.Mend = func() { mend(); s.CheckUsage() } // a request that crosses with the end of its connection fails
 	}},
 	{name: "a connection that falls silent without an end", outcome: "its streams break off after `timeout_secs`; pings tell that it is dead, and new requests go over another", run: func(s *scene) {
-		u := s.frames(quick, func(p *proxytest.H2Peer, stream uint32) {
+		u := s.frames("[proxy]\ntimeout_secs = 3\n", func(p *proxytest.H2Peer, stream uint32) {
 			if p.N > 1 {
 				p.Answer(stream, "200", "second")
 				return
