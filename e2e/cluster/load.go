@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"anthropic-oauth-proxy/e2e/fakeanthropic"
 	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
@@ -68,4 +69,38 @@ func tailnetUploads(t *test) {
 	took := time.Since(start).Seconds()
 	t.report("%d uploads in %.0f s, %d repeated: %.1f MB/s; %s; %s", uploads.Load(), took, repeated.Load(),
 		float64(uploads.Load()*size)/took/1e6, t.peak(before, "tailscaled", "tailscaled"), t.peak(before, "proxy", name))
+}
+
+// thousandStreams keeps a thousand event streams open together before any may end. They come to the pod past the sidecar, whose CPU
+// limit would be what is seen.
+func thousandStreams(t *test) {
+	const streams, events = 1000, 20
+	o := t.overlay
+	o.config = []string{"require_tailnet = true", "require_tailnet = false"}
+	t.cleanup(t.heal)
+	t.restart(o)
+	p := t.awaitReady()
+	var begun atomic.Int64
+	all := make(chan struct{})
+	t.upstream.Handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, proxytest.Event)
+		fakeanthropic.Flush(w)
+		if begun.Add(1) == streams {
+			close(all)
+		}
+		select {
+		case <-all:
+			io.WriteString(w, strings.Repeat(proxytest.Event, events-1))
+		case <-r.Context().Done():
+		}
+	}))
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: streams}}
+	t.cleanup(client.CloseIdleConnections)
+	start := time.Now()
+	t.together(streams, func(t *test) {
+		if got := t.ask(client, "http://"+p.Status.PodIP+":8080"+messages, proxytest.Stream); got != strings.Repeat(proxytest.Event, events) {
+			t.fatalf("a stream is %d bytes long", len(got))
+		}
+	})
+	t.report("%d streams open at once, all complete after %.1f s; %s", streams, time.Since(start).Seconds(), t.peak(p, "proxy", name))
 }

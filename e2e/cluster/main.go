@@ -97,6 +97,7 @@ var criteria = []criterion{
 	{"rotating the auth key as in the runbook heals it", rotatedAuthKey},
 	{"load over the tailnet: what the sidecar's limits allow", tailnetLoad},
 	{"256Mi: 50 uploads of 5 MB at once over the tailnet, for a minute", tailnetUploads},
+	{"128Mi: a thousand concurrent streams", thousandStreams},
 	{"monitoring: the operator's CRDs accept the component", monitoringApplied},
 	{"monitoring: Prometheus scrapes the pod and records the quantiles", scraped},
 	{"monitoring: every expression of the dashboard has data", dashboardExpressions},

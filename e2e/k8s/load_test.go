@@ -7,11 +7,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"anthropic-oauth-proxy/e2e/proxytest"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resmap"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }

@@ -7,13 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"anthropic-oauth-proxy/e2e/proxytest"
 	"github.com/BurntSushi/toml"
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	podsecurity "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 	kyaml "sigs.k8s.io/kustomize/kyaml/yaml"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // A fact is what the contract asks of an object. Its path begins with the object's kind, or with a part that has a name of its

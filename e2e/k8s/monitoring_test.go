@@ -6,9 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"anthropic-oauth-proxy/e2e/prometheus"
 	"anthropic-oauth-proxy/e2e/proxytest"
-	corev1 "k8s.io/api/core/v1"
 )
 
 // rules are those of the component.

@@ -9,8 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"anthropic-oauth-proxy/e2e/proxytest"
 	"github.com/yannh/kubeconform/pkg/validator"
+
+	"anthropic-oauth-proxy/e2e/proxytest"
 )
 
 // kubernetes is the module whose OpenAPI documents describe every object. It is downloaded, never built.

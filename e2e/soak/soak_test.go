@@ -1,8 +1,8 @@
 // Package soak runs the released proxy for long under mixed traffic in which both sides do wrong at random, and checks every byte,
 // every count and that nothing grows.
 //
-//	go -C e2e test -count=1 -v -timeout 0 ./soak -for 30m
-//	go -C e2e test -count=1 -v -timeout 0 ./soak -for 30m -seed N    the requests of an earlier run
+//	go -C e2e test -count=1 -v -timeout 0 -tags soak ./soak -for 30m
+//	go -C e2e test -count=1 -v -timeout 0 -tags soak ./soak -for 30m -seed N    the requests of an earlier run
 //
 // Two proxies run at once, one before an HTTP/2 and one before an HTTP/1.1 upstream. What each request is, and what goes wrong with
 // it, follows from the seed and the request's number, which stands in its path: client and upstream each know it, and each byte of
@@ -30,24 +30,11 @@ import (
 )
 
 var (
-	duration = flag.Duration("for", 0, "length of the traffic, 10s at least: else there are too few samples for a line")
+	duration = flag.Duration("for", 30*time.Second, "length of the traffic, 10s at least: else there are too few samples for a line")
 	seed     = flag.Uint64("seed", rand.Uint64(), "`number` that the requests follow from")
 )
 
 func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }
-
-func TestSoak(t *testing.T) {
-	if *duration == 0 {
-		t.Skip("it runs with -for alone")
-	}
-	for _, protocol := range []fakeanthropic.Protocol{fakeanthropic.HTTP2, fakeanthropic.HTTP1} {
-		t.Run(protocol.String(), func(t *testing.T) {
-			t.Parallel()
-			l := &lane{Scene: proxytest.NewScene(t), seed: *seed, wrong: t.Errorf, exchanges: map[int]*exchange{}}
-			l.run(protocol)
-		})
-	}
-}
 
 // A lane is a proxy with an upstream of its own and clients. There are two, since an upstream that offers HTTP/2 is never spoken to
 // in HTTP/1.1.
