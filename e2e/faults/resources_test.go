@@ -167,13 +167,14 @@ func manyConnections(s *scene) {
 	const connections, places = 5000, 1000
 	var waiting, most atomic.Int32
 	full := make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(full) })
 	s.Start(s.server(func(w http.ResponseWriter, r *http.Request) {
 		n := waiting.Add(1)
 		defer waiting.Add(-1)
 		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 		}
 		if n == places {
-			close(full)
+			goOn()
 		}
 		<-full
 		io.WriteString(w, "ok")

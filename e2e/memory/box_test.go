@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +35,7 @@ type box struct {
 	*proxytest.Proxy
 	held  context.Context // the life of the connections that are held
 	letGo func()          // ends it
+	late  atomic.Int32    // requests that patiently made again
 }
 
 const (
@@ -76,7 +79,7 @@ func newBox(t *testing.T, log ...string) *box {
 	proxytest.Check(t, b.WaitListening(patience))
 	t.Cleanup(func() {
 		b.letGo()
-		b.Logf("at most %d of 128 MiB", b.memory("peak")/mib)
+		b.Logf("at most %d of 128 MiB; %d times a client was too slow, and came again", b.memory("peak")/mib, b.late.Load())
 		if events := proxytest.Must(os.ReadFile(b.Group + "/memory.events"))(t); !strings.Contains(string(events), "oom_kill 0") {
 			b.Errorf("the kernel says %s", events)
 		}
@@ -177,6 +180,9 @@ func (b *box) client() *http.Client {
 // ask sends a request of n bytes, and checks that the answer is whole and this text; empty: any.
 func (b *box) ask(client *http.Client, method, url string, n int, text string) error {
 	a, err := proxytest.Ask(client, proxytest.Must(http.NewRequest(method, url, bytes.NewReader(make([]byte, n))))(b.T))
+	if a.Response != nil && a.StatusCode == http.StatusRequestTimeout {
+		return fmt.Errorf("%w: %.200q", errTooSlow, a.Text)
+	}
 	if err != nil || a.Err != nil || a.StatusCode != 200 || text != "" && a.Text != text {
 		return fmt.Errorf("%.200q, %v, %v; want 200, %.200q", a.Text, err, a.Err, text)
 	}
@@ -189,6 +195,20 @@ func (b *box) post(times int, client *http.Client, path string, n int) (err erro
 		err = b.ask(client, "POST", url+path, n, strconv.Itoa(n))
 	}
 	return err
+}
+
+var errTooSlow = errors.New("refused as too slow")
+
+// patiently makes a request, and makes it again when the proxy found its client too slow: on this processor honest clients may
+// leave a connection idle for a second before they speak, so that it is closed, or upload less than 8 KiB/s. SDKs come again too.
+func (b *box) patiently(request func() error) error {
+	for {
+		err := request()
+		closed := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		if !closed && !errors.Is(err, errTooSlow) || b.late.Add(1) > 100 {
+			return err
+		}
+	}
 }
 
 // all runs n clients at once to their end.
