@@ -43,7 +43,7 @@ type suite struct {
 // suites are asked in this order, until one notices.
 var suites = []suite{
 	{"unit", "..", []string{"-timeout", "2m", "."}},
-	{"e2e", ".", []string{"-timeout", "4m", "."}},
+	{"e2e", ".", []string{"-timeout", "4m", ".", "./oracles"}},
 	{"faults", ".", []string{"-timeout", "8m", "-tags", "faults", "-parallel", "12", "./faults"}},
 }
 

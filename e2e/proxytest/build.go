@@ -20,7 +20,17 @@ var folder = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "a
 var (
 	released = sync.OnceValues(func() (string, error) { return build("released", "CGO_ENABLED=0", "-trimpath", "-ldflags", "-s -w") })
 	raced    = sync.OnceValues(func() (string, error) { return build("raced", "CGO_ENABLED=1", "-race") })
+	tests    = sync.OnceValues(func() (string, error) {
+		if path := os.Getenv(testsEnv); path != "" {
+			return path, nil
+		}
+		path, err := inFolder("tests")
+		return path, errors.Join(err, compile(path, "CGO_ENABLED=1", "test", "-c"), os.Setenv(testsEnv, path))
+	})
 )
+
+// testsEnv tells the processes that a fuzz target starts what [BuildTests] returned to it: their time is for fuzzing.
+const testsEnv = "E2E_TESTS"
 
 // Build compiles the program from the parent module, once per process, and returns the binary's path. It is built as it is
 // released, unless the environment has E2E_RACE=1: then it is that of [BuildRaced]. [Cleanup] removes it.
@@ -33,6 +43,9 @@ func Build() (string, error) {
 
 // BuildRaced is [Build] with the race detector, which needs cgo and makes the program larger and slower.
 func BuildRaced() (string, error) { return raced() }
+
+// BuildTests compiles the program's unit tests, once, as [Build] does the program.
+func BuildTests() (string, error) { return tests() }
 
 // Raced reports whether [Build] adds the race detector, so that tests of size
 // and speed can tell that theirs is not the released program.
@@ -68,27 +81,33 @@ func BuildWith(dir string, files map[string][]byte, flags ...string) (path strin
 		return "", fmt.Errorf("preparing a build of the proxy with other files: %w", err)
 	}
 	path = filepath.Join(dir, "anthropic-oauth-proxy")
-	return path, compile(path, "CGO_ENABLED=0", append(flags, "-trimpath", "-overlay", overlay)...)
+	return path, compile(path, "CGO_ENABLED=0", append([]string{"build", "-trimpath", "-overlay", overlay}, flags...)...)
 }
 
 // build compiles the program under this name in folder.
 func build(name, cgo string, flags ...string) (path string, err error) {
+	if path, err = inFolder(name + "-anthropic-oauth-proxy"); err != nil {
+		return "", err
+	}
+	return path, compile(path, cgo, append([]string{"build"}, flags...)...)
+}
+
+func inFolder(name string) (string, error) {
 	dir, err := folder()
 	if err != nil {
 		return "", fmt.Errorf("making a folder for the binary: %w", err)
 	}
-	path = filepath.Join(dir, name+"-anthropic-oauth-proxy")
-	return path, compile(path, cgo, flags...)
+	return filepath.Join(dir, name), nil
 }
 
-// compile builds the program with these flags of go build.
-func compile(path, cgo string, flags ...string) error {
+// compile runs this command of go for the program's module, with an environment that has env too.
+func compile(path, env string, command ...string) error {
 	root, err := moduleRoot()
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("go", append(append([]string{"build", "-C", root, "-tags", Tags, "-o", path}, flags...), ".")...)
-	cmd.Env = append(os.Environ(), cgo)
+	cmd := exec.Command("go", append([]string{"-C", root}, append(command, "-tags", Tags, "-o", path, ".")...)...)
+	cmd.Env = append(os.Environ(), env)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the proxy in %s: %w\n%s", root, err, out)
 	}

@@ -1,4 +1,5 @@
-package e2e
+// Package oracles holds what the program parses and encodes against well-kept libraries that do the same.
+package oracles
 
 import (
 	"encoding/json"
@@ -7,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"anthropic-oauth-proxy/e2e/proxytest"
@@ -19,14 +19,10 @@ type served struct {
 	responses *json.Decoder
 }
 
-// startServed builds the server and runs it until the test ends.
+// startServed runs the server until the test ends.
 func startServed(t testing.TB) *served {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "root.test")
-	if out, err := exec.Command("go", "test", "-C", "..", "-c", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building the test binary of package main: %v\n%s", err, out)
-	}
-	cmd := exec.Command(path)
+	cmd := exec.Command(proxytest.Must(proxytest.BuildTests())(t))
 	cmd.Env = append(os.Environ(), "SERVE_E2E=1")
 	cmd.Stderr = os.Stderr
 	stdin := proxytest.Must(cmd.StdinPipe())(t)
@@ -54,3 +50,5 @@ func (s *served) ask(request, response any) error {
 	}
 	return nil
 }
+
+func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }
