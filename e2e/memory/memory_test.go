@@ -20,14 +20,12 @@ var heldBack = "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:"+strings.Rep
 // TestClosedLoop: 1,000 clients with bodies of 50 KB, three each, one after the other.
 func TestClosedLoop(t *testing.T) {
 	b := newBox(t)
-	b.all(1000, func(int) error {
+	b.all(1000, func(int) (err error) {
 		client := b.client()
-		for range 3 {
-			if err := b.patiently(func() error { return b.post(1, client, count, 50_000) }); err != nil {
-				return err
-			}
+		for posts := 0; posts < 3 && err == nil; posts++ {
+			err = b.patiently(func() error { return b.post(1, client, count, 50_000) })
 		}
-		return nil
+		return err
 	})
 }
 

@@ -2,10 +2,9 @@
 package oracles
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"testing"
@@ -38,17 +37,12 @@ func startServed(t testing.TB) *served {
 	return &served{json.NewEncoder(stdin), json.NewDecoder(stdout)}
 }
 
-// ask sends a request and stores its response.
-func (s *served) ask(request, response any) error {
-	if err := s.requests.Encode(request); err != nil {
-		return fmt.Errorf("writing to the test binary of package main: %w", err)
+// ask sends a request and stores its response. That there is none is fatal to the test: the server's output tells why.
+func (s *served) ask(t testing.TB, request, response any) {
+	t.Helper()
+	if err := cmp.Or(s.requests.Encode(request), s.responses.Decode(response)); err != nil {
+		t.Fatalf("the test binary of package main was asked %.1000q: %v", request, err)
 	}
-	if err := s.responses.Decode(response); err == io.EOF {
-		return errors.New("the test binary of package main has ended: its output above tells why")
-	} else if err != nil {
-		return fmt.Errorf("reading from the test binary of package main: %w", err)
-	}
-	return nil
 }
 
 func TestMain(m *testing.M) { os.Exit(proxytest.Main(m)) }

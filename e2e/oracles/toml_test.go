@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"anthropic-oauth-proxy/e2e/proxytest"
+
 	tomltest "github.com/toml-lang/toml-test/v2"
 )
 
@@ -18,7 +20,8 @@ func TestTOML(t *testing.T) {
 	parser := startServed(t)
 	invalid, decoded, unsupported := 0, 0, 0
 	for _, c := range cases {
-		answer := decodeTOML(t, parser, c.doc)
+		var answer tomlAnswer
+		parser.ask(t, map[string][]byte{"toml": c.doc}, &answer)
 		switch {
 		case strings.HasPrefix(c.name, "invalid/"):
 			invalid++
@@ -80,24 +83,15 @@ type tomlCase struct {
 func tomlCases(t testing.TB) []tomlCase {
 	t.Helper()
 	runner := tomltest.NewRunner(tomltest.Runner{Version: "1.0.0"})
-	names, err := runner.List()
-	if err != nil {
-		t.Fatalf("listing toml-test's cases: %v", err)
-	}
 	var cases []tomlCase
-	for _, name := range names {
+	for _, name := range proxytest.Must(runner.List())(t) {
 		if strings.HasPrefix(name, "encoder/") {
 			continue
 		}
-		c := tomlCase{name: name}
-		if c.doc, err = fs.ReadFile(runner.Files, name+".toml"); err != nil {
-			t.Fatalf("reading a case of toml-test: %v", err)
-		}
+		c := tomlCase{name: name, doc: proxytest.Must(fs.ReadFile(runner.Files, name+".toml"))(t)}
 		if strings.HasPrefix(name, "valid/") {
 			test := tomltest.Test{Path: name}
-			if c.want, err = test.ReadWantJSON(runner.Files); err != nil {
-				t.Fatalf("reading what toml-test wants for %s: %v", name, err)
-			}
+			c.want = proxytest.Must(test.ReadWantJSON(runner.Files))(t)
 		}
 		cases = append(cases, c)
 	}
@@ -113,13 +107,4 @@ type tomlAnswer struct {
 // unsupported reports whether the document was refused for what the parser leaves out. Errors below the first may follow from it.
 func (a tomlAnswer) unsupported() bool {
 	return len(a.Errors) > 0 && strings.Contains(a.Errors[0], ": unsupported: ")
-}
-
-// decodeTOML asks for one document. It is fatal to the test if the parser crashes.
-func decodeTOML(t testing.TB, parser *served, doc []byte) (answer tomlAnswer) {
-	t.Helper()
-	if err := parser.ask(map[string][]byte{"toml": doc}, &answer); err != nil {
-		t.Fatalf("decoding %.1000q: %v", doc, err)
-	}
-	return answer
 }
