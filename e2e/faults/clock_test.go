@@ -143,9 +143,9 @@ func (s *scene) checkDurations(lasted time.Duration) {
 }
 
 func processStops(s *scene) {
-	const each, stopped = 5, 3500 * time.Millisecond
+	const each, stopped = 5, 5500 * time.Millisecond
 	p := &phases{s: s}
-	s.Start(p.server(), "[proxy]\ntimeout_secs = 2\ntimeout_retries = 0\n")
+	s.Start(p.server(), "[proxy]\ntimeout_secs = 5\ntimeout_retries = 0\n")
 	var streaming, waiting []<-chan proxytest.Answer
 	for range each {
 		streaming = append(streaming, s.stream())
@@ -174,7 +174,7 @@ func processStops(s *scene) {
 	}
 	s.Passed(<-uploading, 200, "23", 1)
 	s.Refused(<-hopeless, 504, "timeout", 1, "no response headers in time")
-	s.within("given up", time.Since(began), 0, 5*time.Second)
+	s.within("given up", time.Since(began), 0, 8*time.Second)
 }
 
 // What is added to package time, and to the program.

@@ -167,7 +167,7 @@ func (s *scene) deadBeforeHeaders(via way) {
 		close(arrived)
 		<-r.Context().Done()
 	})
-	w.start("", up.URL, quick, up.Env()...)
+	w.start("", up.URL, hasty, up.Env()...)
 	pending := s.patiently("{}")
 	<-arrived
 	began := time.Now()

@@ -202,7 +202,6 @@ func noDescriptors(s *scene) {
 	s.Launch(proxytest.Options{
 		Before: "ulimit -n 40",
 		Args:   proxytest.Serve(s.server(count)),
-		Config: quick,
 	})
 	first := s.Say("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
 	first.Answer() // it is accepted

@@ -95,7 +95,7 @@ var http2Faults = []fault{
 		s.answeredEarly()
 	}},
 	{name: "stalls in the middle of a stream", outcome: "the stream breaks off after `timeout_secs` of silence, and its connection serves others; `response_read`", run: func(s *scene) {
-		u := s.frames(quick, func(p *proxytest.H2Peer, stream uint32) { p.Begin(stream, proxytest.Event) })
+		u := s.frames(hasty, func(p *proxytest.H2Peer, stream uint32) { p.Begin(stream, proxytest.Event) })
 		s.Broken(s.Post(), proxytest.Event, "silent")
 		if n := u.Connected(); n != 1 {
 			s.Errorf("%d connections upstream, want the one", n)
