@@ -28,10 +28,10 @@ var protocolFaults = []fault{
 		outcome: "the stream breaks off within `timeout_secs`, as soon as %s tell; `response_read`"},
 	{name: "the connection dies without a FIN before the headers", over: (*scene).deadBeforeHeaders,
 		outcome: "502 `connection` as soon as %s tell, however patient the client is; not sent again"},
-	{name: "all idle connections die without a FIN", over: func(s *scene, via way) { s.deadPool(via, 0, isRefused(via.dead)) },
+	{name: "all idle connections die without a FIN", over: func(s *scene, via way) { s.deadPool(via, "[proxy]\ntimeout_secs = 24\n", 0, isRefused(via.dead)) },
 		outcome: "502 `connection` for requests that they get before %s tell, as these may have been processed; then all is well"},
 	{name: "all idle connections die without a FIN, a while before they are needed", outcome: "nobody notices: %s have told",
-		over: func(s *scene, via way) { s.deadPool(via, 6*time.Second, isPassed(200, "2")) }},
+		over: func(s *scene, via way) { s.deadPool(via, pinged, 8*time.Second, isPassed(200, "2")) }},
 	{name: "one packet in 20 is lost", outcome: "slow, and nothing else: all answers and streams are whole", over: (*scene).lossy},
 }
 
@@ -180,7 +180,7 @@ func (s *scene) deadBeforeHeaders(via way) {
 
 // deadPool fills the proxy's pool of idle connections, lets all of them die and sends requests after a while, which get what
 // check wants. New connections work all the time.
-func (s *scene) deadPool(via way, while time.Duration, check want) {
+func (s *scene) deadPool(via way, config string, while time.Duration, check want) {
 	const requests = 5
 	w := newWire(s)
 	var together sync.WaitGroup
@@ -194,7 +194,7 @@ func (s *scene) deadPool(via way, while time.Duration, check want) {
 		}
 		fmt.Fprint(w, n)
 	})
-	w.start("", up.URL, pinged, up.Env()...)
+	w.start("", up.URL, config, up.Env()...)
 	served := 1
 	round := func(check want) {
 		s.crowd(requests, 1, func() proxytest.Answer { return s.Send("POST", "/v1/messages", strings.NewReader("{}")) },
