@@ -57,10 +57,12 @@ func compareTOML(t *testing.T, parser *served, doc []byte) (accepted bool) {
 	return accepted
 }
 
-// FuzzTOMLDifferential compares the parsers on what grows out of toml-test.
+// FuzzTOMLDifferential compares the parsers on what grows out of toml-test's valid documents. The invalid ones are TestTOML's.
 func FuzzTOMLDifferential(f *testing.F) {
 	for _, c := range tomlCases(f) {
-		f.Add(c.doc)
+		if c.want != nil {
+			f.Add(c.doc)
+		}
 	}
 	parser := startServed(f)
 	f.Fuzz(func(t *testing.T, doc []byte) { compareTOML(t, parser, doc) })
