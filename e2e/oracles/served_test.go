@@ -26,14 +26,8 @@ func startServed(t testing.TB) *served {
 	cmd.Stderr = os.Stderr
 	stdin := proxytest.Must(cmd.StdinPipe())(t)
 	stdout := proxytest.Must(cmd.StdoutPipe())(t)
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting the test binary of package main: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
-			t.Errorf("stopping the test binary of package main: %v", err)
-		}
-	})
+	proxytest.Check(t, cmd.Start())
+	t.Cleanup(func() { proxytest.Check(t, errors.Join(stdin.Close(), cmd.Wait())) })
 	return &served{json.NewEncoder(stdin), json.NewDecoder(stdout)}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -186,6 +187,18 @@ func (n *Node) Self(ctx context.Context) (Self, error) {
 	return Self{st.TailscaleIPs[0].String(), st.User[st.Self.UserID].LoginName}, nil
 }
 
+// Route returns the name of the node to which this one sends what is for addr, "" if to none.
+func (n *Node) Route(ctx context.Context, addr netip.Addr) string {
+	if st, err := n.local.Status(ctx); err == nil {
+		for _, peer := range st.Peer {
+			if peer.AllowedIPs != nil && peer.AllowedIPs.ContainsFunc(func(p netip.Prefix) bool { return p.Contains(addr) }) {
+				return peer.HostName
+			}
+		}
+	}
+	return ""
+}
+
 // SOCKSAddr returns host:port of the daemon's SOCKS5 server, through which a program on this node reaches the tailnet.
 func (n *Node) SOCKSAddr() string {
 	lines := strings.Split(n.Log(), "SOCKS5 listening on ") // one for each daemon so far
@@ -196,7 +209,7 @@ func (n *Node) SOCKSAddr() string {
 // HTTPClient returns a client on this node, which reaches the other nodes by address or name. Reuse it: about one in a
 // hundred new connections through SOCKS stalls for 5 s.
 func (n *Node) HTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		Proxy:               http.ProxyURL(&url.URL{Scheme: "socks5", Host: n.SOCKSAddr()}),
 		MaxIdleConnsPerHost: 100,
 		DisableCompression:  true,

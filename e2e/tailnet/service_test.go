@@ -28,8 +28,8 @@ func (f *fixture) launchService(n *tailnet.Node, listen string) (addr string) {
 func TestService(t *testing.T) {
 	t.Parallel()
 	f := setUp(t, tailnet.Options{})
-	const addr6 = "fd7a:115c:a1e0::99"
-	s := f.tailnet.Control.Offer(t.Context(), "claude", netip.MustParseAddr("100.99.0.1"), netip.MustParseAddr(addr6))
+	addr6 := netip.MustParseAddr("fd7a:115c:a1e0::99")
+	s := f.tailnet.Control.Offer(t.Context(), "claude", netip.MustParseAddr("100.99.0.1"), addr6)
 	hosts, proxies := map[string]*tailnet.Node{}, map[string]*proxytest.Proxy{}
 	for version := range 2 {
 		n := f.newNode(fmt.Sprint("claude-", version), "tag:claude")
@@ -44,10 +44,10 @@ func TestService(t *testing.T) {
 	for served := ""; len(hosts) > 0; c.CloseIdleConnections() {
 		proxytest.Eventually(t, "another host than "+served, func() bool {
 			all, routed := s.Hosts()
-			return len(all) == len(hosts) && hosts[routed] != nil
+			return len(all) == len(hosts) && hosts[routed] != nil && laptop.Route(t.Context(), addr6) == routed
 		})
 		_, served = s.Hosts()
-		for _, base := range []string{"http://claude." + tailnet.Domain + ":8080", "http://[" + addr6 + "]:8080"} {
+		for _, base := range []string{"http://claude." + tailnet.Domain + ":8080", "http://[" + addr6.String() + "]:8080"} {
 			if a := f.post(c, base); a.StatusCode != http.StatusOK { // at once or not: new connections through SOCKS may stall
 				t.Errorf("%s at %s: status %d: %s", base, served, a.StatusCode, a.Text)
 			}
