@@ -4,7 +4,7 @@
 // in control groups of version 2, where sockets count too. The machine of a developer seldom has them, so the tests run
 // themselves in the VM lab:
 //
-//	CGO_ENABLED=0 go -C e2e test -count=1 -tags vm -timeout 20m ./memory
+//	CGO_ENABLED=0 go -C e2e test -count=1 -tags vm -timeout 40m ./memory
 //
 // The VM's processor is emulated, and 10 to 30 times slower than a real one: times here say nothing.
 package memory
@@ -25,7 +25,7 @@ import (
 const lab = "../../../shared/lab/vm/run"
 
 // vmSeconds is how long the VM may run.
-const vmSeconds = "900"
+const vmSeconds = "1800"
 
 // inVM is set, to the name of the program, in the environment of the tests that run in the VM.
 const inVM = "MEMORY_TEST_IN_VM"
