@@ -174,7 +174,7 @@ func processStops(s *scene) {
 	}
 	s.Passed(<-uploading, 200, "23", 1)
 	s.Refused(<-hopeless, 504, "timeout", 1, "no response headers in time")
-	s.within("given up", time.Since(began), 0, 8*time.Second)
+	s.within("given up", time.Since(began), 0, 5*time.Second)
 }
 
 // What is added to package time, and to the program.

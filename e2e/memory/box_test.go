@@ -205,7 +205,7 @@ func (b *box) patiently(request func() error) error {
 	for {
 		err := request()
 		closed := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-		if !closed && !errors.Is(err, errTooSlow) || b.late.Add(1) > 100 {
+		if !closed && !errors.Is(err, errTooSlow) || b.late.Add(1) > 10 {
 			return err
 		}
 	}
