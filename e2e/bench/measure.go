@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,24 +15,25 @@ import (
 )
 
 const (
-	warmUp     = 0.4                    // how long a contestant works before it is measured, as a fraction of the duration
-	catchUp    = 500 * time.Millisecond // at least, after the last handshake: the first clients have waited for the processor
-	latecomers = 500 * time.Millisecond // how long after the measured time its last answers and events may arrive
+	warmUp  = 0.4                    // how long a contestant works before it is measured, as a fraction of the duration
+	catchUp = 500 * time.Millisecond // at least, after the last handshake: the first clients have waited for the processor
 )
 
-// run has all clients of w at work until it has measured them for d.
+// run has all clients of w at work until it has measured them for d, and each has got all that it asked for in that time.
 func (t *target) run(ctx context.Context, w workload, d time.Duration) (figures, error) {
 	limit := time.Minute + 5*d
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s hangs: not done after %v", w.name, limit))
 	defer cancel()
-	working, ctx := errgroup.WithContext(ctx) // a client that fails ends the measurement
+	working, busy := errgroup.WithContext(ctx) // a client that fails ends the measurement
+	var over atomic.Int64                      // when the measured time is over, by clock
+	over.Store(math.MaxInt64)
 	var opening errgroup.Group
 	opening.SetLimit(32)
 	due := schedule(t.fullRate * w.offered / 100)
 	samples := make([][]sample, w.conns)
 	for i := range w.conns {
 		opening.Go(func() error {
-			conn, err := t.dial(ctx)
+			conn, err := t.dial(busy)
 			if err != nil {
 				return err
 			}
@@ -42,7 +44,7 @@ func (t *target) run(ctx context.Context, w workload, d time.Duration) (figures,
 			working.Go(func() error {
 				for {
 					s, err := next()
-					if err != nil {
+					if err != nil || s.begun >= time.Duration(over.Load()) {
 						return err
 					}
 					samples[i] = append(samples[i], s)
@@ -54,13 +56,15 @@ func (t *target) run(ctx context.Context, w workload, d time.Duration) (figures,
 	err := opening.Wait()
 	var seen window
 	if err == nil {
-		seen, err = t.watch(ctx, d)
+		seen, err = t.watch(busy, d)
 	}
-	if err = cmp.Or(context.Cause(ctx), err); err != nil {
+	if err = cmp.Or(context.Cause(busy), err); err != nil {
 		return nil, err
 	}
-	cancel()
-	_ = working.Wait() // all fail: their connections are closed
+	over.Store(int64(seen.to))
+	if err := working.Wait(); err != nil {
+		return nil, cmp.Or(context.Cause(ctx), err)
+	}
 	return seen.figures(w, t.idle[idlePSS], slices.Concat(samples...))
 }
 
@@ -70,7 +74,7 @@ type window struct {
 	cpu, pssMB float64 // seconds, and at the end
 }
 
-// watch waits for the work to settle, and then for d and for what was begun until then.
+// watch waits for the work to settle, and then for d.
 func (t *target) watch(ctx context.Context, d time.Duration) (w window, err error) {
 	if err := pause(ctx, max(catchUp, time.Duration(warmUp*float64(d)))); err != nil {
 		return w, err
@@ -83,7 +87,7 @@ func (t *target) watch(ctx context.Context, d time.Duration) (w window, err erro
 	w.to = time.Since(clock)
 	after, _, pss, errAfter := t.usage()
 	w.cpu, w.pssMB = after-before, pss
-	return w, errors.Join(errBefore, errAfter, pause(ctx, latecomers))
+	return w, errors.Join(errBefore, errAfter)
 }
 
 // usage returns the processor time in seconds that t has used so far, and the memory in MB that it holds.
