@@ -25,7 +25,7 @@ var (
 			return path, nil
 		}
 		path, err := inFolder("tests")
-		return path, errors.Join(err, compile(path, "CGO_ENABLED=1", "test", "-c"), os.Setenv(testsEnv, path))
+		return path, errors.Join(err, compile(path, "CGO_ENABLED=0", "test", "-c", "-trimpath"), os.Setenv(testsEnv, path))
 	})
 )
 
