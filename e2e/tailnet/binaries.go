@@ -25,9 +25,8 @@ type Binaries struct{ dir string }
 
 func (b *Binaries) path(program string) string { return filepath.Join(b.dir, program) }
 
-// Build returns the tailscale programs, building them first if the cache lacks them: that takes minutes, and progress
-// tells about it. Several processes may call it at once; one builds and the others wait. It must run inside the e2e
-// module, whose go.mod decides the version, and needs the go command.
+// Build returns the tailscale programs, building them first if the cache lacks them, with their own go.mod: that takes minutes,
+// and progress tells about it. Several processes may call it at once; one builds and the others wait. It needs the go command.
 func Build(ctx context.Context, progress io.Writer) (*Binaries, error) {
 	base := os.Getenv(cacheEnv)
 	if base == "" {
@@ -37,7 +36,8 @@ func Build(ctx context.Context, progress io.Writer) (*Binaries, error) {
 		}
 		base = filepath.Join(user, "anthropic-oauth-proxy-e2e")
 	}
-	b := &Binaries{filepath.Join(base, "tailscale-"+strings.TrimSpace(tailscaleroot.VersionDotTxt))}
+	version := strings.TrimSpace(tailscaleroot.VersionDotTxt)
+	b := &Binaries{filepath.Join(base, "tailscale-"+version)}
 	if err := os.MkdirAll(b.dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -51,11 +51,11 @@ func Build(ctx context.Context, progress io.Writer) (*Binaries, error) {
 		return b, nil
 	}
 	fmt.Fprintf(progress, "building tailscale in %s; the first time this takes some minutes\n", b.dir)
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-tags="+buildTags, "-o", b.dir+"/",
-		"tailscale.com/cmd/tailscale", "tailscale.com/cmd/containerboot", "tailscale.com/cmd/tailscaled")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build := exec.CommandContext(ctx, "go", "install", "-trimpath", "-ldflags=-s -w", "-tags="+buildTags,
+		"tailscale.com/cmd/tailscale@v"+version, "tailscale.com/cmd/containerboot@v"+version, "tailscale.com/cmd/tailscaled@v"+version)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOBIN="+b.dir)
 	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building tailscale (inside the e2e module?): %w\n%s", err, out)
+		return nil, fmt.Errorf("building tailscale: %w\n%s", err, out)
 	}
 	return b, os.WriteFile(complete, nil, 0o644)
 }
