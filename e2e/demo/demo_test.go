@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -12,12 +11,8 @@ import (
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
 
-// TestMain builds tailscale before the clock of -timeout starts.
 func TestMain(m *testing.M) {
-	if _, err := tailnet.Build(context.Background(), os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	tailnet.MustBuild()
 	os.Exit(m.Run())
 }
 

@@ -59,3 +59,11 @@ func Build(ctx context.Context, progress io.Writer) (*Binaries, error) {
 	}
 	return b, os.WriteFile(complete, nil, 0o644)
 }
+
+// MustBuild is [Build] for a TestMain: before the clock of -timeout starts. Without the programs it ends the process.
+func MustBuild() {
+	if _, err := Build(context.Background(), os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}

@@ -1,9 +1,7 @@
 package tailnet_test
 
 import (
-	"context"
 	"flag"
-	"fmt"
 	"io"
 	"log"
 	"os"
@@ -13,13 +11,10 @@ import (
 	"anthropic-oauth-proxy/e2e/tailnet"
 )
 
-// TestMain builds tailscale before the clock of -timeout starts, and lets all tests run at once: they wait far more than
-// they work, half a minute each where the proxy uses its retries up.
+// TestMain lets all tests run at once: they wait far more than they work, half a minute each where the proxy uses its
+// retries up.
 func TestMain(m *testing.M) {
-	if _, err := tailnet.Build(context.Background(), os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	tailnet.MustBuild()
 	log.SetOutput(io.Discard)                               // the test control server and the STUN server talk there
 	if err := flag.Set("test.parallel", "32"); err != nil { // unless the command line, which is parsed later, says otherwise
 		panic(err)
