@@ -76,7 +76,7 @@ var troubles = []trouble{
 		late:  wrongLogin,
 		end:   rightLogin},
 	{name: "wrong auth key under containerboot", options: keyed, error: "TailnetAuth",
-		begin: func(f *fixture) {
+		late: func(f *fixture) { // else the proxy, if it is built meanwhile, may spend all its retries between two boots
 			var booting sync.WaitGroup
 			booting.Go(func() {
 				if err := f.sidecar.KeepBooting(f.Context(), "TS_AUTHKEY="+wrongKey); err != nil {
