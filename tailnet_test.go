@@ -413,9 +413,9 @@ func TestTailnetTalksTooMuch(t *testing.T) {
 		"bus, in parts":              {bus: slices.Repeat([]string{`{"ErrMessage":"` + long[:len(long)/2] + `"}`}, 9), want: "connected as node-1 100.1.2.3"},
 	}, func(t *testing.T, row row) {
 		tn, d := followed(t, cmp.Or(row.status, running), nil)
-		synctest.Wait()
-		time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart
 		for _, text := range row.bus {
+			synctest.Wait()
+			time.Sleep(time.Millisecond) // polls and notices of one instant can't be told apart, and a notice may ask for a poll
 			d.bus <- text
 		}
 		synctest.Wait()
