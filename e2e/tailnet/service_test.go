@@ -73,11 +73,10 @@ func TestForgedIdentity(t *testing.T) {
 	victim, _ := f.client("victim")
 	attacker, _ := f.client("attacker")
 	target := f.self(f.sidecar).IP
-	// tailscaled hands on to 127.0.0.1 alone, where another program could have the port that is free on 127.0.0.2.
-	closes := f.Upstream(func(*proxytest.Peer) {}).URL
 	for addr, refusal := range map[string]string{
 		"127.0.0.1:0": "forgery by attacker." + tailnet.Domain,
-		strings.Replace(closes, "http://127.0.0.1", "127.0.0.2", 1): "",
+		// tailscaled hands on to 127.0.0.1 alone, where another program could have the port that is free on 127.0.0.2.
+		strings.Replace(f.Upstream(func(*proxytest.Peer) {}).URL, "http://127.0.0.1", "127.0.0.2", 1): "",
 	} {
 		_, port, err := net.SplitHostPort(f.launchService(f.sidecar, addr))
 		f.do(err)
