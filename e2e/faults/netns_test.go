@@ -75,11 +75,6 @@ func (n *namespace) run(input, program string, args ...string) string {
 	return string(out)
 }
 
-// enter is a command: what is appended to it runs in the namespace, and with mounts of its own.
-func (n *namespace) enter() []string {
-	return []string{"nsenter", fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), n.tid), "unshare", "--mount"}
-}
-
 // door lets clients in that are outside: a port of 127.0.0.1 that leads to the same port inside, which it returns.
 func (n *namespace) door() (port string) {
 	outside := proxytest.Must(net.Listen("tcp", "127.0.0.1:0"))(n.s.T)
@@ -137,7 +132,7 @@ link set wire up
 // start runs the proxy at the near end, after these lines of shell.
 func (w *wire) start(lines, upstream, config string, env ...string) {
 	w.s.Launch(proxytest.Options{
-		Within: w.near.enter(),
+		Within: []string{"nsenter", fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), w.near.tid), "unshare", "--mount"},
 		Before: lines,
 		Args:   []string{"-local", "-listen", "127.0.0.1:" + w.near.door(), "-upstream", upstream},
 		Config: config,

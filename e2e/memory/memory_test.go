@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -74,12 +75,18 @@ func TestQueued(t *testing.T) {
 	})
 }
 
-// TestSilent: 12,000 connections that say nothing and 125 that hold back a header, beside honest clients.
+// TestSilent: 12,000 connections that say nothing and 125 that hold back a header, beside honest clients, for as long as they come.
 func TestSilent(t *testing.T) {
 	b := newBox(t)
-	b.hold(125, heldBack)
-	b.hold(12_000, "")
-	b.all(10, func(int) error { return b.post(5, b.client(), count, 50_000) })
+	go b.hold(125, heldBack)
+	coming, end := context.WithCancel(t.Context())
+	go func() { defer end(); b.hold(12_000, "") }()
+	b.all(10, func(int) (err error) {
+		for client := b.client(); coming.Err() == nil && err == nil; {
+			err = b.post(1, client, count, 50_000)
+		}
+		return err
+	})
 }
 
 // TestStillReaders: of answers of 8 MiB. 50 of them are whole when they are read on; of 400 more, most are cut.
@@ -118,8 +125,8 @@ func TestMixed(t *testing.T) {
 	for range 50 {
 		b.stillReader()
 	}
-	b.hold(500, "")
-	b.hold(125, heldBack)
+	go b.hold(500, "")
+	go b.hold(125, heldBack)
 	for range 5 {
 		go func() { // 10 MiB at 10 KiB/s, until it is refused
 			conn, err := b.dial("POST " + count + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n")

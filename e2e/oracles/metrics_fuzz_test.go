@@ -90,8 +90,7 @@ func randomRecords(random *rand.Rand, events int) *records {
 // randomTime draws a time about the bounds of the buckets, or of any magnitude up to hours, negative ones too.
 func randomTime(random *rand.Rand) time.Duration {
 	if random.IntN(2) == 0 {
-		bound := durationBounds[random.IntN(len(durationBounds))]
-		return time.Duration(bound*float64(time.Second)) + time.Duration(random.IntN(3)-1)
+		return time.Duration(durationBounds[random.IntN(len(durationBounds))]*float64(time.Second)) + time.Duration(random.IntN(3)-1)
 	}
 	return time.Duration(int64(random.Uint64()) >> (20 + random.IntN(44)))
 }
