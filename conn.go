@@ -332,21 +332,22 @@ func (h *headerProgress) within(p []byte) (n int) {
 		if !whole {
 			break
 		}
-		if n += len(line); h.lines > maxFields && h.line > 0 {
+		n += len(line) + 1
+		if h.lines > maxFields && h.line > 0 {
 			h.tooMany = true
 			return n
 		}
 		h.ended = h.line == 0
 		h.lines, h.line = h.lines+1, 0
-		n++
 	}
 	return len(p)
 }
 
-// fill makes p part of a line without an end. It will be too long for net/http, which then refuses the header in its own way.
+// fill makes p blanks, which continue the line before (RFC 9112, 5.2). net/http skips them, up to its limit, and then refuses the
+// header in its own way: a long line it would keep, of every client at once.
 func fill(p []byte) int {
 	for i := range p {
-		p[i] = 'x'
+		p[i] = ' '
 	}
 	return len(p)
 }
