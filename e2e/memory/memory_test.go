@@ -54,6 +54,9 @@ func TestManyFields(t *testing.T) {
 		defer conn.Close()
 		return answered(conn, 431)
 	})
+	if peak := b.memory("peak"); peak > 64*mib {
+		t.Errorf("%d MiB for headers of which 256 lines are read", peak/mib)
+	}
 }
 
 // TestQueued: 3,000 requests of 50 KB behind slow answers, far more than are accepted.
