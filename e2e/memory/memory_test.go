@@ -81,11 +81,11 @@ func TestQueued(t *testing.T) {
 // TestSilent: 12,000 connections that say nothing and 125 that hold back a header, beside honest clients, for as long as they come.
 func TestSilent(t *testing.T) {
 	b := newBox(t)
-	go b.hold(125, heldBack)
 	coming, end := context.WithCancel(t.Context())
-	go func() { defer end(); b.hold(12_000, "") }()
+	go func() { b.hold(125, heldBack); b.hold(12_000, ""); end() }()
 	b.all(10, func(int) (err error) {
-		for client := b.client(); coming.Err() == nil && err == nil; {
+		client := b.client()
+		for err = b.post(5, client, count, 50_000); coming.Err() == nil && err == nil; {
 			err = b.post(1, client, count, 50_000)
 		}
 		return err
